@@ -1,0 +1,105 @@
+"""The tree of this project's errors: what went wrong, in one sentence, and what each front answers with.
+
+    StudioError              anything we raise on purpose; `exit_code` for the command line, `http_status` for HTTP
+    ├── UserError            the user can change something and try again
+    │   ├── RequestError     a field of the request has an impossible value
+    │   ├── WeightsMissing   the files that a mode needs are not on this machine
+    │   ├── OutOfMemory      the device or the host ran out of memory
+    │   ├── QueueFull        too many requests are waiting already
+    │   └── Cancelled        somebody stopped the request
+    └── InternalError        a fault of ours; the log has the details
+
+Every error carries a `code` and `values`, so that a front can word it in another language; `str(error)` is the
+English sentence. Knows nothing of requests, fronts or libraries.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class StudioError(Exception):
+    """Base of the tree. `values` are the facts that the sentence is made of, by name, JSON-serialisable."""
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+
+    def __init__(self, message: str, **values: Any) -> None:
+        super().__init__(message)
+        self.values: dict[str, Any] = values
+
+
+class UserError(StudioError):
+    """The user can change something and try again."""
+
+    code = "user_error"
+    http_status = 400
+
+
+class RequestError(UserError):
+    """A field has an impossible value.
+
+    Args:
+        field: the field's name in the request, for example `width`.
+        value: what was given.
+        allowed: what would have been possible, as a phrase that follows "allowed:".
+        nearest: the nearest possible value where there is one; a front may offer it as a button.
+    """
+
+    code = "bad_request"
+    exit_code = 2
+    http_status = 400
+
+    def __init__(self, field: str, value: Any, allowed: str, nearest: Any = None) -> None:
+        shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+        message = f"{field}: {shown} is not possible; allowed: {allowed}"
+        if nearest is not None:
+            message += f"; the nearest is {nearest}"
+        super().__init__(message, field=field, value=shown, allowed=allowed, nearest=nearest)
+
+
+class WeightsMissing(UserError):
+    """Files that the request needs are not on this machine; the sentence names them, their size and the command."""
+
+    code = "weights_missing"
+    exit_code = 3
+    http_status = 503
+
+
+class OutOfMemory(UserError):
+    """The device or the host ran out of memory; the sentence says what to change."""
+
+    code = "out_of_memory"
+    exit_code = 4
+    http_status = 503
+
+
+class QueueFull(UserError):
+    """Too many requests are waiting already."""
+
+    code = "queue_full"
+    http_status = 429
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} requests are waiting already; try again in a moment", limit=limit)
+
+
+class Cancelled(UserError):
+    """Somebody stopped the request before it was done."""
+
+    code = "cancelled"
+    exit_code = 130
+    http_status = 499  # nginx's "client closed request": HTTP itself has no number for it
+
+    def __init__(self) -> None:
+        super().__init__("the request was cancelled")
+
+
+class InternalError(StudioError):
+    """A fault of ours: `kind` is the class of the exception behind it."""
+
+    code = "internal"
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(f"something went wrong inside ({kind}: {detail}); the log has the details", kind=kind)

@@ -1,0 +1,263 @@
+"""What can be asked for, and what comes back: one frozen, validated request per mode, and the events of a run.
+
+Each field holds its default, its range and its help line once; the page, the command line, HTTP and the docs read
+them from here. A default of None means "the usual value for this model and these weights": `resolved` fills it in.
+
+Knows nothing of torch, of weights on disk or of any front.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import pydantic
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from errors import RequestError, StudioError
+
+Model = Literal["turbo", "base"]
+WeightsChoice = Literal["auto", "full", "mini"]
+WeightsKind = Literal["full", "mini"]
+
+SEED_MAX = 2**32 - 1
+PROMPT_MAX_CHARS = 10_000  # far above the text encoder's 512 tokens; a bound on what is parsed at all
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Possible widths and heights, in pixels: `minimum` to `maximum` in steps of `step`; `native` is the default."""
+
+    minimum: int
+    maximum: int
+    native: int
+    step: int = 16  # the VAE's factor 8 times the transformer's patch of 2
+
+    def nearest(self, value: int) -> int:
+        """Return the possible size nearest to `value` (the larger one of two that are equally near)."""
+        snapped = (value + self.step // 2) // self.step * self.step
+        return min(max(snapped, self.minimum), self.maximum)
+
+    def __str__(self) -> str:
+        if self.minimum == self.maximum:
+            return f"{self.native}, the only size that the miniature draws"
+        return f"{self.minimum} to {self.maximum} in steps of {self.step}"
+
+
+# Full: what Z-Image was trained on. Miniature: see weights/mini/README.md.
+SIZES: Mapping[WeightsKind, Sizes] = {
+    "full": Sizes(minimum=384, maximum=2048, native=1024),
+    "mini": Sizes(minimum=128, maximum=128, native=128),
+}
+
+
+@dataclass(frozen=True)
+class ModelDefaults:
+    """How one model is usually run (the model cards of Tongyi-MAI/Z-Image and Z-Image-Turbo)."""
+
+    title: str
+    steps: int
+    cfg: float
+    guided: bool  # whether CFG and a negative prompt mean anything to it
+
+
+MODELS: Mapping[Model, ModelDefaults] = {
+    "turbo": ModelDefaults("Z-Image Turbo", steps=8, cfg=1.0, guided=False),
+    "base": ModelDefaults("Z-Image", steps=25, cfg=4.0, guided=True),
+}
+
+
+def _random_when_unset(value: Any) -> Any:
+    """Map every spelling of "random" (None, empty, 0, -1) to 0."""
+    return 0 if value is None or value == "" or value == -1 or value == "-1" else value
+
+
+class Request(BaseModel):
+    """What every mode's request has in common. Instances are frozen, picklable and JSON-serialisable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    mode: ClassVar[str]
+    help: ClassVar[str]
+
+    @classmethod
+    def parse(cls, **values: Any) -> Self:
+        """Build a request from untrusted values.
+
+        Raises:
+            RequestError: names the first field that is wrong, its value and what is allowed.
+        """
+        try:
+            return cls(**values)
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False, include_context=True)[0]
+            raise _as_request_error(cls, first) from None
+
+    @classmethod
+    def allowed(cls, name: str) -> str:
+        """Say what a field takes, from its own declaration: the one place where ranges are put into words."""
+        schema = cls.model_json_schema()
+        declared = schema["properties"][name]
+        kinds = [kind for kind in declared.get("anyOf", [declared]) if kind.get("type") != "null"]
+        kind = kinds[0]  # besides null, every field of ours has one type
+        if "enum" in kind:
+            return ", ".join(kind["enum"])
+        if kind["type"] == "string":
+            return f"{'some' if name in schema['required'] else 'any'} text of up to {kind['maxLength']} characters"
+        noun = {"integer": "a whole number", "number": "a number"}[kind["type"]]
+        return f"{noun} from {kind['minimum']} to {kind['maximum']}"
+
+
+class TextToImage(Request):
+    """Text to image."""
+
+    mode: ClassVar[str] = "generate"
+    help: ClassVar[str] = "text to image"
+
+    prompt: str = Field(max_length=PROMPT_MAX_CHARS, description="What the picture should show.")
+    model: Model = Field("turbo", description="Turbo is quick; Base is slower and listens to a negative prompt.")
+    negative_prompt: str = Field(
+        "",
+        max_length=PROMPT_MAX_CHARS,
+        description="What the picture should not show (Base only).",
+        json_schema_extra={"flag": "--negative"},
+    )
+    steps: int | None = Field(
+        None, ge=1, le=100, description="Denoising steps: more take longer and seldom help beyond the usual number."
+    )
+    cfg: float | None = Field(
+        None, ge=1, le=20, description="How strictly to follow the prompt (Base only; 4 is usual, 1 is off)."
+    )
+    width: int | None = Field(None, ge=1, le=1 << 16, description="Width in pixels, a multiple of 16.")
+    height: int | None = Field(None, ge=1, le=1 << 16, description="Height in pixels, a multiple of 16.")
+    seed: Annotated[int, BeforeValidator(_random_when_unset)] = Field(
+        0, ge=0, le=SEED_MAX, description="The same seed gives the same picture; 0 picks one at random."
+    )
+    weights: WeightsChoice = Field(
+        "auto", description="Real weights where complete, else the embedded miniature (auto); or one of them by name."
+    )
+
+    @pydantic.field_validator("prompt")
+    @classmethod
+    def _not_blank(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ValueError("blank")
+        return prompt
+
+    @property
+    def defaults(self) -> ModelDefaults:
+        """How this request's model is usually run."""
+        return MODELS[self.model]
+
+    def resolved(self, kind: WeightsKind) -> TextToImage:
+        """Return this request with every open value filled in for the weights in use, a random seed included.
+
+        Raises:
+            RequestError: the size is not possible with these weights, or CFG or a negative prompt was given to a
+                model that has no guidance.
+        """
+        model, sizes = self.defaults, SIZES[kind]
+        if not model.guided and self.negative_prompt.strip():
+            raise RequestError(
+                "negative_prompt", self.negative_prompt, "nothing with the model turbo; the model base listens to it"
+            )
+        if not model.guided and self.cfg not in (None, model.cfg):
+            raise RequestError("cfg", self.cfg, "1 with the model turbo; the model base can be guided", nearest=1)
+        filled: dict[str, Any] = {
+            "steps": self.steps or model.steps,
+            "cfg": self.cfg if self.cfg is not None else model.cfg,
+            "seed": self.seed or random.SystemRandom().randint(1, SEED_MAX),
+        }
+        for side in ("width", "height"):
+            asked = getattr(self, side)
+            if asked is not None and asked != sizes.nearest(asked):
+                raise RequestError(side, asked, str(sizes), nearest=sizes.nearest(asked))
+            filled[side] = asked or sizes.native
+        return self.model_copy(update=filled)
+
+
+def _as_request_error(cls: type[Request], first: Mapping[str, Any]) -> RequestError:
+    """Translate pydantic's first complaint into our one sentence. Judged by pydantic's error type, never its text."""
+    name = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        return RequestError(name, first["input"], "only the fields " + ", ".join(cls.model_fields))
+    return RequestError(name, None if first["type"] == "missing" else first["input"], cls.allowed(name))
+
+
+# Events of a run, in the order in which they come: Queued*, then Stage and Step mixed, then one Result or one Failure.
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something the user should know about a result, for example a prompt that was cut. `text` is the English."""
+
+    code: str
+    text: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Queued:
+    """The request waits: `ahead` requests come before it."""
+
+    ahead: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Work has entered a stage: `loading`, `encoding`, `denoising`, `decoding` or `saving`; `detail` says of what."""
+
+    name: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Denoising step `index` (1-based) of `total` is done."""
+
+    index: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished picture.
+
+    Attributes:
+        png: the PNG file, its parameters inside.
+        sidecar: the JSON that belongs beside it.
+        request: the request with every value that was used.
+        weights: `full` or `mini`.
+        weights_note: one sentence on which weights drew it, and why.
+        seconds: wall time of each stage, and `total`.
+        notes: what the user should know.
+    """
+
+    png: bytes
+    sidecar: Mapping[str, Any]
+    request: TextToImage
+    weights: WeightsKind
+    weights_note: str
+    seconds: Mapping[str, float]
+    notes: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The run ended without a picture; the next one works. Built from an error of `errors`."""
+
+    code: str
+    text: str
+    exit_code: int
+    http_status: int
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, error: StudioError) -> Failure:
+        """Describe `error` as an event."""
+        return cls(error.code, str(error), error.exit_code, error.http_status, error.values)
+
+
+Event = Queued | Stage | Step | Result | Failure
