@@ -1,0 +1,213 @@
+"""A picture's parameters in its PNG: written, read, and turned back into a request.
+
+Two text chunks: `parameters`, the line format that A1111's web UI began and that galleries read, and
+`z-image-studio`, the whole request as JSON, enough to replay it exactly. Neither holds a date, so that the same
+request with the same weights on the same machine gives the same file, byte for byte; dates live in the sidecar.
+
+Knows nothing of how a picture is made.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from errors import RequestError
+from request import MODELS, SEED_MAX, Request, Result, TextToImage, WeightsKind
+
+APP_VERSION = "0.1.0"
+SCHEMA = 1
+PARAMETERS_CHUNK = "parameters"
+REQUEST_CHUNK = "z-image-studio"
+SAMPLER = "Euler"  # DiffSynth's flow-match scheduler takes plain Euler steps
+
+# A bound on what an untrusted file may make us read; Pillow bounds the text chunks.
+MAX_FILE_BYTES = 256 << 20
+
+# How A1111 itself splits the last line, and how few matches make it a line of the prompt instead.
+_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_FEWEST_PAIRS = 3
+_NEGATIVE = "Negative prompt:"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Which weights drew a picture: `fingerprints` maps each part's name to the identity of its files."""
+
+    weights: WeightsKind
+    fingerprints: Mapping[str, str]
+
+
+def describe(request: TextToImage, provenance: Provenance) -> dict[str, Any]:
+    """Return the JSON of the `z-image-studio` chunk for a resolved request."""
+    return {
+        "schema": SCHEMA,
+        "app": f"Z-Image Studio {APP_VERSION}",
+        "mode": request.mode,
+        "request": request.model_dump(),
+        "weights": {"kind": provenance.weights, "fingerprints": dict(provenance.fingerprints)},
+    }
+
+
+def a1111_text(request: TextToImage, provenance: Provenance) -> str:
+    """Return the text of the `parameters` chunk for a resolved request."""
+    title = MODELS[request.model].title + (" miniature" if provenance.weights == "mini" else "")
+    pairs = {
+        "Steps": request.steps,
+        "Sampler": SAMPLER,
+        "CFG scale": f"{request.cfg:g}",
+        "Seed": request.seed,
+        "Size": f"{request.width}x{request.height}",
+        "Model": title,
+        "Version": f"Z-Image Studio {APP_VERSION}",
+    }
+    lines = [request.prompt]
+    if request.negative_prompt:
+        lines.append(f"{_NEGATIVE} {request.negative_prompt}")
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items()))
+    return "\n".join(lines)
+
+
+def encode_png(image: Image.Image, request: TextToImage, provenance: Provenance) -> bytes:
+    """Return a PNG of `image` with both text chunks; the same arguments give the same bytes."""
+    chunks = PngImagePlugin.PngInfo()  # writes tEXt, or iTXt where the text is more than Latin-1
+    chunks.add_text(PARAMETERS_CHUNK, a1111_text(request, provenance))
+    chunks.add_text(REQUEST_CHUNK, json.dumps(describe(request, provenance), sort_keys=True))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=chunks)
+    return buffer.getvalue()
+
+
+def save(result: Result, path: Path) -> Path:
+    """Write a result's PNG to `path` and its JSON beside it; return the JSON's path."""
+    sidecar = path.with_suffix(".json")
+    path.write_bytes(result.png)
+    sidecar.write_text(json.dumps(result.sidecar, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return sidecar
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a picture says about how it was made.
+
+    Attributes:
+        source: `z-image-studio` where our own chunk was found, else `a1111`.
+        values: fields of a request, by name, as far as they could be read.
+        fingerprints: identities of the weights that drew it; empty when only A1111's text was found.
+        not_restored: what the picture names and a request has no place for, by the name it has there.
+    """
+
+    source: str
+    mode: str
+    values: Mapping[str, Any]
+    fingerprints: Mapping[str, str]
+    not_restored: Mapping[str, str]
+
+    def request(self) -> Request:
+        """Return the request that draws the picture again.
+
+        Raises:
+            RequestError: the picture holds a value that is not possible here.
+        """
+        if self.mode != TextToImage.mode:
+            raise RequestError("mode", self.mode, TextToImage.mode)
+        return TextToImage.parse(**self.values)
+
+
+def read_png(path: Path) -> Parameters:
+    """Read the parameters of a picture.
+
+    Raises:
+        RequestError: there is no such file, it is no picture, or it holds no parameters.
+    """
+    texts = _text_chunks(path)
+    if REQUEST_CHUNK in texts:
+        try:
+            return _from_own_chunk(json.loads(texts[REQUEST_CHUNK]))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            pass  # a damaged chunk of ours: A1111's text may still be whole
+    if PARAMETERS_CHUNK in texts:
+        return parse_a1111(texts[PARAMETERS_CHUNK])
+    raise RequestError("file", path.name, "a PNG with its parameters inside, from Z-Image Studio or A1111's web UI")
+
+
+def parse_a1111(text: str) -> Parameters:
+    """Read the text of a `parameters` chunk; what is not understood lands in `not_restored`."""
+    lines = text.strip().split("\n")
+    pairs = {key: _unquoted(value) for key, value in _PAIR.findall(lines[-1])}
+    if len(pairs) < _FEWEST_PAIRS:
+        pairs = {}
+    else:
+        lines.pop()
+    start = next((i for i, line in enumerate(lines) if line.startswith(_NEGATIVE)), len(lines))
+    values: dict[str, Any] = {"prompt": "\n".join(lines[:start]).strip()}
+    if negative := "\n".join(lines[start:]).removeprefix(_NEGATIVE).strip():
+        values["negative_prompt"] = negative
+    if match := re.fullmatch(r"(\d+)x(\d+)", pairs.get("Size", "")):
+        values["width"], values["height"] = int(match[1]), int(match[2])
+        del pairs["Size"]
+    for name, key, convert in (("steps", "Steps", int), ("cfg", "CFG scale", float), ("seed", "Seed", int)):
+        if key in pairs:
+            try:
+                values[name] = convert(pairs[key])
+                del pairs[key]
+            except ValueError:
+                pass  # stays in `pairs`, and so in `not_restored`
+    if not 0 <= values.get("seed", 0) <= SEED_MAX:  # A1111 writes -1 for a random seed
+        values["seed"] = 0
+    for name, model in MODELS.items():
+        if pairs.get("Model", "").removesuffix(" miniature") == model.title:
+            values["model"] = name
+            values["weights"] = "mini" if pairs["Model"].endswith(" miniature") else "auto"
+            del pairs["Model"]
+            break
+    for implied in ("Sampler", "Version"):  # every request of ours has the one sampler
+        if implied == "Version" or pairs.get(implied) == SAMPLER:
+            pairs.pop(implied, None)
+    return Parameters("a1111", TextToImage.mode, values, {}, pairs)
+
+
+def _from_own_chunk(chunk: Mapping[str, Any]) -> Parameters:
+    fields = dict(chunk["request"])
+    known = {name: value for name, value in fields.items() if name in TextToImage.model_fields}
+    # What drew it, not what was asked for: `auto` may mean other weights by now.
+    known["weights"] = chunk["weights"]["kind"]
+    rest = {name: str(value) for name, value in fields.items() if name not in known}
+    return Parameters(REQUEST_CHUNK, chunk["mode"], known, dict(chunk["weights"]["fingerprints"]), rest)
+
+
+def _text_chunks(path: Path) -> dict[str, str]:
+    """Return a picture's text chunks, without decoding its pixels."""
+    allowed = "a PNG file"
+    if not path.is_file():
+        raise RequestError("file", str(path), allowed + " that exists")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise RequestError("file", path.name, f"{allowed} of up to {MAX_FILE_BYTES >> 20} MiB")
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            # Not `image.text`, which decodes the pixels; galleries, A1111 and we write the text before them.
+            return {key: value for key, value in image.info.items() if isinstance(value, str)}
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        raise RequestError("file", path.name, allowed) from error
+
+
+def _quoted(value: Any) -> str:
+    """Quote a value as A1111 does: as JSON, where a comma, colon or newline would split it."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n]", text) else text
+
+
+def _unquoted(value: str) -> str:
+    if value.startswith('"') and value.endswith('"'):
+        try:
+            return str(json.loads(value))
+        except ValueError:
+            return value
+    return value.strip()

@@ -1,0 +1,138 @@
+"""PNG text chunks: written as galleries read them, read as they are found."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+
+import metadata
+from errors import RequestError
+from metadata import Provenance, a1111_text, encode_png, parse_a1111, read_png
+from request import TextToImage
+
+PROVENANCE = Provenance("mini", {"turbo": "ab" * 32})
+PICTURE = Image.new("RGB", (128, 128), "#b33")
+
+
+def resolved(**values: object) -> TextToImage:
+    return TextToImage.parse(**{"prompt": "a red apple", "seed": 7, **values}).resolved("mini")
+
+
+def write(folder: Path, data: bytes) -> Path:
+    path = folder / "picture.png"
+    path.write_bytes(data)
+    return path
+
+
+def test_png_holds_both_chunks_as_text(tmp_path: Path) -> None:
+    path = write(tmp_path, encode_png(PICTURE, resolved(), PROVENANCE))
+    data = path.read_bytes()
+    assert b"tEXtparameters\x00" in data
+    assert b"tEXtz-image-studio\x00" in data
+    with Image.open(path) as image:
+        assert image.info["parameters"] == (
+            "a red apple\n"
+            "Steps: 8, Sampler: Euler, CFG scale: 1, Seed: 7, Size: 128x128, "
+            "Model: Z-Image Turbo miniature, Version: Z-Image Studio 0.1.0"
+        )
+        chunk = json.loads(image.info["z-image-studio"])
+    assert chunk["schema"] == metadata.SCHEMA
+    assert chunk["weights"] == {"kind": "mini", "fingerprints": {"turbo": "ab" * 32}}
+    assert TextToImage(**chunk["request"]) == resolved()
+
+
+def test_same_request_gives_the_same_bytes() -> None:
+    assert encode_png(PICTURE, resolved(), PROVENANCE) == encode_png(PICTURE.copy(), resolved(), PROVENANCE)
+
+
+def test_own_picture_gives_its_request_back(tmp_path: Path) -> None:
+    request = resolved(model="base", negative_prompt="blue, or green", prompt='two\nlines, "quotes": and 中文')
+    found = read_png(write(tmp_path, encode_png(PICTURE, request, PROVENANCE)))
+    assert found.source == "z-image-studio"
+    assert found.fingerprints == PROVENANCE.fingerprints
+    # The weights that drew it, where `auto` was asked for.
+    assert found.request() == request.model_copy(update={"weights": "mini"})
+
+
+@given(
+    prompt=st.text(st.characters(exclude_categories=["C"], include_characters="\n"), min_size=1, max_size=80).map(
+        str.strip
+    ),
+    negative=st.text(st.characters(exclude_categories=["C"]), max_size=40).map(str.strip),
+    seed=st.integers(1, 2**32 - 1),
+)
+def test_a1111_text_can_be_read_back(prompt: str, negative: str, seed: int) -> None:
+    if not prompt or re.search(r"^Negative prompt:", prompt, re.M):
+        return  # the format cannot tell such a line from its own
+    request = resolved(prompt=prompt, negative_prompt=negative, seed=seed, model="base")
+    found = parse_a1111(a1111_text(request, PROVENANCE))
+    assert found.values == {**request.model_dump(exclude_defaults=True), "weights": "mini", "model": "base"}
+    assert not found.not_restored
+
+
+def test_foreign_a1111_text_is_read_as_far_as_it_goes() -> None:
+    found = parse_a1111(
+        "a cat, best quality\nsecond line\nNegative prompt: dog,\nblurry\n"
+        "Steps: 20, Sampler: DPM++ 2M, CFG scale: 7.5, Seed: -1, Size: 512x768, Model hash: abc, Model: sd15, "
+        'Lora hashes: "a: 12, b: 34", Version: v1.10'
+    )
+    assert found.values == {
+        "prompt": "a cat, best quality\nsecond line",
+        "negative_prompt": "dog,\nblurry",
+        "steps": 20,
+        "cfg": 7.5,
+        "seed": 0,
+        "width": 512,
+        "height": 768,
+    }
+    assert found.not_restored == {
+        "Sampler": "DPM++ 2M",
+        "Model hash": "abc",
+        "Model": "sd15",
+        "Lora hashes": "a: 12, b: 34",
+    }
+
+
+def test_last_line_with_under_three_pairs_belongs_to_the_prompt() -> None:
+    assert parse_a1111("a cat\nnote: one, other: two").values == {"prompt": "a cat\nnote: one, other: two"}
+
+
+@pytest.mark.parametrize("text", ["", "Steps: x, Seed: y, Size: z", "Steps: 1e9, Seed: 1.5, CFG scale: nan?, Size: 9x"])
+def test_nonsense_does_not_crash_and_is_not_lost(text: str) -> None:
+    found = parse_a1111(text)
+    assert found.values == {"prompt": ""}
+    assert set(found.not_restored) == {pair.split(":")[0] for pair in text.split(", ") if pair}
+
+
+def test_damaged_chunk_of_ours_falls_back_on_a1111_text(tmp_path: Path) -> None:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("parameters", a1111_text(resolved(), PROVENANCE))
+    chunks.add_text("z-image-studio", '{"schema": 1, "request": [')
+    PICTURE.save(tmp_path / "damaged.png", pnginfo=chunks)
+    found = read_png(tmp_path / "damaged.png")
+    assert (found.source, found.values["prompt"]) == ("a1111", "a red apple")
+
+
+def test_unknown_fields_of_a_later_version_are_named(tmp_path: Path) -> None:
+    described = metadata.describe(resolved(), PROVENANCE)
+    described["request"]["tiling"] = True
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("z-image-studio", json.dumps(described))
+    PICTURE.save(tmp_path / "later.png", pnginfo=chunks)
+    found = read_png(tmp_path / "later.png")
+    assert found.not_restored == {"tiling": "True"}
+    assert found.request().prompt == "a red apple"
+
+
+def test_files_that_hold_nothing_are_refused_with_a_sentence(tmp_path: Path) -> None:
+    PICTURE.save(tmp_path / "plain.png")
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "plain.png").read_bytes()[:20])
+    for name in ("plain.png", "text.png", "empty.png", "cut.png", "absent.png", "."):
+        with pytest.raises(RequestError, match="allowed: a PNG"):
+            read_png(tmp_path / name)
