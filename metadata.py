@@ -177,8 +177,6 @@ def parse_a1111(text: str) -> Parameters:
 def _from_own_chunk(chunk: Mapping[str, Any]) -> Parameters:
     fields = dict(chunk["request"])
     known = {name: value for name, value in fields.items() if name in TextToImage.model_fields}
-    # What drew it, not what was asked for: `auto` may mean other weights by now.
-    known["weights"] = chunk["weights"]["kind"]
     rest = {name: str(value) for name, value in fields.items() if name not in known}
     return Parameters(REQUEST_CHUNK, chunk["mode"], known, dict(chunk["weights"]["fingerprints"]), rest)
 

@@ -42,7 +42,7 @@ class Sizes:
 
     def __str__(self) -> str:
         if self.minimum == self.maximum:
-            return f"{self.native}, the only size that the miniature draws"
+            return f"{self.native} only"
         return f"{self.minimum} to {self.maximum} in steps of {self.step}"
 
 
@@ -51,6 +51,7 @@ SIZES: Mapping[WeightsKind, Sizes] = {
     "full": Sizes(minimum=384, maximum=2048, native=1024),
     "mini": Sizes(minimum=128, maximum=128, native=128),
 }
+SIZES_TEXT = f"with the real weights {SIZES['full']}; with the miniature {SIZES['mini']}"
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ class Request(BaseModel):
         """Say what a field takes, from its own declaration: the one place where ranges are put into words."""
         schema = cls.model_json_schema()
         declared = schema["properties"][name]
+        if "allowed" in declared:
+            return declared["allowed"]
         kinds = [kind for kind in declared.get("anyOf", [declared]) if kind.get("type") != "null"]
         kind = kinds[0]  # besides null, every field of ours has one type
         if "enum" in kind:
@@ -130,8 +133,8 @@ class TextToImage(Request):
     cfg: float | None = Field(
         None, ge=1, le=20, description="How strictly to follow the prompt (Base only; 4 is usual, 1 is off)."
     )
-    width: int | None = Field(None, ge=1, le=1 << 16, description="Width in pixels, a multiple of 16.")
-    height: int | None = Field(None, ge=1, le=1 << 16, description="Height in pixels, a multiple of 16.")
+    width: int | None = Field(None, ge=1, description="Width in pixels.", json_schema_extra={"allowed": SIZES_TEXT})
+    height: int | None = Field(None, ge=1, description="Height in pixels.", json_schema_extra={"allowed": SIZES_TEXT})
     seed: Annotated[int, BeforeValidator(_random_when_unset)] = Field(
         0, ge=0, le=SEED_MAX, description="The same seed gives the same picture; 0 picks one at random."
     )
@@ -169,11 +172,12 @@ class TextToImage(Request):
             "steps": self.steps or model.steps,
             "cfg": self.cfg if self.cfg is not None else model.cfg,
             "seed": self.seed or random.SystemRandom().randint(1, SEED_MAX),
+            "weights": kind,
         }
         for side in ("width", "height"):
             asked = getattr(self, side)
             if asked is not None and asked != sizes.nearest(asked):
-                raise RequestError(side, asked, str(sizes), nearest=sizes.nearest(asked))
+                raise RequestError(side, asked, f"{sizes} with these weights", nearest=sizes.nearest(asked))
             filled[side] = asked or sizes.native
         return self.model_copy(update=filled)
 

@@ -131,5 +131,5 @@ def test_every_field_has_a_help_line_and_says_what_it_takes() -> None:
 
 
 def test_sizes_are_worded_for_one_size_and_for_many() -> None:
-    assert "only size" in str(Sizes(128, 128, 128))
+    assert str(Sizes(128, 128, 128)) == "128 only"
     assert str(Sizes(384, 2048, 1024)) == "384 to 2048 in steps of 16"
