@@ -1,0 +1,598 @@
+"""Finding, checking, choosing and naming weights: on sparse files of full size with the official names and shapes."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import sparse
+from sparse import COMMIT, write_hub_snapshot, write_part, write_sparse
+
+import checkpoint
+import weights
+from errors import RequestError, WeightsMissing
+
+TURBO, BASE = "Tongyi-MAI/Z-Image-Turbo", "Tongyi-MAI/Z-Image"
+TURBO_PARTS = ("turbo", "text_encoder", "vae", "tokenizer")
+OLDER = "a" * 40
+TINY = {"a.weight": (4, 3), "b": (), "c.bias": (7,)}
+
+
+@pytest.fixture(scope="session")
+def full_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face cache that holds everything; copied, never changed."""
+    cache = tmp_path_factory.mktemp("full") / "hub"
+    write_hub_snapshot(cache, TURBO, TURBO_PARTS)
+    write_hub_snapshot(cache, BASE, ["base"])
+    for part in ("controlnet", "upscaler"):
+        write_hub_snapshot(cache, weights.PARTS[part].repo, [part])
+    return cache
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """An environment in which every place to look in lies in this test's folder, and is empty."""
+    return {
+        "HOME": str(tmp_path / "home"),
+        "USERPROFILE": str(tmp_path / "home"),
+        "DIFFSYNTH_MODEL_BASE_PATH": str(tmp_path / "models"),
+    }
+
+
+@pytest.fixture
+def mini_root(tmp_path: Path) -> Path:
+    """A miniature of one tensor a part."""
+    root = tmp_path / "mini"
+    for repo, part in (("Z-Image-Turbo", "transformer"), ("Z-Image-Turbo", "vae"), ("Z-Image", "transformer")):
+        write_sparse(root / repo / part / "diffusion_pytorch_model.safetensors", TINY)
+    write_sparse(root / "Z-Image-Turbo" / "text_encoder" / "model.safetensors", TINY)
+    write_part(root / "Z-Image-Turbo", "tokenizer")
+    return root
+
+
+def hub(environ: Mapping[str, str]) -> Path:
+    return Path(environ["HOME"]) / ".cache" / "huggingface" / "hub"
+
+
+def cached(environ: Mapping[str, str], full_cache: Path) -> dict[str, str]:
+    return {**environ, "HF_HUB_CACHE": str(full_cache)}
+
+
+def copy_cache(full_cache: Path, to: Path, *repos: str) -> None:
+    """Copy repositories of the full cache: links stay links, and sparse files are made anew, not filled with zeros."""
+
+    def copy(source: str, target: str) -> None:
+        size = os.path.getsize(source)
+        if size < 1_000_000:
+            shutil.copy2(source, target)
+            return
+        with open(source, "rb") as old, open(target, "wb") as new:
+            new.write(old.read(1_000_000))
+            new.truncate(size)
+
+    for repo in repos:
+        name = f"models--{repo.replace('/', '--')}"
+        shutil.copytree(full_cache / name, to / name, symlinks=True, copy_function=copy)
+
+
+def found(environ: Mapping[str, str], part: str, root: Path | None = None) -> weights.Found:
+    return next(one for one in weights.inventory(environ, root) if one.part.name == part)
+
+
+# --- the registry against the real models
+
+
+@pytest.mark.parametrize("part", ["turbo", "base", "text_encoder", "vae", "controlnet"])
+def test_sizes_and_hashes_are_those_of_diffsynths_models(part: str, full_cache: Path, environ: dict[str, str]) -> None:
+    shapes = sparse.official_shapes(part)
+    dtype = sparse.LAYOUT[part][1]
+    assert sum(map(math.prod, shapes.values())) * sparse.BYTES[dtype] == weights.PARTS[part].size
+    files = found(cached(environ, full_cache), part).files
+    assert weights.model_hash(files) == weights.PARTS[part].hash
+    assert weights.PARTS[part].hash in weights.KNOWN_HASHES
+
+
+def test_diffsynth_registers_and_computes_the_same_hashes(
+    full_cache: Path, environ: dict[str, str], tmp_path: Path
+) -> None:
+    from diffsynth.configs import MODEL_CONFIGS
+    from diffsynth.core.loader.file import hash_model_file
+
+    assert set(weights.KNOWN_HASHES) <= {config["model_hash"] for config in MODEL_CONFIGS}
+    for part in ("turbo", "vae"):
+        files = found(cached(environ, full_cache), part).files
+        assert weights.model_hash(files) == hash_model_file([str(file) for file in files])
+    write_sparse(tmp_path / "tiny.safetensors", TINY)
+    assert weights.model_hash([tmp_path / "tiny.safetensors"]) == hash_model_file(str(tmp_path / "tiny.safetensors"))
+
+
+def test_the_sparse_files_are_the_published_ones_but_for_their_data(full_cache: Path, environ: dict[str, str]) -> None:
+    turbo = found(cached(environ, full_cache), "turbo").files
+    # The length of the first shard on the hub, to the byte.
+    assert turbo[0].stat().st_size == 9_973_693_184
+    assert [file.name for file in turbo] == [f"diffusion_pytorch_model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    assert len(found(cached(environ, full_cache), "text_encoder").files) == 3
+    assert len(found(cached(environ, full_cache), "base").files) == 2
+    if os.name != "nt":
+        assert sum(file.stat().st_blocks for file in turbo) * 512 < 1_000_000
+
+
+# --- choosing
+
+
+def test_auto_takes_the_real_weights_from_the_hugging_face_cache(full_cache: Path, environ: dict[str, str]) -> None:
+    environ["HF_HOME"] = str(full_cache.parent)
+    for mode, model in weights.NEEDS:
+        chosen = weights.choose("auto", mode, model, environ=environ)
+        assert (chosen.kind, chosen.source) == ("full", "Hugging Face cache")
+        assert tuple(chosen.files) == weights.needs(mode, model)
+        assert all(path.exists() for files in chosen.files.values() for path in files)
+    chosen = weights.choose("auto", "generate", "turbo", environ=environ)
+    assert chosen.reason == "the real weights: 32.8 GB from the Hugging Face cache"
+    snapshot = full_cache / "models--Tongyi-MAI--Z-Image-Turbo" / "snapshots" / COMMIT
+    assert chosen.files["tokenizer"] == (snapshot / "tokenizer",)
+    assert chosen.files["vae"] == (snapshot / "vae" / "diffusion_pytorch_model.safetensors",)
+
+
+def test_with_nothing_on_disk_auto_takes_the_miniature(environ: dict[str, str], mini_root: Path) -> None:
+    for model in ("turbo", "base"):
+        chosen = weights.choose("auto", "generate", model, environ=environ, mini_root=mini_root)
+        assert (chosen.kind, chosen.source) == ("mini", "embedded miniature")
+        assert all(mini_root in path.parents for files in chosen.files.values() for path in files)
+        own = "Tongyi-MAI/Z-Image-Turbo" if model == "turbo" else "Tongyi-MAI/Z-Image"
+        assert f'hf download {own} --include "transformer/*"' in chosen.reason
+    repo = "Z-Image" if model == "base" else "Z-Image-Turbo"
+    assert chosen.files["base"] == (mini_root / repo / "transformer" / "diffusion_pytorch_model.safetensors",)
+    assert chosen.files["text_encoder"] == (mini_root / "Z-Image-Turbo" / "text_encoder" / "model.safetensors",)
+    assert "to fetch the real weights (20.5 GB): " in chosen.reason
+
+
+def test_with_turbo_alone_base_says_what_is_missing(full_cache: Path, environ: dict[str, str], mini_root: Path) -> None:
+    copy_cache(full_cache, hub(environ), TURBO)
+    assert weights.choose("auto", "generate", "turbo", environ=environ, mini_root=mini_root).kind == "full"
+    for weights_asked in ("auto", "full"):
+        with pytest.raises(WeightsMissing) as raised:
+            weights.choose(weights_asked, "generate", "base", environ=environ, mini_root=mini_root)
+        assert "Tongyi-MAI/Z-Image/transformer/*.safetensors (12.3 GB)" in str(raised.value)
+        assert str(raised.value).endswith('hf download Tongyi-MAI/Z-Image --include "transformer/*"')
+        assert raised.value.values["bytes"] == weights.PARTS["base"].size
+    with pytest.raises(WeightsMissing, match=r"8steps\.safetensors \(6\.7 GB\)"):
+        weights.choose("auto", "controlnet", "turbo", environ=environ, mini_root=mini_root)
+    assert weights.choose("mini", "generate", "base", environ=environ, mini_root=mini_root).kind == "mini"
+
+
+def test_full_and_miniature_parts_are_never_mixed(full_cache: Path, environ: dict[str, str], mini_root: Path) -> None:
+    copy_cache(full_cache, hub(environ), TURBO)
+    shutil.rmtree(hub(environ) / "models--Tongyi-MAI--Z-Image-Turbo" / "snapshots" / COMMIT / "vae")
+    chosen = weights.choose("auto", "generate", "turbo", environ=environ, mini_root=mini_root)
+    assert all(mini_root in path.parents for files in chosen.files.values() for path in files)
+    assert "to fetch the real weights (168 MB): " in chosen.reason
+
+
+def test_full_without_the_weights_is_refused(environ: dict[str, str], mini_root: Path) -> None:
+    with pytest.raises(WeightsMissing) as raised:
+        weights.choose("full", "generate", "turbo", environ=environ, mini_root=mini_root)
+    for part in TURBO_PARTS:
+        assert weights.PARTS[part].title in str(raised.value)
+    assert "to fetch them (32.8 GB): " in str(raised.value)
+
+
+def test_mini_is_taken_beside_real_weights_and_says_so(
+    full_cache: Path, environ: dict[str, str], mini_root: Path
+) -> None:
+    environ |= cached(environ, full_cache)
+    chosen = weights.choose("mini", "generate", "turbo", environ=environ, mini_root=mini_root)
+    assert chosen.kind == "mini"
+    assert "the real weights are on this machine too" in chosen.reason
+
+
+def test_a_missing_miniature_is_named(full_cache: Path, environ: dict[str, str], mini_root: Path) -> None:
+    with pytest.raises(WeightsMissing, match="miniature has no controlnet, and the real weights"):
+        weights.choose("auto", "controlnet", "turbo", environ=environ, mini_root=mini_root)
+    (mini_root / "Z-Image-Turbo" / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x10")
+    with pytest.raises(WeightsMissing, match=r"has no vae \(.*not a safetensors file\)"):
+        weights.choose("mini", "generate", "base", environ=environ, mini_root=mini_root)
+    environ |= cached(environ, full_cache)
+    with pytest.raises(WeightsMissing, match="use --weights full"):
+        weights.choose("mini", "generate", "turbo", environ=environ, mini_root=mini_root)
+
+
+def test_unknown_choices_are_refused(environ: dict[str, str]) -> None:
+    for arguments, bad in (
+        (("half", "generate", "turbo"), "weights"),
+        (("auto", "inpaint", "turbo"), "mode"),
+        (("auto", "generate", "edit"), "model"),
+        (("auto", "controlnet", "base"), "model"),
+    ):
+        with pytest.raises(RequestError) as raised:
+            weights.choose(*arguments, environ=environ)
+        assert raised.value.values["field"] == bad
+    environ["Z_IMAGE_MODELS"] = str(Path(environ["HOME"]) / "typo")
+    with pytest.raises(RequestError, match="Z_IMAGE_MODELS"):
+        weights.choose("auto", "generate", "turbo", environ=environ)
+
+
+# --- where
+
+
+def test_places_are_looked_in_in_order(environ: dict[str, str], tmp_path: Path) -> None:
+    """Each place is filled after the ones below it in the table, and takes over."""
+    home = Path(environ["HOME"])
+    environ["Z_IMAGE_MODELS"] = str(tmp_path / "explicit")
+    (tmp_path / "explicit").mkdir()
+    for folder, place in (
+        (home / ".cache" / "modelscope" / "hub" / "models" / TURBO, "ModelScope cache"),
+        (hub(environ), "Hugging Face cache"),
+        (tmp_path / "models" / TURBO, "models folder"),
+        (tmp_path / "explicit" / TURBO, "explicit folder"),
+    ):
+        if place == "Hugging Face cache":
+            write_hub_snapshot(folder, TURBO, ["tokenizer"])
+        else:
+            write_part(folder, "tokenizer")
+        one = found(environ, "tokenizer")
+        assert one.source == place
+        assert folder in one.files[0].parents
+    write_part(tmp_path / "argument" / TURBO, "tokenizer")
+    assert tmp_path / "argument" in found(environ, "tokenizer", tmp_path / "argument").files[0].parents
+    assert [place.name for place in weights.PLACES] == [
+        "explicit folder",
+        "models folder",
+        "Hugging Face cache",
+        "ModelScope cache",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "folder"),
+    [
+        ({}, "home/.cache/huggingface/hub"),
+        ({"XDG_CACHE_HOME": "{}/xdg"}, "xdg/huggingface/hub"),
+        ({"XDG_CACHE_HOME": "{}/xdg", "HF_HOME": "{}/hf"}, "hf/hub"),
+        ({"HF_HOME": "{}/hf", "HUGGINGFACE_HUB_CACHE": "{}/older"}, "older"),
+        ({"HUGGINGFACE_HUB_CACHE": "{}/older", "HF_HUB_CACHE": "{}/cache"}, "cache"),
+        ({"HF_HOME": "~/hf"}, "home/hf/hub"),
+        ({"HF_HOME": "$PLACE/hf", "PLACE": "{}/place"}, "place/hf/hub"),
+        ({"HF_HOME": ""}, "home/.cache/huggingface/hub"),
+    ],
+)
+def test_the_hugging_face_cache_is_where_its_library_has_it(
+    settings: dict[str, str], folder: str, environ: dict[str, str], tmp_path: Path
+) -> None:
+    environ |= {name: value.format(tmp_path) for name, value in settings.items()}
+    assert weights.hub_cache(environ) == tmp_path / folder
+    if "HF_HOME" in settings and not settings["HF_HOME"]:
+        return  # the library takes an empty HF_HOME for the current folder
+    code = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
+    environ["PATH"] = os.environ["PATH"]
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()) == tmp_path / folder
+
+
+@pytest.mark.parametrize(
+    ("setting", "folder"),
+    [
+        ("", "home/.cache/modelscope/models/{owner}--{name}/snapshots/master"),
+        ("", "home/.cache/modelscope/hub/models/{owner}/{older}"),
+        ("", "home/.cache/modelscope/hub/{owner}/{older}"),
+        ("{}/ms", "ms/models/{owner}--{name}/snapshots/master"),
+        ("{}/ms", "ms/models/{owner}/{older}"),
+    ],
+)
+def test_every_layout_of_the_modelscope_cache(
+    setting: str, folder: str, environ: dict[str, str], tmp_path: Path
+) -> None:
+    """ControlNet goes by another owner's name there, and its name has a dot, which older versions wrote as ___."""
+    if setting:
+        environ["MODELSCOPE_CACHE"] = setting.format(tmp_path)
+    name = "Z-Image-Turbo-Fun-Controlnet-Union-2.1"
+    write_part(tmp_path / folder.format(owner="PAI", name=name, older=name.replace(".", "___")), "controlnet")
+    assert found(environ, "controlnet").source == "ModelScope cache"
+
+
+def test_an_explicit_folder_may_leave_out_the_owner(environ: dict[str, str], tmp_path: Path) -> None:
+    write_part(tmp_path / "drive" / "Z-Image", "base", dtype="BF16")
+    one = found(environ, "base", tmp_path / "drive")
+    assert one.present
+    # Base and Turbo cannot be told apart by content, so a folder counts only under its own name.
+    assert not found(environ, "turbo", tmp_path / "drive").present
+
+
+def test_parts_from_several_places_are_named(full_cache: Path, environ: dict[str, str], tmp_path: Path) -> None:
+    environ |= cached(environ, full_cache)
+    write_part(tmp_path / "models" / TURBO, "turbo", dtype="BF16")
+    chosen = weights.choose("full", "generate", "turbo", environ=environ)
+    assert chosen.source == "models folder and Hugging Face cache"
+    assert "20.5 GB" in chosen.reason  # a copy in bf16 is as good, and half the size
+
+
+# --- snapshots
+
+
+def write_two_snapshots(environ: Mapping[str, str], *, main: str) -> tuple[Path, Path]:
+    older = write_hub_snapshot(hub(environ), TURBO, ["tokenizer", "vae"], OLDER, main=main == OLDER)
+    newer = write_hub_snapshot(hub(environ), TURBO, ["tokenizer", "vae"], COMMIT, main=main == COMMIT)
+    os.utime(older, (time.time() - 1000,) * 2)
+    return older, newer
+
+
+def test_the_main_snapshot_is_preferred_then_the_newest(environ: dict[str, str]) -> None:
+    older, newer = write_two_snapshots(environ, main=OLDER)
+    assert older in found(environ, "vae").files[0].parents
+    (hub(environ) / "models--Tongyi-MAI--Z-Image-Turbo" / "refs" / "main").unlink()
+    assert newer in found(environ, "vae").files[0].parents
+
+
+def test_an_older_complete_snapshot_is_used_while_the_newest_is_not(environ: dict[str, str]) -> None:
+    older, newer = write_two_snapshots(environ, main=COMMIT)
+    assert newer in found(environ, "vae").files[0].parents
+    cut((newer / "vae" / "diffusion_pytorch_model.safetensors").resolve())
+    one = found(environ, "vae")
+    assert older in one.files[0].parents
+    assert "is cut short" in one.problems[0]
+
+
+def test_a_link_to_nothing_is_not_a_file(environ: dict[str, str]) -> None:
+    older, newer = write_two_snapshots(environ, main=COMMIT)
+    for snapshot in (older, newer):
+        (snapshot / "vae" / "diffusion_pytorch_model.safetensors").resolve().unlink()
+    one = found(environ, "vae")
+    assert not one.present
+    assert len(one.problems) == 2
+    assert all("is a link to nothing" in problem for problem in one.problems)
+
+
+def test_an_unreadable_place_is_a_problem_not_a_crash(environ: dict[str, str], tmp_path: Path) -> None:
+    loop = hub(environ) / "models--Tongyi-MAI--Z-Image-Turbo" / "snapshots"
+    loop.parent.mkdir(parents=True)
+    loop.symlink_to(loop)
+    folder = tmp_path / "models" / TURBO / "vae"
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(folder)
+    one = found(environ, "vae")
+    assert not one.present
+    assert len(one.problems) == 2
+    assert all("cannot be read" in problem for problem in one.problems)
+
+
+# --- whole, and what it should be
+
+
+def cut(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 1)
+
+
+@pytest.fixture
+def folder(environ: dict[str, str], tmp_path: Path) -> Iterator[Path]:
+    """A models folder whose Base transformer is complete: two shards and their index."""
+    folder = tmp_path / "models" / BASE / "transformer"
+    write_part(folder.parent, "base")
+    assert found(environ, "base").present
+    yield folder
+    assert not found(environ, "base").present
+
+
+def problem(environ: Mapping[str, str], part: str = "base") -> str:
+    (only,) = found(environ, part).problems
+    return only
+
+
+SECOND = "diffusion_pytorch_model-00002-of-00002.safetensors"
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+
+
+def test_a_shard_cut_short(folder: Path, environ: dict[str, str], mini_root: Path) -> None:
+    cut(folder / SECOND)
+    assert "2,336,146,727 of 2,336,146,728 bytes" in problem(environ)
+    # The user is told why the download that they made does not count.
+    chosen = weights.choose("auto", "generate", "base", environ=environ, mini_root=mini_root)
+    assert "is cut short" in chosen.reason
+
+
+def test_a_shard_that_the_index_names_is_missing(folder: Path, environ: dict[str, str]) -> None:
+    (folder / SECOND).unlink()
+    assert f"lacks 1 of 2 files: {SECOND}" in problem(environ)
+
+
+def test_a_shard_is_missing_and_no_index_says_so(folder: Path, environ: dict[str, str]) -> None:
+    (folder / INDEX).unlink()
+    assert found(environ, "base").present
+    (folder / SECOND).unlink()
+    assert f"lacks 1 of 2 files: {SECOND}" in problem(environ)
+
+
+@pytest.mark.parametrize("suffix", [".incomplete", ".aria2"])
+def test_a_download_in_progress(suffix: str, folder: Path, environ: dict[str, str]) -> None:
+    (folder / f"{SECOND}{suffix}").touch()
+    assert "still being downloaded" in problem(environ)
+
+
+def test_a_link_to_an_unfinished_blob(folder: Path, environ: dict[str, str]) -> None:
+    (folder / SECOND).rename(folder / "blob.incomplete")
+    (folder / SECOND).symlink_to("blob.incomplete")
+    assert "still being downloaded" in problem(environ)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"weight_map": {}}', "[" * 10_000, '{"weight_map": {"a": 1}}'])
+def test_an_index_that_is_none(content: str, folder: Path, environ: dict[str, str]) -> None:
+    (folder / INDEX).write_text(content)
+    assert "is not an index" in problem(environ)
+
+
+def test_an_index_cannot_lead_out_of_its_folder(folder: Path, environ: dict[str, str], tmp_path: Path) -> None:
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"a": f"../../{SECOND}"}}))
+    assert "is not an index" in problem(environ)
+
+
+def test_several_models_in_one_folder(folder: Path, environ: dict[str, str]) -> None:
+    (folder / INDEX).unlink()
+    (folder / SECOND).rename(folder / "a.safetensors")
+    (folder / "diffusion_pytorch_model-00001-of-00002.safetensors").rename(folder / "b.safetensors")
+    assert "no index says which belong together" in problem(environ)
+
+
+def test_wrong_content_in_the_right_place(folder: Path, environ: dict[str, str]) -> None:
+    shutil.rmtree(folder)
+    write_sparse(folder / "model.safetensors", sparse.official_shapes("text_encoder"))
+    assert "holds the text encoder, not a Z-Image transformer" in problem(environ)
+    write_sparse(folder / "model.safetensors", TINY)
+    assert "holds an unknown model (" in problem(environ)
+
+
+def test_a_git_lfs_pointer_is_not_the_file(folder: Path, environ: dict[str, str]) -> None:
+    (folder / SECOND).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 2336146728\n")
+    assert "is a Git LFS pointer" in problem(environ)
+
+
+def test_small_files_alone_are_no_part(environ: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "models" / BASE / "transformer"
+    folder.mkdir(parents=True)
+    (folder / INDEX).write_text("{}")
+    one = found(environ, "base")
+    assert (one.present, one.problems) == (False, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("tokenizer_config.json", None, "lacks tokenizer_config.json"),
+        ("tokenizer.json", b'{"version": "1.0", "mod', "is cut short"),
+        ("tokenizer.json", None, ""),  # vocab.json and merges.txt are enough
+    ],
+)
+def test_a_tokenizer_is_whole(
+    name: str, content: bytes | None, expected: str, environ: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "models" / TURBO
+    write_part(folder, "tokenizer")
+    assert found(environ, "tokenizer").files == (folder / "tokenizer",)
+    (folder / "tokenizer" / name).unlink()
+    if content is not None:
+        (folder / "tokenizer" / name).write_bytes(content)
+    if expected:
+        assert expected in problem(environ, "tokenizer")
+    else:
+        assert found(environ, "tokenizer").present
+
+
+def test_the_upscaler_has_its_exact_length(environ: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "lllyasviel" / "Annotators"
+    write_part(folder, "upscaler")
+    assert found(environ, "upscaler").present
+    cut(folder / "RealESRGAN_x4plus.pth")
+    assert "67,040,988 bytes instead of 67,040,989" in problem(environ, "upscaler")
+
+
+def safetensors(header: bytes, data: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(header)) + header + data
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "not a safetensors file"),
+        (b"PK\x03\x04", "not a safetensors file"),
+        (struct.pack("<Q", checkpoint.MAX_HEADER + 1) + b"{}", "not a safetensors file"),
+        (struct.pack("<Q", 1000) + b'{"a"', "less than its header"),
+        (safetensors(b"[]"), "header cannot be read"),
+        (safetensors(b"{nonsense"), "header cannot be read"),
+        (safetensors(b"[" * 100_000), "header cannot be read"),
+        (safetensors(b'{"a": {"shape": [1e999], "data_offsets": [0, 0]}}'), "header cannot be read"),
+        (safetensors(b'{"a": {"dtype": "F32", "shape": [1]}}'), "header cannot be read"),
+        (safetensors(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}', b"123"), "cut short"),
+        (safetensors(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}', b"12345"), "too long"),
+    ],
+)
+def test_headers_from_outside_are_not_trusted(content: bytes, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=expected) as raised:
+        checkpoint.read_header(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_changed_file_is_looked_at_again(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_sparse(path, TINY)
+    before = weights.model_hash([path]), weights.fingerprint([path])
+    write_sparse(path, {**TINY, "d": (2,)})
+    assert weights.model_hash([path]) != before[0]
+    assert weights.fingerprint([path]) != before[1]
+
+
+# --- inventory
+
+
+def test_the_inventory_lists_every_part(full_cache: Path, environ: dict[str, str]) -> None:
+    assert [one.part.name for one in weights.inventory(environ)] == list(weights.PARTS)
+    assert not any(one.present for one in weights.inventory(environ))
+    environ |= cached(environ, full_cache)
+    for one in weights.inventory(environ):
+        assert one.present and one.problems == () and one.source == "Hugging Face cache"
+        if one.part.name != "tokenizer":  # the stand-in is smaller
+            assert one.part.size <= one.size < one.part.size + 200_000
+
+
+# --- fingerprints
+
+
+def test_blobs_of_the_hub_are_known_by_their_names(full_cache: Path, environ: dict[str, str]) -> None:
+    (vae,) = found(cached(environ, full_cache), "vae").files
+    assert weights.fingerprint([vae]) == f"sha256:{vae.resolve().name}"
+    three = weights.fingerprint(found(cached(environ, full_cache), "turbo").files)
+    assert three.startswith("sha256x3:")
+
+
+def test_small_files_are_hashed_whole(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"abc")
+    expected = hashlib.sha256(b"abc").hexdigest()
+    assert weights.fingerprint([tmp_path / "a.safetensors"]) == f"sha256:{expected}"
+
+
+def test_large_files_are_sampled_and_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "one" / "big.safetensors"
+    write_sparse(path, {"a": (200_000_000,)})
+    plain = weights.fingerprint([path])
+    assert plain.startswith("sampled:")
+    # Wherever it lies, whatever it is called, through a link or not.
+    (tmp_path / "other").symlink_to(path)
+    assert weights.fingerprint([tmp_path / "other"]) == plain
+    twin = tmp_path / "twin.safetensors"
+    write_sparse(twin, {"a": (200_000_000,)})
+    assert weights.fingerprint([twin]) == plain
+    # The header, the first and the last block count.
+    for position in (20, checkpoint.read_header(twin).data_start, twin.stat().st_size - 1):
+        write_sparse(twin, {"a": (200_000_000,)})
+        with twin.open("r+b") as file:
+            file.seek(position)
+            file.write(b"t" if position == 20 else b"\1")
+        assert weights.fingerprint([twin]) != plain
+
+
+def test_a_tokenizers_folder_has_a_fingerprint_of_its_files(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_part(tmp_path / name, "tokenizer")
+    (tmp_path / "two" / "tokenizer" / ".DS_Store").write_bytes(b"x")
+    assert weights.fingerprint([tmp_path / "one" / "tokenizer"]) == weights.fingerprint(
+        [tmp_path / "two" / "tokenizer"]
+    )
+    (tmp_path / "two" / "tokenizer" / "merges.txt").write_bytes(b"other")
+    assert weights.fingerprint([tmp_path / "one" / "tokenizer"]) != weights.fingerprint(
+        [tmp_path / "two" / "tokenizer"]
+    )
+
+
+def test_importing_the_module_loads_nothing_heavy() -> None:
+    code = "import sys, weights; print([n for n in ('torch', 'diffsynth', 'huggingface_hub') if n in sys.modules])"
+    root = Path(weights.__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,492 @@
+"""Which weights there are, where they lie on this machine, whether they are whole, and which a request uses.
+
+Looks, and never writes, downloads or loads; `checkpoint` reads the files' headers. Knows nothing of torch, DiffSynth,
+devices, requests or fronts. Cannot tell Base's transformer from Turbo's: names and shapes are the same, so a file
+counts as what its folder says it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from string import Template
+from typing import Literal
+
+from checkpoint import MAX_HEADER, entries, flat, model_hash
+from checkpoint import fingerprint as fingerprint
+from errors import RequestError, WeightsMissing
+
+Kind = Literal["full", "mini"]
+
+ROOT = Path(__file__).resolve().parent
+MODELS_ROOT = ROOT / "models"
+MINI_ROOT = ROOT / "weights" / "mini"
+HUB_COMMAND = r".venv\Scripts\hf download" if os.name == "nt" else ".venv/bin/hf download"  # huggingface_hub's own
+
+MINIATURE = "embedded miniature"  # as a source
+
+# DiffSynth tells models apart by these (diffsynth/configs/model_configs.py, 2.1.12); see `model_hash`.
+_TRANSFORMER = "fc3a8a1247fe185ce116ccbe0e426c28"
+_TEXT_ENCODER = "0f050f62a88876fea6eae0a18dac5a2e"
+_VAE = "1aafa3cc91716fb6b300cc1cd51b85a3"
+_CONTROLNET = "1677708d40029ab380a95f6c731a57d7"
+KNOWN_HASHES: Mapping[str, str] = {
+    _TRANSFORMER: "a Z-Image transformer (Base or Turbo)",
+    _TEXT_ENCODER: "the text encoder",
+    _VAE: "the VAE",
+    _CONTROLNET: "the ControlNet",
+    "aa3563718e5c3ecde3dfbb020ca61180": "the Z-Image-Omni-Base transformer",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that a pipeline is made of.
+
+    `pattern` is a glob inside `repo`; `also` are other names that the repository goes by (ModelScope's). `size` is what
+    is fetched and lies on disk, in bytes: tensors as published, without the headers' few kilobytes. `hash` is the
+    `model_hash` that the files must have; a part without one is no safetensors model.
+    """
+
+    name: str
+    repo: str
+    pattern: str
+    size: int
+    needed_by: str
+    hash: str | None = None
+    also: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Say what is to be fetched, and how much of it."""
+        return f"{self.repo}/{self.pattern} ({size_text(self.size)})"
+
+
+_TURBO, _BASE = "Tongyi-MAI/Z-Image-Turbo", "Tongyi-MAI/Z-Image"
+
+# Sizes: numbers of the official shapes x bytes each. The hub holds Turbo's transformer in fp32 (3 shards) and Base's
+# in bf16 (2 shards); both take 12.3 GB in memory as bf16. Upscaler: the published file. Tokenizer: the hub's listing.
+PARTS: Mapping[str, Part] = {
+    part.name: part
+    for part in (
+        Part(
+            "turbo",
+            _TURBO,
+            "transformer/*.safetensors",
+            24_619_634_944,
+            "text to image with Turbo, ControlNet, upscale",
+            _TRANSFORMER,
+        ),
+        Part("base", _BASE, "transformer/*.safetensors", 12_309_817_472, "text to image with Base", _TRANSFORMER),
+        Part("text_encoder", _TURBO, "text_encoder/*.safetensors", 8_044_936_192, "everything", _TEXT_ENCODER),
+        # DiffSynth's model_configs.py names vae/vae/… in a comment; the repository has it here.
+        Part("vae", _TURBO, "vae/diffusion_pytorch_model.safetensors", 167_639_366, "everything", _VAE),
+        Part("tokenizer", _TURBO, "tokenizer/*", 15_900_000, "everything"),
+        Part(
+            "controlnet",
+            "alibaba-pai/Z-Image-Turbo-Fun-Controlnet-Union-2.1",
+            "Z-Image-Turbo-Fun-Controlnet-Union-2.1-8steps.safetensors",
+            6_712_451_584,
+            "ControlNet",
+            _CONTROLNET,
+            also=("PAI/Z-Image-Turbo-Fun-Controlnet-Union-2.1",),
+        ),
+        Part("upscaler", "lllyasviel/Annotators", "RealESRGAN_x4plus.pth", 67_040_989, "upscale"),
+    )
+}
+
+_SHARED = ("text_encoder", "vae", "tokenizer")
+# What each mode needs with each model; a pair that is not here does not exist.
+NEEDS: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("generate", "turbo"): ("turbo", *_SHARED),
+    ("generate", "base"): ("base", *_SHARED),
+    ("controlnet", "turbo"): ("turbo", *_SHARED, "controlnet"),
+    ("upscale", "turbo"): ("turbo", *_SHARED, "upscaler"),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a look for one part gave.
+
+    `files` is empty where the part is missing; for the tokenizer it is the folder. `source` names the place, `size` is
+    in bytes on disk. `problems` are sentences about what lay in the right place and could not be used.
+    """
+
+    part: Part
+    files: tuple[Path, ...] = ()
+    source: str = ""
+    size: int = 0
+    problems: tuple[str, ...] = ()
+
+    @property
+    def present(self) -> bool:
+        """Whether the part is there, whole and what it should be."""
+        return bool(self.files)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The weights a request uses: part name -> files (for the tokenizer the folder), where from, and why."""
+
+    kind: Kind
+    files: dict[str, tuple[Path, ...]] = field(hash=False)
+    source: str
+    reason: str
+
+
+def needs(mode: str, model: str) -> tuple[str, ...]:
+    """Return the names of the parts that a mode ("generate", "controlnet", "upscale") needs with a model.
+
+    Raises:
+        RequestError: there is no such mode, or it does not run with that model.
+    """
+    if (mode, model) in NEEDS:
+        return NEEDS[mode, model]
+    models = [known for of, known in NEEDS if of == mode]
+    if models:
+        raise RequestError("model", model, f"{' or '.join(models)} in mode {mode}")
+    raise RequestError("mode", mode, ", ".join(sorted({of for of, _ in NEEDS})))
+
+
+def choose(
+    weights: str,
+    mode: str,
+    model: str,
+    *,
+    root: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+    mini_root: Path = MINI_ROOT,
+) -> Chosen:
+    """Decide which weights a request uses. Full and miniature parts are never mixed.
+
+    `auto` takes the real weights where all the parts of this mode and model are whole. Where some are not, but another
+    model could draw with real weights, it says what is missing: an unannounced miniature would be a surprise there.
+    On a machine without real weights it takes the miniature.
+
+    Args:
+        weights: "auto", "full" or "mini".
+        mode: "generate", "controlnet" or "upscale".
+        model: "turbo" or "base".
+        root: a folder of repositories to look in first, instead of the one that Z_IMAGE_MODELS names.
+        environ: the environment to take the places from.
+        mini_root: the miniature's folder.
+
+    Raises:
+        WeightsMissing: what this request needs is not there.
+        RequestError: an unknown choice, mode or model; an explicit folder that does not exist.
+    """
+    if weights not in ("auto", "full", "mini"):
+        raise RequestError("weights", weights, "auto, full or mini")
+    names = needs(mode, model)
+    found = {one.part.name: one for one in inventory(environ, root)}
+    missing = [found[name] for name in names if not found[name].present]
+    if weights != "mini" and not missing:
+        real = [found[name] for name in names]
+        source = " and ".join(dict.fromkeys(one.source for one in real))
+        reason = f"the real weights: {size_text(sum(one.size for one in real))} from the {source}"
+        return Chosen("full", {one.part.name: one.files for one in real}, source, reason)
+
+    some_model_is_real = any(
+        all(found[name].present for name in parts) for (of, _), parts in NEEDS.items() if of == "generate"
+    )
+    if weights == "full" or (weights == "auto" and some_model_is_real):
+        raise _missing(missing)
+
+    mini = [_look_in_miniature(PARTS[name], mini_root) for name in names]
+    if absent := [one for one in mini if not one.present]:
+        raise _no_miniature(absent, missing)
+    if weights == "mini":
+        reason = f"the {MINIATURE}, as asked"
+        if not missing:
+            reason += "; the real weights are on this machine too: leave the choice to auto, or ask for full"
+    else:
+        reason = f"the {MINIATURE}, because the real weights are not complete on this machine"
+    if problems := _problems(missing):
+        reason += f" ({problems})"
+    if missing:
+        reason += f"; to fetch the real weights ({_total(missing)}): {fetch_command(missing)}"
+    return Chosen("mini", {one.part.name: one.files for one in mini}, MINIATURE, reason)
+
+
+def inventory(environ: Mapping[str, str] = os.environ, root: Path | None = None) -> list[Found]:
+    """Look for every part of the real weights, in the order of PARTS.
+
+    Raises:
+        RequestError: an explicit folder that does not exist.
+    """
+    explicit = _explicit_root(environ, root)
+    if explicit is not None and not explicit.is_dir():
+        raise RequestError("Z_IMAGE_MODELS", str(explicit), "an existing folder, or not set")
+    return [_find(part, environ, root) for part in PARTS.values()]
+
+
+# --- where: an ordered table -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place that weights are looked for in: repository name -> folders that might hold it, best first."""
+
+    name: str
+    folders: Callable[[str, Mapping[str, str], Path | None], Iterable[Path]]
+
+
+def _explicit_folders(repo: str, environ: Mapping[str, str], root: Path | None) -> list[Path]:
+    base = _explicit_root(environ, root)
+    return [base / repo, base / repo.split("/")[1]] if base else []
+
+
+def _models_folders(repo: str, environ: Mapping[str, str], _: Path | None) -> list[Path]:
+    base = environ.get("DIFFSYNTH_MODEL_BASE_PATH")  # what DiffSynth itself reads instead of ./models
+    return [(_expand(base, environ) if base else MODELS_ROOT) / repo]
+
+
+def _hugging_face_folders(repo: str, environ: Mapping[str, str], _: Path | None) -> list[Path]:
+    """Follow huggingface_hub.constants: HF_HUB_CACHE, else HF_HOME/hub, else the XDG cache."""
+    folder = hub_cache(environ) / f"models--{repo.replace('/', '--')}"
+    try:
+        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+    except OSError:
+        commit = ""
+    return _snapshots(folder, {commit})
+
+
+def _modelscope_folders(repo: str, environ: Mapping[str, str], _: Path | None) -> list[Path]:
+    """Follow modelscope_hub: snapshots as of SDK 1.38, and the flat folders of older ones, dots written as ___."""
+    base = _first(environ, "MODELSCOPE_CACHE") or _home(environ) / ".cache" / "modelscope"
+    owner, name = repo.split("/")
+    older = Path(owner) / name.replace(".", "___")
+    return [
+        *_snapshots(base / "models" / f"{owner}--{name}", {"master", "main"}),
+        *(base / prefix / older for prefix in ("models", "hub/models", "hub", ".")),
+    ]
+
+
+PLACES: tuple[Place, ...] = (
+    Place("explicit folder", _explicit_folders),
+    Place("models folder", _models_folders),
+    Place("Hugging Face cache", _hugging_face_folders),
+    Place("ModelScope cache", _modelscope_folders),
+)
+
+
+def hub_cache(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the Hugging Face cache's folder, by the rules of huggingface_hub.constants."""
+    if named := _first(environ, "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        return named
+    home = _first(environ, "HF_HOME")
+    return (home or (_first(environ, "XDG_CACHE_HOME") or _home(environ) / ".cache") / "huggingface") / "hub"
+
+
+def _explicit_root(environ: Mapping[str, str], root: Path | None) -> Path | None:
+    return root if root is not None else _first(environ, "Z_IMAGE_MODELS")
+
+
+def _first(environ: Mapping[str, str], *names: str) -> Path | None:
+    return next((_expand(environ[name], environ) for name in names if environ.get(name)), None)
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    home = environ.get("USERPROFILE" if os.name == "nt" else "HOME")
+    return Path(home) if home else Path.home()
+
+
+def _expand(path: str, environ: Mapping[str, str]) -> Path:
+    """Expand $NAME and a leading ~, as huggingface_hub does."""
+    path = Template(path).safe_substitute(environ)
+    return _home(environ) / path[2:] if path == "~" or path.startswith(("~/", "~\\")) else Path(path)
+
+
+def _snapshots(folder: Path, preferred: set[str]) -> list[Path]:
+    """Return a repository's cached snapshots: a preferred name first, then from new to old."""
+    snapshots = [path for path in entries(folder / "snapshots") if path.is_dir()]
+    return sorted(snapshots, key=lambda path: (path.name not in preferred, -path.stat().st_mtime_ns, path.name))
+
+
+# --- whether: complete, and what it should be --------------------------------------------------------------------
+
+
+class _UnusableError(Exception):
+    """Something lies where a part belongs, and is not that part; the message says what is wrong with which path."""
+
+
+def _find(part: Part, environ: Mapping[str, str], root: Path | None) -> Found:
+    """Return the part from the first place in the table that has it whole, with the problems met before it."""
+    problems: list[str] = []
+    for place in PLACES:
+        for repo in (part.repo, *part.also):
+            try:
+                folders = list(place.folders(repo, environ, root))
+            except OSError as error:
+                problems.append(f"{error.filename} cannot be read ({error.strerror})")
+                continue
+            found = _look_in(folders, place.name, part)
+            problems += found.problems
+            if found.present:
+                return Found(part, found.files, place.name, found.size, tuple(dict.fromkeys(problems)))
+    return Found(part, problems=tuple(dict.fromkeys(problems)))
+
+
+def _look_in_miniature(part: Part, mini_root: Path) -> Found:
+    """Look for a part's miniature: the same layout, but names, shapes and sizes of its own."""
+    return _look_in([mini_root / part.repo.split("/")[1]], MINIATURE, part, official=False)
+
+
+def _look_in(folders: Iterable[Path], source: str, part: Part, *, official: bool = True) -> Found:
+    """Return the part from the first of these folders that has it whole."""
+    problems = []
+    for folder in folders:
+        try:
+            files = _part_files(folder, part, official)
+        except _UnusableError as why:
+            problems.append(str(why))
+        except OSError as error:
+            problems.append(f"{error.filename} cannot be read ({error.strerror})")
+        else:
+            if files:
+                size = sum(file.stat().st_size for file in flat(files))
+                return Found(part, files, source, size, tuple(problems))
+    return Found(part, problems=tuple(problems))
+
+
+def _part_files(folder: Path, part: Part, official: bool) -> tuple[Path, ...]:
+    """Return a part's files in a repository's folder, none where it has none.
+
+    Raises:
+        _UnusableError: some are there, but not all of them, or not whole, or (if `official`) not what they should be.
+    """
+    folder, pattern = folder / os.path.dirname(part.pattern), os.path.basename(part.pattern)
+    if part.name == "tokenizer":
+        return _tokenizer_files(folder)
+    names = [path.name for path in entries(folder) if fnmatchcase(path.name, pattern)]
+    if not names:
+        return ()
+    files = tuple(folder / name for name in (_shards(folder, names) if "*" in pattern else names))
+    sizes = [_whole(path).stat().st_size for path in files]
+    if part.hash is None:
+        if official and sizes != [part.size]:
+            raise _UnusableError(f"{files[0]} has {sizes[0]:,} bytes instead of {part.size:,}")
+        return files
+    try:
+        found = model_hash(files)
+    except ValueError as error:
+        raise _UnusableError(str(error)) from None
+    if official and found != part.hash:
+        holds = KNOWN_HASHES.get(found, f"an unknown model ({found})")
+        raise _UnusableError(f"{folder} holds {holds}, not {KNOWN_HASHES[part.hash]}")
+    return files
+
+
+def _shards(folder: Path, names: list[str]) -> list[str]:
+    """Return the names of all the files that belong together: by an index, else by the numbers in their names."""
+    indexes = [path for path in entries(folder) if path.name.endswith(".safetensors.index.json")]
+    if indexes:
+        expected = _index_shards(indexes[0])
+    elif numbered := re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.safetensors", names[0]):
+        stem, count = numbered.groups()
+        expected = [f"{stem}-{number:05}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
+    elif len(names) == 1:
+        return names
+    else:
+        raise _UnusableError(f"{folder} holds {' and '.join(names[:3])}, and no index says which belong together")
+    if missing := [name for name in expected if name not in names]:
+        raise _UnusableError(f"{folder} lacks {len(missing)} of {len(expected)} files: {', '.join(missing[:3])}")
+    return expected
+
+
+def _index_shards(index: Path) -> list[str]:
+    path = _whole(index)
+    try:
+        if path.stat().st_size > MAX_HEADER:
+            raise ValueError
+        names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+        if not names or any(Path(name).name != name for name in names):  # a path would lead out of the folder
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise _UnusableError(f"{index} is not an index of safetensors files") from None
+    return names
+
+
+def _tokenizer_files(folder: Path) -> tuple[Path, ...]:
+    names = {path.name for path in entries(folder)}
+    if not names:
+        return ()
+    vocabulary = ["tokenizer.json"] if "tokenizer.json" in names else ["vocab.json", "merges.txt"]
+    for name in ("tokenizer_config.json", *vocabulary):
+        if name not in names:
+            raise _UnusableError(f"{folder} lacks {name}")
+        content = _whole(folder / name).read_bytes()
+        if not content.rstrip().endswith(b"}") and name.endswith(".json"):
+            raise _UnusableError(f"{folder / name} is cut short")
+    return (folder,)
+
+
+def _whole(path: Path) -> Path:
+    """Return the path of a finished file; what it holds is not looked at."""
+    if not path.is_file():
+        broken = path.is_symlink()
+        raise _UnusableError(f"{path} is a link to nothing" if broken else f"{path} is not a file")
+    # aria2 makes a file in full length first and keeps this beside it until it is done.
+    if path.resolve().suffix == ".incomplete" or any(
+        Path(f"{path}{end}").exists() for end in (".incomplete", ".aria2")
+    ):
+        raise _UnusableError(f"{path} is still being downloaded, or its download was interrupted")
+    return path
+
+
+# --- sentences ---------------------------------------------------------------------------------------------------
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes in decimal GB or MB, as the hub shows it."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _total(missing: Sequence[Found]) -> str:
+    return size_text(sum(one.part.size for one in missing))
+
+
+def fetch_command(missing: Sequence[Found]) -> str:
+    """Return the command that fetches missing parts into the Hugging Face cache, going on where it was cut off."""
+    folders: dict[str, list[str]] = {}
+    for one in missing:
+        pattern = f"{os.path.dirname(one.part.pattern)}/*" if "/" in one.part.pattern else one.part.pattern
+        folders.setdefault(one.part.repo, []).append(f'--include "{pattern}"')
+    return " && ".join(f"{HUB_COMMAND} {repo} {' '.join(patterns)}" for repo, patterns in folders.items())
+
+
+def _problems(missing: Sequence[Found]) -> str:
+    problems = [problem for one in missing for problem in one.problems]
+    return f"found and not usable: {'; '.join(problems[:3])}" if problems else ""
+
+
+def _list(missing: Sequence[Found]) -> str:
+    problems = _problems(missing)
+    return f"missing: {', '.join(one.part.title for one in missing)}" + (f" ({problems})" if problems else "")
+
+
+def _missing(
+    missing: Sequence[Found], prefix: str = "the real weights are not complete on this machine"
+) -> WeightsMissing:
+    return WeightsMissing(
+        f"{prefix}; {_list(missing)}; to fetch them ({_total(missing)}): {fetch_command(missing)}",
+        missing=[one.part.title for one in missing],
+        problems=[problem for one in missing for problem in one.problems],
+        bytes=sum(one.part.size for one in missing),
+        command=fetch_command(missing),
+    )
+
+
+def _no_miniature(absent: Sequence[Found], missing: Sequence[Found]) -> WeightsMissing:
+    names = ", ".join(one.part.name for one in absent)
+    problems = [problem for one in absent for problem in one.problems]
+    prefix = f"the {MINIATURE} has no {names}" + (f" ({'; '.join(problems[:3])})" if problems else "")
+    if missing:
+        return _missing(missing, f"{prefix}, and the real weights are not complete on this machine")
+    return WeightsMissing(f"{prefix}; the real weights are complete: use --weights full", missing=names, command="")
