@@ -1,0 +1,148 @@
+"""The embedded miniature: its configs, its registration with DiffSynth and what it knows.
+
+Imports no torch: the model classes lie in `mini_models` and are named here by their dotted path.
+Knows nothing about where weights come from beyond the folder's layout, and nothing about pipelines.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+NATIVE_SIZE = 128  # pixels; the only size that the miniature was trained at
+
+FOLDER = Path(__file__).parent / "weights" / "mini"
+# The two hub repositories' layout; text encoder, VAE and tokenizer are stored once, in Turbo's folder.
+TURBO_FOLDER = FOLDER / "Z-Image-Turbo"
+BASE_FOLDER = FOLDER / "Z-Image"
+TRANSFORMER_FILE = "transformer/diffusion_pytorch_model.safetensors"
+TEXT_ENCODER_FILE = "text_encoder/model.safetensors"
+VAE_FILE = "vae/diffusion_pytorch_model.safetensors"
+TOKENIZER_FOLDER = "tokenizer"
+VOCABULARY_FILE = "vocabulary.json"
+
+# Keyword arguments of DiffSynth's ZImageDiT (and of diffusers' ZImageTransformer2DModel).
+TRANSFORMER_CONFIG: dict = {
+    "dim": 192,
+    "n_layers": 6,
+    "n_refiner_layers": 1,
+    "n_heads": 6,
+    "n_kv_heads": 6,
+    "cap_feat_dim": 128,
+    "axes_dims": [8, 12, 12],
+    "axes_lens": [1024, 64, 64],
+}
+
+# Keyword arguments of transformers' Qwen3Config.
+TEXT_ENCODER_CONFIG: dict = {
+    "vocab_size": 2048,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 1024,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "use_cache": False,
+}
+
+# DiffSynth finds a model by the md5 of its file's tensor names and shapes; Base and Turbo share one.
+TRANSFORMER_HASH = "87a5ca02d725630eb8007ad83654adb4"
+TEXT_ENCODER_HASH = "9c85dde171b4701e2810f714c4963b6f"
+VAE_HASH = "db586bf62efdeec038ee33d705b7ec2a"
+
+MODEL_CONFIGS: tuple[dict, ...] = (
+    {
+        "model_hash": TRANSFORMER_HASH,
+        "model_name": "z_image_dit",
+        "model_class": "diffsynth.models.z_image_dit.ZImageDiT",
+        "extra_kwargs": TRANSFORMER_CONFIG,
+    },
+    {
+        "model_hash": TEXT_ENCODER_HASH,
+        "model_name": "z_image_text_encoder",
+        "model_class": "mini_models.MiniTextEncoder",
+    },
+    {
+        "model_hash": VAE_HASH,
+        "model_name": "flux_vae_encoder",
+        "model_class": "mini_models.MiniVAEEncoder",
+        "state_dict_converter": "mini_models.vae_encoder_state_dict",
+    },
+    {
+        "model_hash": VAE_HASH,
+        "model_name": "flux_vae_decoder",
+        "model_class": "mini_models.MiniVAEDecoder",
+        "state_dict_converter": "mini_models.vae_decoder_state_dict",
+    },
+)
+
+
+def register() -> None:
+    """Add the miniature to DiffSynth's registry, so that its ModelPool loads the folder's files; safe to repeat."""
+    from diffsynth.configs import MODEL_CONFIGS as registry
+
+    for config in MODEL_CONFIGS:
+        if config not in registry:
+            registry.append(config)
+
+
+# ---- what the miniature knows ----------------------------------------------------------------------------------------
+
+
+@cache
+def vocabulary() -> dict:
+    """Return the vocabulary file: `things`, `backgrounds`, `sizes` (usual name -> all names) and `other_words`."""
+    return json.loads((FOLDER / VOCABULARY_FILE).read_text(encoding="utf-8"))
+
+
+@cache
+def _known_words() -> frozenset[str]:
+    known = vocabulary()
+    names = [name for group in ("things", "backgrounds", "sizes") for names in known[group].values() for name in names]
+    return frozenset(word for text in (*names, *known["other_words"]) for word in _words(text))
+
+
+@cache
+def _known_phrases() -> frozenset[tuple[str, ...]]:
+    return frozenset(tuple(_words(name)) for names in vocabulary()["things"].values() for name in names)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+(?:['’-]\w+)*", text.casefold())
+
+
+def unknown_words(prompt: str) -> list[str]:
+    """Return the prompt's words that the miniature was never taught, each once, in order, in lower case.
+
+    A word that is known only as part of a name ("engine" of "fire engine") counts as unknown outside that name.
+    """
+    words = _words(prompt)
+    named = [False] * len(words)
+    for phrase in _known_phrases():
+        for start in range(len(words) - len(phrase) + 1):
+            if tuple(words[start : start + len(phrase)]) == phrase:
+                named[start : start + len(phrase)] = [True] * len(phrase)
+    only_inside = {w for p in _known_phrases() if len(p) > 1 for w in p} - _free_words()
+    unknown = [w for w, n in zip(words, named, strict=True) if not n and (w not in _known_words() or w in only_inside)]
+    return list(dict.fromkeys(unknown))
+
+
+@cache
+def _free_words() -> frozenset[str]:
+    """Words that mean something on their own."""
+    known = vocabulary()
+    single = {p[0] for p in _known_phrases() if len(p) == 1}
+    names = [name for group in ("backgrounds", "sizes") for names in known[group].values() for name in names]
+    return frozenset(single | {word for text in (*names, *known["other_words"]) for word in _words(text)})
+
+
+def known_things() -> list[str]:
+    """Return the usual names of all things that the miniature can draw, in alphabetical order."""
+    return sorted(vocabulary()["things"])
