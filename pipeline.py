@@ -1,0 +1,242 @@
+"""Our object around DiffSynth's `ZImagePipeline`: loading, both transformers, every workaround, one call per mode.
+
+Importing this module imports torch and diffsynth, so the engine does it on the first request, after
+`device.prepare_environment`. Knows nothing of requests, queues, files or fronts: plain values go in, and a generator
+yields a `Stage` or a `Step` after each piece of work. Closing the generator stops the work there.
+
+DiffSynth's own `ZImagePipeline.__call__` cannot yield, and `from_pretrained` drops its `ModelPool`; so the pipe is put
+together here, and the step loop runs over the same units, `cfg_guided_model_fn` and `step` as `__call__` does.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+import types
+from collections import OrderedDict
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffsynth.core import ModelConfig
+from diffsynth.models.model_loader import ModelPool
+from diffsynth.models.z_image_dit import TimestepEmbedder, ZImageDiT
+from diffsynth.pipelines.z_image import ZImagePipeline, ZImageUnit_PromptEmbedder
+from PIL import Image
+from transformers import AutoTokenizer
+
+import mini
+from request import Model, Note, Stage, Step
+from weights import Chosen
+
+log = logging.getLogger(__name__)
+
+TEXT_TOKENS = 512  # what Z-Image's text encoder was trained with, chat template included
+SIGMA_SHIFT = 3.0  # scheduler_config.json of both official models
+EMBEDDINGS_KEPT = 32  # 512 tokens x 2560 bf16 numbers are 2.6 MB each at full size
+
+Progress = Generator[Stage | Step, None, "Picture"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture, RGB, 8 bit, with the latents it came from: (1, 16, height / 8, width / 8)."""
+
+    image: Image.Image
+    latents: torch.Tensor
+    notes: tuple[Note, ...]
+
+
+class Pipeline:
+    """The models of one kind of weights on one device.
+
+    Args:
+        device: a torch device name: "cuda", "mps" or "cpu".
+        dtype: the dtype that weights are held and computed in.
+        keep_both: whether Base and Turbo may be in memory together.
+    """
+
+    def __init__(self, device: str, dtype: torch.dtype, keep_both: bool) -> None:
+        _send_prints_to_log()
+        self.keep_both = keep_both
+        self.transformers: dict[Model, ZImageDiT] = {}
+        # DiffSynth's own default device is the CPU on a Mac.
+        self.pipe = ZImagePipeline(device=device, torch_dtype=dtype)
+        self._embeddings: OrderedDict[str, tuple[torch.Tensor, Note | None]] = OrderedDict()
+        for unit in self.pipe.units:
+            if isinstance(unit, ZImageUnit_PromptEmbedder):
+                unit.encode_prompt = self._encode_prompt
+
+    def load(self, chosen: Chosen, model: Model) -> Generator[Stage, None, None]:
+        """Load what `model` needs and is not in memory yet, yielding a stage before each part.
+
+        Raises:
+            FileNotFoundError, ValueError: a file is absent, or DiffSynth does not know what it holds.
+        """
+        pipe = self.pipe
+        if chosen.kind == "mini":
+            mini.register()
+        if pipe.tokenizer is None:
+            yield Stage("loading", "tokenizer")
+            pipe.tokenizer = AutoTokenizer.from_pretrained(chosen.files["tokenizer"][0], local_files_only=True)
+        if pipe.text_encoder is None:
+            yield Stage("loading", "text encoder")
+            pipe.text_encoder = self._read(chosen.files["text_encoder"]).fetch_model("z_image_text_encoder")
+        if pipe.vae_decoder is None:
+            yield Stage("loading", "autoencoder")
+            pool = self._read(chosen.files["vae"])
+            pipe.vae_encoder = pool.fetch_model("flux_vae_encoder")
+            pipe.vae_decoder = pool.fetch_model("flux_vae_decoder")
+        if model not in self.transformers:
+            yield Stage("loading", f"transformer ({model})")
+            if not self.keep_both:
+                self.transformers.clear()
+                pipe.dit = None
+                gc.collect()  # modules hold cycles, and the next load needs the room now
+            transformer = self._read(chosen.files[model]).fetch_model("z_image_dit")
+            _follow_weight_dtype(transformer.t_embedder)
+            self.transformers[model] = transformer
+        pipe.dit = self.transformers[model]
+
+    def text_to_image(
+        self,
+        *,
+        prompt: str,
+        negative_prompt: str,
+        steps: int,
+        cfg: float,
+        width: int,
+        height: int,
+        seed: int,
+    ) -> Progress:
+        """Draw one picture with the transformer loaded last.
+
+        Args:
+            prompt: the text; what does not fit the text encoder is cut, and a note says so.
+            negative_prompt: used when `cfg` is not 1.
+            steps: Euler steps, at least 1.
+            cfg: guidance in DiffSynth's sense, negative + cfg x (positive - negative); 1 is none.
+            width: pixels, a multiple of 16.
+            height: pixels, a multiple of 16.
+            seed: of the CPU's generator, so that it means the same noise on every device.
+
+        Returns:
+            The picture, as the generator's return value.
+        """
+        pipe = self.pipe
+        shared = {
+            "cfg_scale": cfg,
+            "height": height,
+            "width": width,
+            "seed": seed,
+            "rand_device": "cpu",
+            "num_inference_steps": steps,
+        }
+        positive, negative = {"prompt": prompt}, {"negative_prompt": negative_prompt}
+        pipe.scheduler.set_timesteps(steps, denoising_strength=1.0, shift=SIGMA_SHIFT)
+
+        yield Stage("encoding")
+        # Grad mode belongs to a thread, and a generator may be driven by several: switched off piece by piece.
+        with torch.no_grad():
+            for unit in pipe.units:
+                shared, positive, negative = pipe.unit_runner(unit, pipe, shared, positive, negative)
+        prompts = [prompt] if cfg == 1 else [prompt, negative_prompt]
+        notes = tuple(note for text in prompts if (note := self._embeddings[text][1]))
+
+        yield Stage("denoising")
+        pipe.load_models_to_device(pipe.in_iteration_models)
+        models = {name: getattr(pipe, name) for name in pipe.in_iteration_models}
+        for index, timestep in enumerate(pipe.scheduler.timesteps):
+            with torch.no_grad():
+                predicted = pipe.cfg_guided_model_fn(
+                    pipe.model_fn,
+                    cfg,
+                    shared,
+                    positive,
+                    negative,
+                    **models,
+                    timestep=timestep.unsqueeze(0).to(dtype=pipe.torch_dtype, device=pipe.device),
+                    progress_id=index,
+                )
+                shared["latents"] = pipe.step(pipe.scheduler, progress_id=index, noise_pred=predicted, **shared)
+            yield Step(index + 1, steps)
+
+        yield Stage("decoding")
+        with torch.no_grad():
+            pipe.load_models_to_device(["vae_decoder"])
+            image = pipe.vae_output_to_image(pipe.vae_decoder(shared["latents"]))
+            pipe.load_models_to_device([])
+        return Picture(image, shared["latents"], notes)
+
+    def _read(self, files: Sequence[Path]) -> ModelPool:
+        """Have DiffSynth recognise and load one model's files."""
+        paths = [str(path) for path in files]
+        return self.pipe.download_and_load_models([ModelConfig(path=paths if len(paths) > 1 else paths[0])])
+
+    def _encode_prompt(self, pipe: ZImagePipeline, prompt: str, device: str) -> list[torch.Tensor]:
+        """Replace the prompt unit's own method; returns [(tokens, width)] as that does.
+
+        DiffSynth's pads every prompt to 512 tokens and encodes the padding too: half a minute on a CPU at full size,
+        for numbers that are then thrown away. It also cuts a long prompt together with the end of the chat template,
+        and says nothing.
+        """
+        if prompt not in self._embeddings:
+            pipe.load_models_to_device(["text_encoder"])
+            ids, note = self._tokenize(prompt)
+            tokens = torch.tensor([ids], device=device)
+            hidden = pipe.text_encoder(
+                input_ids=tokens, attention_mask=torch.ones_like(tokens).bool(), output_hidden_states=True
+            ).hidden_states[-2]
+            self._embeddings[prompt] = hidden[0], note
+            if len(self._embeddings) > EMBEDDINGS_KEPT:
+                self._embeddings.popitem(last=False)
+        self._embeddings.move_to_end(prompt)
+        return [self._embeddings[prompt][0]]
+
+    def _tokenize(self, prompt: str) -> tuple[list[int], Note | None]:
+        """Return the ids of the prompt in Qwen's chat template, at most TEXT_TOKENS, and a note of what was cut."""
+        ids = self._template_ids(prompt)
+        surplus = len(ids) - TEXT_TOKENS
+        if surplus <= 0:
+            return ids, None
+        # Cut the prompt's own end, so that the template that tells the encoder where it ends stays whole.
+        words = self.pipe.tokenizer(prompt, add_special_tokens=False).input_ids
+        kept = words[: len(words) - surplus]
+        while len(ids := self._template_ids(self.pipe.tokenizer.decode(kept))) > TEXT_TOKENS:
+            kept = kept[:-1]
+        start = self.pipe.tokenizer.decode(words[len(kept) :])[:60].strip()
+        tokens = len(words) - len(kept)
+        return ids, Note(
+            "prompt_cut",
+            f'The text encoder takes {TEXT_TOKENS} tokens: the last {tokens} were cut, from "{start}" on.',
+            {"limit": TEXT_TOKENS, "tokens": tokens, "from": start},
+        )
+
+    def _template_ids(self, prompt: str) -> list[int]:
+        text = self.pipe.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+        )
+        return self.pipe.tokenizer(text).input_ids
+
+
+def _follow_weight_dtype(embedder: TimestepEmbedder) -> None:
+    """Let a timestep embedder compute in the dtype of its weights; DiffSynth's casts to bf16 and fails in any other."""
+
+    def forward(self: TimestepEmbedder, t: torch.Tensor) -> torch.Tensor:
+        frequencies = self.timestep_embedding(t, self.frequency_embedding_size)
+        return self.mlp(frequencies.to(self.mlp[0].weight.dtype))
+
+    embedder.forward = types.MethodType(forward, embedder)
+
+
+def _send_prints_to_log() -> None:
+    """Give every loaded DiffSynth module a `print` of its own, so that stdout stays the command line's."""
+
+    def print_to_log(*values: object, **_: object) -> None:
+        log.debug("diffsynth: %s", " ".join(str(value) for value in values))
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("diffsynth."):
+            module.__dict__["print"] = print_to_log

@@ -1,0 +1,46 @@
+"""Shared fixtures: the real engine and the real pipeline on the miniature, built once for all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import device
+from engine import Engine, Settings
+from request import Result, TextToImage
+
+# Before anything imports torch or gradio, as every front does.
+device.prepare_environment(os.environ)
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    """An engine that draws with the miniature on the CPU, whatever else this machine has."""
+    return Engine(Settings(weights="mini", device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def pipeline():
+    """The miniature's pipeline with both transformers loaded."""
+    import torch
+
+    import weights
+    from pipeline import Pipeline
+
+    built = Pipeline("cpu", torch.float32, keep_both=True)
+    for model in ("base", "turbo"):
+        for _ in built.load(weights.choose("mini", TextToImage.mode, model), model):
+            pass
+    return built
+
+
+@pytest.fixture(scope="session")
+def draw(engine: Engine):
+    """Draw one picture: `draw(prompt=..., seed=...)`; raises the error of a failed run."""
+
+    def draw(**values: object) -> Result:
+        return engine.draw(TextToImage.parse(**{"prompt": "a fox on a black background", "seed": 7, **values}))
+
+    return draw

@@ -1,0 +1,231 @@
+"""Our step loop and our prompt unit, held against DiffSynth's own pipeline and against diffusers."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from diffsynth.pipelines.z_image import ZImagePipeline, ZImageUnit_PromptEmbedder
+
+import weights
+from pipeline import SIGMA_SHIFT, TEXT_TOKENS, Picture, Pipeline
+from request import Stage, Step
+
+PROMPT = "a large fox on a black background"
+NEGATIVE = "blue background"
+RUNS = [("turbo", 8, 1.0), ("base", 25, 4.0)]
+
+
+def select(pipeline: Pipeline, model: str) -> None:
+    pipeline.pipe.dit = pipeline.transformers[model]
+
+
+def run(pipeline: Pipeline, model: str, **values: object) -> tuple[Picture, list[Stage | Step]]:
+    select(pipeline, model)
+    asked = {
+        "prompt": PROMPT,
+        "negative_prompt": "",
+        "steps": 8,
+        "cfg": 1.0,
+        "width": 128,
+        "height": 128,
+        "seed": 7,
+        **values,
+    }
+    events = []
+    drawing = pipeline.text_to_image(**asked)
+    while True:
+        try:
+            events.append(next(drawing))
+        except StopIteration as done:
+            return done.value, events
+
+
+@pytest.mark.parametrize(("model", "steps", "cfg"), RUNS)
+def test_step_loop_equals_the_pipelines_own_call(pipeline: Pipeline, model: str, steps: int, cfg: float) -> None:
+    ours, _ = run(pipeline, model, steps=steps, cfg=cfg, negative_prompt=NEGATIVE)
+    theirs = pipeline.pipe(
+        prompt=PROMPT,
+        negative_prompt=NEGATIVE,
+        cfg_scale=cfg,
+        height=128,
+        width=128,
+        seed=7,
+        rand_device="cpu",
+        num_inference_steps=steps,
+        sigma_shift=SIGMA_SHIFT,
+        progress_bar_cmd=iter,
+    )
+    assert ours.image.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, "fox", "", "a red apple, " * 30])
+def test_unpadded_prompt_is_encoded_as_diffsynth_encodes_it(pipeline: Pipeline, prompt: str) -> None:
+    theirs = ZImageUnit_PromptEmbedder()
+    with torch.no_grad():
+        padded = theirs.encode_prompt(pipeline.pipe, prompt, "cpu")[0]
+        (ours,) = pipeline._encode_prompt(pipeline.pipe, prompt, "cpu")
+    assert ours.shape == padded.shape
+    # fp32 rounding alone: the padded batch takes other matrix kernels.
+    torch.testing.assert_close(ours, padded, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize(("model", "steps", "cfg"), RUNS)
+def test_latents_agree_with_diffusers(pipeline: Pipeline, model: str, steps: int, cfg: float) -> None:
+    """An implementation that shares no code with DiffSynth, from the same folders, noise, prompt and steps."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the import alone
+        from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+        from diffusers import ZImagePipeline as DiffusersPipeline
+    from transformers import AutoTokenizer, Qwen3Model
+
+    turbo = weights.MINI_ROOT / "Z-Image-Turbo"
+    own = turbo if model == "turbo" else weights.MINI_ROOT / "Z-Image"
+    theirs = DiffusersPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(own / "scheduler"),
+        vae=None,
+        text_encoder=Qwen3Model.from_pretrained(turbo / "text_encoder", dtype=torch.float32),
+        tokenizer=AutoTokenizer.from_pretrained(turbo / "tokenizer"),
+        transformer=ZImageTransformer2DModel.from_pretrained(own / "transformer", torch_dtype=torch.float32),
+    )
+    theirs.set_progress_bar_config(disable=True)
+    noise = torch.randn((1, 16, 16, 16), generator=torch.Generator("cpu").manual_seed(7))
+    expected = theirs(
+        prompt=PROMPT,
+        negative_prompt=NEGATIVE,
+        height=128,
+        width=128,
+        num_inference_steps=steps,
+        # positive + g (positive - negative) there, negative + s (positive - negative) here
+        guidance_scale=cfg - 1,
+        latents=noise,
+        output_type="latent",
+    ).images
+    ours, _ = run(pipeline, model, steps=steps, cfg=cfg, negative_prompt=NEGATIVE)
+    error = (ours.latents - expected).abs()
+    print(f"{model}: largest difference {error.max():.2e}, mean {error.mean():.2e}, of deviation {expected.std():.2f}")
+    assert error.max() < AGREEMENT
+
+
+    """An implementation that shares no code with DiffSynth."""
+AGREEMENT = 1e-4
+
+
+def test_events_come_per_stage_and_per_step(pipeline: Pipeline) -> None:
+    _, events = run(pipeline, "turbo", steps=3)
+    assert events == [Stage("encoding"), Stage("denoising"), Step(1, 3), Step(2, 3), Step(3, 3), Stage("decoding")]
+
+
+def test_closing_stops_within_a_step_and_skips_decoding(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    select(pipeline, "turbo")
+    called = []
+    # Counts calls of the real models; replaces nothing of them.
+    hooks = [
+        pipeline.pipe.dit.all_final_layer["2-1"].register_forward_hook(lambda *_: called.append("dit")),
+        pipeline.pipe.vae_decoder.register_forward_hook(lambda *_: called.append("decoder")),
+    ]
+    drawing = pipeline.text_to_image(prompt=PROMPT, negative_prompt="", steps=8, cfg=1.0, width=128, height=128, seed=7)
+    while next(drawing) != Step(2, 8):
+        pass
+    drawing.close()
+    for hook in hooks:
+        hook.remove()
+    assert called == ["dit", "dit"]
+    again, _ = run(pipeline, "turbo")
+    assert again.image.tobytes() == run(pipeline, "turbo")[0].image.tobytes()
+
+
+def test_grad_mode_is_left_as_it_was_between_events(pipeline: Pipeline) -> None:
+    select(pipeline, "turbo")
+    drawing = pipeline.text_to_image(prompt=PROMPT, negative_prompt="", steps=2, cfg=1.0, width=128, height=128, seed=7)
+    assert all(torch.is_grad_enabled() for _ in drawing)
+
+
+def test_long_prompt_is_cut_and_the_cut_is_reported(pipeline: Pipeline) -> None:
+    long = "a large fox on a black background " * 100
+    ids, note = pipeline._tokenize(long)
+    assert len(ids) <= TEXT_TOKENS
+    assert note.code == "prompt_cut"
+    assert note.values["tokens"] > 0
+    assert str(note.values["limit"]) in note.text
+    # The template that closes the prompt survives the cut.
+    assert ids[-5:] == pipeline._template_ids("fox")[-5:]
+    picture, _ = run(pipeline, "turbo", prompt=long)
+    assert [note.code for note in picture.notes] == ["prompt_cut"]
+    assert not run(pipeline, "turbo")[0].notes
+
+
+def test_embeddings_are_kept_for_recent_prompts_only(pipeline: Pipeline) -> None:
+    from pipeline import EMBEDDINGS_KEPT
+
+    with torch.no_grad():
+        first = pipeline._encode_prompt(pipeline.pipe, "a fox", "cpu")[0]
+        assert pipeline._encode_prompt(pipeline.pipe, "a fox", "cpu")[0] is first
+        for number in range(EMBEDDINGS_KEPT):
+            pipeline._encode_prompt(pipeline.pipe, f"a fox {number}", "cpu")
+        assert len(pipeline._embeddings) == EMBEDDINGS_KEPT
+        again = pipeline._encode_prompt(pipeline.pipe, "a fox", "cpu")[0]
+    assert again is not first
+    assert torch.equal(again, first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_timestep_embedder_follows_its_weights(pipeline: Pipeline, dtype: torch.dtype) -> None:
+    from diffsynth.models.z_image_dit import TimestepEmbedder
+
+    from pipeline import _follow_weight_dtype
+
+    embedder = TimestepEmbedder(16, 32).to(dtype)
+    original = embedder(torch.tensor([500.0])) if dtype is torch.bfloat16 else None
+    _follow_weight_dtype(embedder)
+    ours = embedder(torch.tensor([500.0]))
+    assert ours.dtype == dtype
+    if original is not None:
+        assert torch.equal(ours, original)
+
+
+def test_one_transformer_at_a_time_where_memory_is_short() -> None:
+    built = Pipeline("cpu", torch.float32, keep_both=False)
+    pictures = {}
+    for model in ("turbo", "base", "turbo"):
+        for _ in built.load(weights.choose("mini", "generate", model), model):
+            pass
+        assert list(built.transformers) == [model]
+        pictures.setdefault(model, []).append(run(built, model)[0].image.tobytes())
+    assert pictures["turbo"][0] == pictures["turbo"][1] != pictures["base"][0]
+
+
+def test_loaded_parts_are_not_loaded_again(pipeline: Pipeline) -> None:
+    assert list(pipeline.load(weights.choose("mini", "generate", "base"), "base")) == []
+    assert pipeline.pipe.dit is pipeline.transformers["base"]
+
+
+def test_pipeline_parts_are_diffsynths_own(pipeline: Pipeline) -> None:
+    from diffsynth.models.z_image_dit import ZImageDiT
+
+    assert type(pipeline.pipe) is ZImagePipeline
+    assert all(type(transformer) is ZImageDiT for transformer in pipeline.transformers.values())
+    parameters = [p for transformer in pipeline.transformers.values() for p in transformer.parameters()]
+    assert all(p.dtype is torch.float32 and torch.isfinite(p).all() for p in parameters)
+
+
+def test_nothing_of_diffsynths_reaches_stdout() -> None:
+    code = (
+        "import os, device; device.prepare_environment(os.environ)\n"
+        "import torch, weights; from pipeline import Pipeline\n"
+        "built = Pipeline('cpu', torch.float32, keep_both=True)\n"
+        "list(built.load(weights.choose('mini', 'generate', 'turbo'), 'turbo'))\n"
+        "list(built.text_to_image(prompt='fox', negative_prompt='', steps=1, cfg=1.0, width=128, height=128, seed=1))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == ""
