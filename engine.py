@@ -1,0 +1,309 @@
+"""The engine: one request at a time through one pipeline, as a generator of events.
+
+Every front calls `Engine.run(request)` and gets `Queued` while others come first, `Stage` and `Step` while the work is
+done, then one `Result` or one `Failure`; closing the generator cancels the request within a step. Importing this
+module loads no torch: the pipeline is built by the first request. Knows nothing of pages, commands or files.
+"""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import device
+import metadata
+import mini
+import weights
+from errors import InternalError, OutOfMemory, QueueFull, StudioError
+from request import Event, Failure, Note, Queued, Result, Stage, TextToImage, WeightsChoice, WeightsKind
+
+if TYPE_CHECKING:
+    from pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+QUEUE_LIMIT = 32  # waiting requests; about as many as people are willing to wait behind
+POLL_SECONDS = 0.25  # how often a waiting request says that it waits, and so can be cancelled
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for a whole process: which weights and device to use, and how many requests may wait."""
+
+    weights: WeightsChoice = "auto"
+    device: str = "auto"
+    queue_limit: int = QUEUE_LIMIT
+
+
+class Turns:
+    """A bounded, fair queue: one client's many requests do not delay another client's one.
+
+    A ticket's turn comes when nobody works and no other ticket ranks before it. Tickets are ranked by how many
+    requests their client has waiting before them, then by arrival.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._changed = threading.Condition()
+        self._waiting: list[_Ticket] = []
+        self._working: _Ticket | None = None
+        self._served = 0
+
+    @contextmanager
+    def ticket(self, client: str) -> Iterator[_Ticket]:
+        """Hold a place in the queue, then the turn, until the block is left in whatever way.
+
+        Raises:
+            QueueFull: `limit` requests are waiting already.
+        """
+        with self._changed:
+            if len(self._waiting) >= self.limit:
+                raise QueueFull(self.limit)
+            mine = _Ticket(client, rank=(self._round(client), time.monotonic_ns()))
+            self._waiting.append(mine)
+        try:
+            yield mine
+        finally:
+            with self._changed:
+                if self._working is mine:
+                    self._working = None
+                else:
+                    self._waiting.remove(mine)
+                self._changed.notify_all()
+
+    def wait(self, ticket: _Ticket, seconds: float) -> int:
+        """Wait up to `seconds` for the ticket's turn; return how many requests come before it, 0 when it has begun."""
+        with self._changed:
+            if self._ahead(ticket):
+                self._changed.wait_for(lambda: not self._ahead(ticket), timeout=seconds)
+            ahead = self._ahead(ticket)
+            if not ahead and self._working is not ticket:
+                self._waiting.remove(ticket)
+                self._working = ticket
+                self._served = max(self._served, ticket.rank[0])
+            return ahead
+
+    def _round(self, client: str) -> int:
+        """Return the round that a client's next request belongs to: one after its last, and not before today's."""
+        mine = [ticket.rank[0] for ticket in (*self._waiting, self._working) if ticket and ticket.client == client]
+        return max([self._served, *(number + 1 for number in mine)])
+
+    def _ahead(self, ticket: _Ticket) -> int:
+        if self._working is ticket:
+            return 0
+        return (self._working is not None) + sum(other.rank < ticket.rank for other in self._waiting)
+
+
+@dataclass(frozen=True, eq=False)
+class _Ticket:
+    client: str
+    rank: tuple[int, int]
+
+
+class _Clock:
+    """Measures the wall seconds of each stage that passes by."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._entered: list[tuple[str, float]] = []
+
+    def watch(self, events: Generator[Event, None, T]) -> Generator[Event, None, T]:
+        """Pass events on, noting when each stage begins; returns what `events` returns."""
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as done:
+                return done.value
+            if isinstance(event, Stage):
+                self._entered.append((event.name, time.perf_counter()))
+            yield event
+
+    def read(self) -> dict[str, float]:
+        """Return the seconds of each stage so far, by its name, and of everything as `total`."""
+        now = time.perf_counter()
+        seconds: dict[str, float] = {}
+        ends = [when for _, when in self._entered[1:]] + [now]
+        for (stage, began), ended in zip(self._entered, ends, strict=True):
+            seconds[stage] = seconds.get(stage, 0.0) + ended - began
+        seconds["total"] = now - self._started
+        return {stage: round(taken, 3) for stage, taken in seconds.items()}
+
+
+class Engine:
+    """Owns the pipeline and the queue in front of it. One instance serves every front of a process."""
+
+    def __init__(self, settings: Settings = Settings()) -> None:
+        self.settings = settings
+        self._turns = Turns(settings.queue_limit)
+        self._pipeline: Pipeline | None = None
+        self._built_for: WeightsKind | None = None
+
+    def weights_in_use(self, mode: str, model: str, asked: WeightsChoice = "auto") -> weights.Chosen:
+        """Return which weights a request would use; a request's own choice comes before the process's.
+
+        Raises:
+            WeightsMissing: they are not complete on this machine.
+        """
+        return weights.choose(asked if asked != "auto" else self.settings.weights, mode, model)
+
+    def examples(self, kind: WeightsKind) -> list[str]:
+        """Return prompts that work with these weights."""
+        return list(EXAMPLES[kind])
+
+    def run(self, request: TextToImage, client: str = "") -> Generator[Event, None, None]:
+        """Carry out one request, as events.
+
+        Args:
+            request: a validated request.
+            client: who asks; the queue is fair among clients.
+
+        Yields:
+            `Queued` while waiting, `Stage` and `Step` while working, then one `Result` or one `Failure`.
+        """
+        try:
+            yield from self._events(request, client)
+        except StudioError as error:
+            log.info("no picture: %s", error)
+            yield Failure.of(error)
+
+    def draw(self, request: TextToImage, client: str = "") -> Result:
+        """Carry out one request and wait for its picture: `run` for notebooks and scripts.
+
+        Raises:
+            StudioError: whatever `run` would have yielded as a `Failure`.
+        """
+        *_, result = self._events(request, client)
+        return result
+
+    def _events(self, request: TextToImage, client: str) -> Generator[Event, None, None]:
+        try:
+            with self._turns.ticket(client) as ticket:
+                while ahead := self._turns.wait(ticket, POLL_SECONDS):
+                    yield Queued(ahead)
+                yield from self._work(request)
+        except GeneratorExit:
+            log.info("cancelled: %s", request.mode)
+            raise
+        except StudioError:
+            raise
+        except Exception as error:
+            raise self._translate(error) from error
+
+    def _work(self, request: TextToImage) -> Generator[Event, None, None]:
+        clock = _Clock()
+        chosen = self.weights_in_use(request.mode, request.model, request.weights)
+        request = request.resolved(chosen.kind)
+        log.info("%s with %s weights: %s", request.mode, chosen.kind, request.model_dump_json())
+
+        pipeline = yield from clock.watch(self._ready(chosen, request))
+        picture = yield from clock.watch(
+            pipeline.text_to_image(
+                prompt=request.prompt,
+                negative_prompt=request.negative_prompt,
+                steps=request.steps,
+                cfg=request.cfg,
+                width=request.width,
+                height=request.height,
+                seed=request.seed,
+            )
+        )
+        seconds = clock.read()
+
+        provenance = metadata.Provenance(
+            chosen.kind, {part: weights.fingerprint(files) for part, files in chosen.files.items()}
+        )
+        notes = (*picture.notes, *_miniature_notes(request, chosen.kind))
+        yield Result(
+            png=metadata.encode_png(picture.image, request, provenance),
+            sidecar={
+                **metadata.describe(request, provenance),
+                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "seconds": seconds,
+                "notes": [note.text for note in notes],
+            },
+            request=request,
+            weights=chosen.kind,
+            weights_note=chosen.reason,
+            seconds=seconds,
+            notes=notes,
+        )
+
+    def _ready(self, chosen: weights.Chosen, request: TextToImage) -> Generator[Event, None, Pipeline]:
+        """Return the pipeline with the request's models loaded, built anew where the kind of weights changed."""
+        if self._pipeline is None or self._built_for != chosen.kind:
+            yield Stage("loading", "program")  # torch and diffsynth take seconds to import
+            self._drop_pipeline()
+            device.prepare_environment(os.environ)
+            import torch
+
+            from pipeline import Pipeline
+
+            on = device.choose_device(self.settings.device)
+            host_total, _ = device.host_memory()
+            plan = device.memory_plan(
+                on.kind, on.total_bytes, on.free_bytes, host_total, request.mode, chosen.kind, on.dtype
+            )
+            log.info("%s; %s", on.reason, "; ".join(plan.reasons))
+            if plan.offload or not plan.fits:  # streaming weights from the host is not built yet
+                raise OutOfMemory(
+                    f"these weights do not fit this machine yet: {'; '.join(plan.reasons)}. "
+                    "Weights mini draws with the miniature."
+                )
+            self._pipeline = Pipeline(on.kind, getattr(torch, on.dtype), plan.keep_both_transformers)
+            self._built_for = chosen.kind
+        yield from self._pipeline.load(chosen, request.model)
+        return self._pipeline
+
+    def _drop_pipeline(self) -> None:
+        self._pipeline = self._built_for = None
+        gc.collect()  # modules hold cycles
+
+    def _translate(self, error: Exception) -> StudioError:
+        """Turn a foreign exception into one of ours, by its type; whatever it left half-done is dropped."""
+        self._drop_pipeline()
+        torch = sys.modules.get("torch")  # importing it may be what failed
+        if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
+            log.warning("out of memory: %s", error)
+            return OutOfMemory("the memory did not suffice; a smaller width and height needs less")
+        log.exception("internal error")
+        return InternalError(type(error).__name__, str(error))
+
+
+def _miniature_notes(request: TextToImage, kind: WeightsKind) -> list[Note]:
+    """Say which words of the prompt mean nothing to the miniature."""
+    unknown = mini.unknown_words(request.prompt) if kind == "mini" else []
+    if not unknown:
+        return []
+    return [
+        Note(
+            "unknown_words",
+            f"The miniature does not know: {', '.join(unknown)}. It knows single things on a plain background, "
+            f"such as {', '.join(mini.known_things()[:6])}.",
+            {"words": unknown},
+        )
+    ]
+
+
+# What each kind of weights draws well; shown on the page to start from.
+EXAMPLES: dict[WeightsKind, tuple[str, ...]] = {
+    "mini": (
+        "a red apple on a blue background",
+        "a large fox on a black background",
+        "a small butterfly, yellow background",
+    ),
+    "full": (
+        "A cat asleep on a warm windowsill, late afternoon light, 35 mm photograph",
+        "A lighthouse in a storm, ink and watercolour",
+        'A shop window with a neon sign that says "OPEN LATE"',
+    ),
+}

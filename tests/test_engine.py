@@ -1,0 +1,206 @@
+"""The engine: one way through for every front, on the real miniature."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import metadata
+import weights
+from engine import Engine, Settings, Turns
+from errors import QueueFull, RequestError, WeightsMissing
+from request import Failure, Queued, Result, Stage, Step, TextToImage
+
+
+def ask(**values: object) -> TextToImage:
+    return TextToImage.parse(**{"prompt": "a fox on a black background", "seed": 7, "steps": 2, **values})
+
+
+def test_run_ends_with_one_result(engine: Engine) -> None:
+    *events, result = engine.run(ask(seed=0))
+    assert isinstance(result, Result)
+    assert all(isinstance(event, Stage | Step) for event in events)
+    assert [event for event in events if isinstance(event, Step)] == [Step(1, 2), Step(2, 2)]
+    assert result.request.seed > 0
+    assert result.weights == "mini"
+    assert result.png.startswith(b"\x89PNG")
+    assert set(result.seconds) >= {"encoding", "denoising", "decoding", "total"}
+
+
+def test_same_request_gives_the_same_file_and_another_seed_does_not(draw) -> None:
+    first = draw().png
+    assert draw().png == first
+    assert draw(seed=8).png != first
+
+
+def test_a_fresh_engine_gives_the_same_file(draw) -> None:
+    fresh = Engine(Settings(weights="mini", device="cpu"))
+    assert fresh.draw(ask(steps=8)).png == draw(steps=8).png
+
+
+def test_switching_models_back_and_forth_changes_nothing(draw) -> None:
+    turbo = draw().png
+    base = draw(model="base").png
+    assert pixels(turbo) != pixels(base)
+    assert draw().png == turbo
+    assert draw(model="base").png == base
+
+
+def test_guidance_and_negative_prompt_change_base(draw) -> None:
+    pictures = [
+        pixels(draw(model="base", **values).png)
+        for values in ({}, {"cfg": 1}, {"cfg": 2}, {"negative_prompt": "black background"})
+    ]
+    assert len(set(pictures)) == len(pictures)
+
+
+def pixels(png: bytes) -> bytes:
+    import io
+
+    return Image.open(io.BytesIO(png)).tobytes()
+
+
+def test_picture_names_its_weights_and_replays_itself(draw, tmp_path: Path) -> None:
+    result = draw(model="base", negative_prompt="blue background")
+    path = tmp_path / "picture.png"
+    sidecar = metadata.save(result, path)
+    assert sidecar.is_file()
+    found = metadata.read_png(path)
+    assert set(found.fingerprints) == set(weights.needs("generate", "base"))
+    assert draw(**found.values).png == result.png
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"width": 1024}, "width"),
+        ({"cfg": 4}, "cfg"),
+        ({"negative_prompt": "blue"}, "negative_prompt"),
+    ],
+)
+def test_failure_is_an_event_and_the_next_request_works(engine: Engine, values: dict, field: str) -> None:
+    (failure,) = engine.run(ask(**values))
+    assert isinstance(failure, Failure)
+    assert failure.values["field"] == field
+    assert isinstance(list(engine.run(ask()))[-1], Result)
+    with pytest.raises(RequestError):
+        engine.draw(ask(**values))
+
+
+def test_fault_inside_is_an_event_and_the_next_request_works(draw, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(Settings(weights="mini", device="cpu"))
+    before = engine.draw(ask()).png
+    # A real fault: a model whose weights are gone.
+    engine._pipeline.pipe.vae_decoder.to("meta")
+    *_, failure = engine.run(ask())
+    assert isinstance(failure, Failure)
+    assert (failure.code, failure.exit_code) == ("internal", 1)
+    assert engine.draw(ask()).png == before
+
+
+def test_unknown_device_is_refused() -> None:
+    (*_, failure) = Engine(Settings(weights="mini", device="tpu")).run(ask())
+    assert failure.exit_code == 2
+    assert failure.values["field"] == "device"
+
+
+def test_missing_weights_are_a_failure_that_names_them() -> None:
+    (failure,) = Engine(Settings(weights="full", device="cpu")).run(ask())
+    assert (failure.code, failure.exit_code) == ("weights_missing", WeightsMissing.exit_code)
+    assert "Z-Image-Turbo" in failure.text
+
+
+def test_unknown_words_are_named(draw) -> None:
+    notes = draw(prompt="a fox riding a quixotic zeppelin, black background").notes
+    (note,) = [note for note in notes if note.code == "unknown_words"]
+    assert "quixotic" in note.values["words"]
+    assert "quixotic" in note.text
+    assert "fox" not in note.values["words"]
+    assert not draw().notes
+
+
+def test_examples_mean_something_to_the_weights_they_are_for(engine: Engine) -> None:
+    import mini
+
+    assert engine.examples("full")
+    for prompt in engine.examples("mini"):
+        assert mini.unknown_words(prompt) == []
+
+
+def test_second_request_waits_and_is_told_its_place(engine: Engine) -> None:
+    first = engine.run(ask(), client="a")
+    next(first)
+    second, third = engine.run(ask(), client="b"), engine.run(ask(), client="c")
+    assert next(second) == Queued(1)
+    assert next(third) == Queued(2)
+    first.close()
+    assert isinstance(next(second), Stage)
+    assert next(third) == Queued(1)
+    second.close()
+    assert isinstance(list(third)[-1], Result)
+
+
+def test_waiting_request_can_be_cancelled(engine: Engine) -> None:
+    first = engine.run(ask(), client="a")
+    next(first)
+    waiting, last = engine.run(ask(), client="b"), engine.run(ask(), client="c")
+    next(waiting)
+    assert next(last) == Queued(2)
+    waiting.close()
+    assert next(last) == Queued(1)
+    first.close()
+    last.close()
+
+
+def test_full_queue_is_refused() -> None:
+    engine = Engine(Settings(weights="mini", device="cpu", queue_limit=1))
+    first = engine.run(ask())
+    next(first)
+    second = engine.run(ask())
+    next(second)
+    (failure,) = engine.run(ask())
+    assert (failure.code, failure.http_status) == ("queue_full", QueueFull.http_status)
+    first.close()
+    assert isinstance(list(second)[-1], Result)
+
+
+def test_two_threads_at_once_both_get_their_own_picture(engine: Engine, draw) -> None:
+    expected = {seed: draw(seed=seed, steps=2).png for seed in (1, 2)}
+    results: dict[int, bytes] = {}
+    threads = [
+        threading.Thread(target=lambda seed=seed: results.update({seed: engine.draw(ask(seed=seed), str(seed)).png}))
+        for seed in expected
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == expected
+
+
+def test_run_that_is_abandoned_leaves_the_queue(engine: Engine) -> None:
+    run = engine.run(ask())
+    next(run)
+    del run
+    assert isinstance(list(engine.run(ask()))[-1], Result)
+
+
+def test_one_clients_many_requests_do_not_delay_anothers() -> None:
+    turns = Turns(limit=10)
+    order = []
+    with turns.ticket("working") as working:
+        assert turns.wait(working, 0) == 0
+        held = [turns.ticket(client) for client in ("many", "many", "many", "one")]
+        tickets = [context.__enter__() for context in held]
+        assert [turns.wait(ticket, 0) for ticket in tickets] == [1, 3, 4, 2]
+    waiting = dict(zip(tickets, held, strict=True))
+    while waiting:
+        (ticket,) = [ticket for ticket in waiting if turns.wait(ticket, 0) == 0]
+        order.append(ticket.client)
+        waiting.pop(ticket).__exit__(None, None, None)
+    assert order == ["many", "one", "many", "many"]
+
+
+def test_importing_the_engine_builds_nothing() -> None:
+    assert Engine()._pipeline is None
