@@ -1,0 +1,258 @@
+"""The command line: `python cli.py COMMAND …`. Flags are made from the request's fields, which also check them.
+
+Progress goes to stderr; stdout holds the picture's path, or with `--json` exactly one JSON object. Exit codes are the
+errors' own (see errors.py): 0 done, 2 bad request, 3 weights missing, 4 out of memory, 130 cancelled, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import itertools
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import device
+import metadata
+import weights
+from engine import Engine, Settings
+from errors import Cancelled, RequestError, StudioError
+from request import Event, Failure, Queued, Request, Result, Stage, Step, TextToImage
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with a one-line complaint in place of usage and complaint."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and leave with the exit code of a bad request."""
+        self.exit(RequestError.exit_code, f"{self.prog}: {message} (--help shows what is possible)\n")
+
+
+def build_parser() -> Parser:
+    """Return the parser of the whole command line."""
+    common = Parser(add_help=False)
+    common.add_argument("--weights", default="auto", help=_help(TextToImage, "weights"))
+    common.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    common.add_argument("--offline", action="store_true", help="never touch the network")
+    common.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else")
+    common.add_argument("-v", "--verbose", action="store_true", help="log what happens to stderr")
+
+    parser = Parser(prog="cli.py", description="Z-Image Studio: pictures with the Z-Image models.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    serve = commands.add_parser("serve", parents=[common], help="the page")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    serve.add_argument("--port", type=int, default=7860, help="port to listen on (default: 7860)")
+    serve.add_argument("--auth", metavar="USER:PASSWORD", help="ask visitors for these")
+    serve.add_argument("--insecure", action="store_true", help="allow other machines without --auth")
+    serve.set_defaults(run=_serve)
+
+    generate = commands.add_parser(TextToImage.mode, parents=[common], help=TextToImage.help)
+    generate.add_argument("prompt", nargs="?", help=_help(TextToImage, "prompt"))
+    _add_fields(generate, TextToImage, skip={"prompt", "weights"})
+    generate.add_argument("--from", dest="replay", metavar="FILE.png", help="take what is not given from a picture")
+    generate.add_argument("--out", type=Path, metavar="FILE.png", help="where to write (default: z-image-SEED.png)")
+    generate.set_defaults(run=_generate)
+
+    inspect = commands.add_parser("inspect", parents=[common], help="what a picture says about how it was made")
+    inspect.add_argument("file", type=Path)
+    inspect.set_defaults(run=_inspect)
+
+    models = commands.add_parser("models", parents=[common], help="weights present and missing, with sizes")
+    models.add_argument("action", nargs="?", choices=["list"], default="list")
+    models.set_defaults(run=_models)
+
+    doctor = commands.add_parser("doctor", parents=[common], help="device, memory plan, versions, problems")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if args.verbose else logging.WARNING,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    if args.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before anything that could use the network is imported
+    try:
+        return args.run(args)
+    except StudioError as error:
+        return _fail(Failure.of(error), args.json)
+    except KeyboardInterrupt:
+        return _fail(Failure.of(Cancelled()), args.json)
+
+
+def _add_fields(parser: argparse.ArgumentParser, request: type[Request], skip: set[str]) -> None:
+    """Give every field of a request its flag. Values stay text: the request alone judges them."""
+    for name, field in request.model_fields.items():
+        if name not in skip:
+            flag = (field.json_schema_extra or {}).get("flag", "--" + name.replace("_", "-"))
+            parser.add_argument(flag, dest=name, metavar=flag.removeprefix("--").upper(), help=_help(request, name))
+
+
+def _help(request: type[Request], name: str) -> str:
+    """Return a field's help line with what it takes."""
+    return f"{request.model_fields[name].description} Takes {request.allowed(name)}.".replace("%", "%%")
+
+
+def _serve(args: argparse.Namespace) -> int:
+    import app
+
+    app.serve(_engine(args), host=args.host, port=args.port, auth=args.auth, insecure=args.insecure)
+    return 0
+
+
+def _generate(args: argparse.Namespace) -> int:
+    given = {name: getattr(args, name) for name in TextToImage.model_fields if getattr(args, name) is not None}
+    if args.replay:
+        replayed = metadata.read_png(Path(args.replay)).request().model_dump()
+        given = {**replayed, **given, "weights": args.weights if args.weights != "auto" else replayed["weights"]}
+    request = TextToImage.parse(**given)
+    if args.out is not None:
+        _check_out(args.out)
+    result = _follow(_engine(args), request)
+    if isinstance(result, Failure):
+        return _fail(result, args.json)
+
+    out = args.out or _free_name(f"z-image-{result.request.seed}")
+    sidecar = metadata.save(result, out)
+    for note in result.notes:
+        _say(note.text)
+    if args.json:
+        facts = {"file": str(out), "json": str(sidecar), "seed": result.request.seed, **result.sidecar}
+        print(json.dumps(facts, ensure_ascii=False))
+    else:
+        print(out)
+        _say(f"seed {result.request.seed}, {result.seconds['total']:.1f} s. {result.weights_note}")
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    found = metadata.read_png(args.file)
+    facts = {
+        "file": str(args.file),
+        "source": found.source,
+        "mode": found.mode,
+        "request": dict(found.values),
+        "fingerprints": dict(found.fingerprints),
+        "not_restored": dict(found.not_restored),
+    }
+    _print_facts(facts, args.json)
+    return 0
+
+
+def _models(args: argparse.Namespace) -> int:
+    _print_facts({"models": _inventory()}, args.json)
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    device.prepare_environment(os.environ)
+    on = device.choose_device(args.device)
+    chosen = weights.choose(args.weights, TextToImage.mode, "turbo")
+    total, available = device.host_memory()
+    plan = device.memory_plan(on.kind, on.total_bytes, on.free_bytes, total, TextToImage.mode, chosen.kind, on.dtype)
+    facts = {
+        "version": metadata.APP_VERSION,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "diffsynth", "transformers", "gradio")},
+        "device": f"{on.name} ({on.kind}, {on.dtype}): {on.reason}",
+        "memory": f"{weights.size_text(available)} of {weights.size_text(total)} free",
+        "weights": f"{chosen.kind}: {chosen.reason}",
+        "memory plan": list(plan.reasons),
+        "models": _inventory(),
+    }
+    _print_facts(facts, args.json)
+    return 0
+
+
+def _engine(args: argparse.Namespace) -> Engine:
+    return Engine(Settings(weights=args.weights, device=args.device))
+
+
+def _follow(engine: Engine, request: TextToImage) -> Result | Failure:
+    """Run a request, saying on stderr how far it is; return its last event."""
+    said = ""
+    for event in engine.run(request):
+        if isinstance(event, Result | Failure):
+            return event
+        if (line := _progress(event)) != said:
+            _say(line)
+            said = line
+    raise AssertionError("a run ends with a Result or a Failure")
+
+
+def _progress(event: Event) -> str:
+    match event:
+        case Queued(ahead):
+            return f"waiting behind {ahead}"
+        case Stage(name, detail):
+            return f"{name} {detail}".strip()
+        case Step(index, total):
+            return f"step {index} of {total}"
+    raise AssertionError(f"no line for {event}")
+
+
+def _fail(failure: Failure, as_json: bool) -> int:
+    _say(failure.text)
+    if as_json:
+        error = {"code": failure.code, "message": failure.text, **failure.values}
+        print(json.dumps({"error": error}, ensure_ascii=False))
+    return failure.exit_code
+
+
+def _check_out(path: Path) -> None:
+    """Refuse, before any work is done, a name that the picture could not be written to."""
+    if path.suffix.lower() != ".png" or not path.parent.is_dir() or path.is_dir():
+        raise RequestError("out", str(path), "a file name that ends in .png, in a folder that exists")
+
+
+def _inventory() -> list[str]:
+    """Say of each part of the real weights whether it is here, and where."""
+    lines = []
+    for found in weights.inventory():
+        where = f"in the {found.source}" if found.present else "missing"
+        lines.append(": ".join([found.part.title, where, *found.problems]))
+    return lines
+
+
+def _free_name(stem: str) -> Path:
+    """Return a name in the current folder that overwrites nothing."""
+    for number in itertools.count(1):
+        path = Path(f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
+        if not path.exists():
+            return path
+    raise AssertionError("numbers do not end")
+
+
+def _print_facts(facts: dict[str, Any], as_json: bool, indent: str = "") -> None:
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}:" if value else f"{indent}{name}: none")
+            _print_facts(value, False, indent + "  ")
+        elif isinstance(value, list):
+            print(f"{indent}{name}:")
+            print("\n".join(f"{indent}  {item}" for item in value))
+        else:
+            print(f"{indent}{name}: {value}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""The command line as a user runs it: in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import cli
+import metadata
+
+ROOT = Path(__file__).parent.parent
+
+
+def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / "cli.py", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"HF_HUB_CACHE": str(cwd / "no-cache"), "Z_IMAGE_MODELS": ""},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A folder with a picture in it, and the run that made it."""
+    folder = tmp_path_factory.mktemp("made")
+    prompt = "a red apple on a blue background"
+    return folder, command("generate", prompt, "--seed", 7, "--out", "apple.png", "--offline", cwd=folder)
+
+
+def test_generate_writes_the_picture_and_its_parameters(made) -> None:
+    folder, done = made
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "apple.png\n"
+    assert "step 8 of 8" in done.stderr
+    assert "miniature" in done.stderr
+    with Image.open(folder / "apple.png") as picture:
+        assert picture.size == (128, 128)
+    assert json.loads((folder / "apple.json").read_text())["request"]["seed"] == 7
+
+
+def test_picture_shows_what_was_asked_for(made) -> None:
+    """Red in the middle, blue around it: in numbers, what anyone sees."""
+    folder, _ = made
+    picture = Image.open(folder / "apple.png").convert("RGB")
+    red, green, blue = picture.getpixel((4, 4))
+    assert blue > red + 40
+    assert blue > green
+    middle = picture.crop((40, 40, 88, 96)).resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+    assert middle[0] > middle[2] + 40
+
+
+def test_json_puts_one_object_on_stdout_and_from_replays_a_picture(made, tmp_path: Path) -> None:
+    folder, _ = made
+    done = command("generate", "--from", folder / "apple.png", "--out", "again.png", "--json", cwd=tmp_path)
+    facts = json.loads(done.stdout)
+    assert facts["seed"] == 7
+    assert (tmp_path / facts["file"]).read_bytes() == (folder / "apple.png").read_bytes()
+
+
+def test_default_name_overwrites_nothing(made, tmp_path: Path) -> None:
+    folder, _ = made
+    (tmp_path / "z-image-7.png").write_bytes(b"mine")
+    done = command("generate", "--from", folder / "apple.png", cwd=tmp_path)
+    assert done.stdout == "z-image-7-2.png\n"
+    assert (tmp_path / "z-image-7.png").read_bytes() == b"mine"
+
+
+def test_inspect_reads_the_picture(made) -> None:
+    folder, _ = made
+    facts = json.loads(command("inspect", "apple.png", "--json", cwd=folder).stdout)
+    assert facts["source"] == "z-image-studio"
+    assert facts["request"]["prompt"] == "a red apple on a blue background"
+    assert "turbo" in facts["fingerprints"]
+    assert "a red apple" in command("inspect", "apple.png", cwd=folder).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("generate",), 2, "prompt: "),
+        (("generate", " "), 2, "prompt: "),
+        (("generate", "fox", "--steps", "many"), 2, "steps: 'many'"),
+        (("generate", "fox", "--cfg", "nan"), 2, "cfg: "),
+        (("generate", "fox", "--seed", str(2**32)), 2, "seed: "),
+        (("generate", "fox", "--model", "edit"), 2, "model: 'edit' is not possible; allowed: turbo, base"),
+        (("generate", "fox", "--weights", "big"), 2, "weights: 'big'"),
+        (("generate", "fox", "--out", "fox.jpg"), 2, "out: 'fox.jpg'"),
+        (("generate", "fox", "--out", "nowhere/fox.png"), 2, "out: "),
+        (("generate", "fox", "--width", "1000"), 2, "width: 1000"),
+        (("generate", "fox", "--weights", "full"), 3, "Tongyi-MAI/Z-Image-Turbo"),
+        (("generate", "--from", "absent.png"), 2, "file: 'absent.png'"),
+        (("inspect", "absent.png"), 2, "file: 'absent.png'"),
+        (("serve", "--host", "0.0.0.0"), 2, "host: '0.0.0.0'"),
+        (("serve", "--auth", "nobody"), 2, "auth: "),
+        (("draw",), 2, "draw"),
+        (("generate", "fox", "--speed", "9"), 2, "--speed"),
+    ],
+)
+def test_bad_request_is_one_line_and_an_exit_code(arguments: tuple, code: int, said: str, tmp_path: Path) -> None:
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_failure_as_json_is_one_object(tmp_path: Path) -> None:
+    done = command("generate", "fox", "--width", "1000", "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    error = json.loads(done.stdout)["error"]
+    assert (error["code"], error["field"], error["nearest"]) == ("bad_request", "width", 128)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_interrupt_ends_with_130_and_leaves_no_file(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "cli.py", "generate", "fox", "--model", "base", "--steps", "100"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("step 2"):
+            process.send_signal(signal.SIGINT)
+            break
+    assert "step 100" not in process.stderr.read()
+    assert process.wait() == 130
+    assert not list(tmp_path.iterdir())
+
+
+def test_doctor_names_device_plan_versions_and_weights(tmp_path: Path) -> None:
+    facts = json.loads(command("doctor", "--json", "--device", "cpu", cwd=tmp_path).stdout)
+    assert facts["version"] == metadata.APP_VERSION
+    assert "float32" in facts["device"]
+    assert facts["memory plan"]
+    assert {"torch", "diffsynth", "transformers", "gradio"} <= set(facts)
+    assert facts["weights"].startswith("mini")
+    assert any("Z-Image-Turbo" in str(line) for line in facts["models"])
+
+
+def test_models_lists_what_is_missing(tmp_path: Path) -> None:
+    listed = command("models", cwd=tmp_path).stdout
+    assert "Tongyi-MAI/Z-Image-Turbo" in listed
+    assert "missing" in listed
+
+
+def test_every_field_of_a_request_has_a_flag() -> None:
+    for flag in ("--model", "--negative", "--steps", "--cfg", "--width", "--height", "--seed", "--weights"):
+        assert flag in cli.build_parser()._subparsers._group_actions[0].choices["generate"].format_help()
+
+
+def test_version_is_that_of_the_package() -> None:
+    assert f'version = "{metadata.APP_VERSION}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")

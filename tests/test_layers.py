@@ -1,0 +1,90 @@
+"""Who may import whom: the table of docs/contributing.md, held against the code itself."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+ALLOWED = {
+    "errors": set(),
+    "theme": set(),
+    "request": {"errors"},
+    "device": {"errors"},
+    "mini": {"errors"},
+    "mini_models": {"mini"},
+    "checkpoint": set(),
+    "weights": {"errors", "checkpoint"},
+    "metadata": {"request", "errors"},
+    "pipeline": {"mini", "weights", "device", "request", "errors"},
+    "engine": {"pipeline", "metadata", "mini", "weights", "device", "request", "errors"},
+    "ui": {"theme", "engine", "request", "metadata", "errors"},
+    "cli": {"app", "engine", "request", "metadata", "weights", "device", "errors"},
+    "app": {"ui", "theme", "engine", "weights", "device", "errors"},
+    "install": set(),
+}
+
+# Third-party packages that only some modules may import, and whether they may do so at the top of the file.
+HEAVY = {
+    "torch": {"pipeline", "mini_models"},
+    "diffsynth": {"pipeline"},
+    "transformers": {"pipeline"},
+    "gradio": {"ui", "app", "theme"},
+}
+HEAVY_LAZILY = {
+    "torch": {"engine", "device"},
+    "diffsynth": {"mini"},
+    "transformers": {"mini_models"},
+    "gradio": set(),
+}
+
+MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
+
+
+def imports(module: str, *, top_level_only: bool) -> set[str]:
+    """Return the first parts of the names that a module imports at run time."""
+    tree = ast.parse((ROOT / f"{module}.py").read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else [node for node in ast.walk(tree) if not _for_type_checkers(node, tree)]
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+def _for_type_checkers(node: ast.AST, tree: ast.Module) -> bool:
+    guarded = [block for block in tree.body if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)]
+    return any(node in ast.walk(block) for block in guarded)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_imports_only_what_its_layer_may(module: str) -> None:
+    assert module in ALLOWED, f"{module}.py is not in the table of layers"
+    inside = imports(module, top_level_only=False) & set(MODULES)
+    assert inside <= ALLOWED[module]
+
+
+@pytest.mark.parametrize("package", HEAVY)
+def test_heavy_packages_are_imported_where_they_belong(package: str) -> None:
+    everywhere = {module for module in MODULES if package in imports(module, top_level_only=False)}
+    at_the_top = {module for module in MODULES if package in imports(module, top_level_only=True)}
+    assert at_the_top <= HEAVY[package]
+    assert everywhere <= HEAVY[package] | HEAVY_LAZILY[package]
+
+
+@pytest.mark.parametrize("module", ["app", "cli", "engine"])
+def test_importing_a_front_loads_no_torch(module: str) -> None:
+    code = (
+        f"import sys, {module}; print([name for name in ('torch', 'diffsynth', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_module_is_named_like_a_package_of_others() -> None:
+    assert not set(MODULES) & set(sys.stdlib_module_names)
