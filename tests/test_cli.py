@@ -121,18 +121,16 @@ def test_failure_as_json_is_one_object(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_interrupt_ends_with_130_and_leaves_no_file(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "cli.py", "generate", "fox", "--model", "base", "--steps", "100"],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stderr:
-        if line.startswith("step 2"):
-            process.send_signal(signal.SIGINT)
-            break
-    assert "step 100" not in process.stderr.read()
-    assert process.wait() == 130
+    arguments = [sys.executable, ROOT / "cli.py", "generate", "fox", "--model", "base", "--steps", "100"]
+    with subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("step 2"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert "step 100" not in rest
+    assert rest.splitlines()[-1] == "the request was cancelled"
     assert not list(tmp_path.iterdir())
 
 

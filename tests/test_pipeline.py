@@ -110,7 +110,8 @@ def test_latents_agree_with_diffusers(pipeline: Pipeline, model: str, steps: int
     assert error.max() < AGREEMENT
 
 
-    """An implementation that shares no code with DiffSynth."""
+# Largest difference of a latent, where latents have a deviation of about 1; fp32 rounding over 25 guided steps came
+# to 1.4e-6.
 AGREEMENT = 1e-4
 
 
