@@ -1,0 +1,172 @@
+"""Trains the miniature's autoencoder on crops of icons and checks its reconstructions."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from mini_models import MiniAutoencoder
+
+from .data import BACKGROUNDS, Painter, all_combinations, autoencoder_icons
+
+logger = logging.getLogger(__name__)
+
+STEPS, BATCH, CROP = 5000, 12, 64  # crops of 64 px: about 6 minutes on two CPU cores
+OWN_SHARE = 0.5  # half of the crops from the things that the miniature draws, the rest from all icons
+LEARNING_RATE = 2e-3
+LATENT_NOISE = 0.15  # the decoder has to forgive the transformer's small errors
+EDGE_SHARE = 0.10  # white-on-black edge maps, so that control images survive the autoencoder
+
+
+def _edges(pictures: torch.Tensor) -> torch.Tensor:
+    """Turn pictures [B, 3, H, W] in -1..1 into white-on-black outlines of the same shape."""
+    gray = pictures.mean(1, keepdim=True)
+    dx = F.pad(gray[..., :, 1:] - gray[..., :, :-1], (0, 1, 0, 0))
+    dy = F.pad(gray[..., 1:, :] - gray[..., :-1, :], (0, 0, 0, 1))
+    return (((dx**2 + dy**2).sqrt() > 0.2).float() * 2 - 1).expand_as(pictures)
+
+
+class Crops:
+    """Draws random crops of icons on random flat backgrounds."""
+
+    def __init__(self, work: Path, generator: np.random.Generator) -> None:
+        self.icons = autoencoder_icons(work)
+        self.own = np.stack([np.asarray(icon) for (_, size), icon in Painter(work).icons.items() if size == "large"])
+        self.random = generator
+        self.palette = np.array(list(BACKGROUNDS.values()), dtype=np.float32)
+
+    def one(self) -> np.ndarray:
+        """Return one float crop [CROP, CROP, 3] in 0..255, a good part of it icon."""
+        r = self.random
+        icons = self.own if r.random() < OWN_SHARE else self.icons
+        icon = icons[r.integers(len(icons))].astype(np.float32)
+        if r.random() < 0.4:  # two thirds of the size: small icons have finer detail per pixel
+            image = Image.fromarray(icon.astype(np.uint8), "RGBA").resize((64, 64), Image.Resampling.LANCZOS)
+            icon = np.asarray(image).astype(np.float32)
+        background = self.palette[r.integers(len(self.palette))] if r.random() < 0.5 else r.uniform(0, 255, 3)
+        crop = np.empty((CROP, CROP, 3), np.float32)
+        crop[:] = background
+        y, x = r.integers(-24, icon.shape[0] - 40, 2)  # the crop's corner in the icon
+        top, left = max(0, -y), max(0, -x)
+        piece = icon[max(0, y) : y + CROP, max(0, x) : x + CROP]
+        area = crop[top : top + piece.shape[0], left : left + piece.shape[1]]
+        area += (piece[..., :3] - area) * (piece[..., 3:] / 255.0)
+        return crop[:, ::-1] if r.random() < 0.5 else crop
+
+    def batch(self) -> torch.Tensor:
+        """Return float crops [BATCH, 3, CROP, CROP] in -1..1."""
+        crops = torch.from_numpy(np.stack([self.one() for _ in range(BATCH)])).permute(0, 3, 1, 2) / 127.5 - 1
+        count = int(self.random.binomial(BATCH, EDGE_SHARE))
+        if count:
+            crops[:count] = _edges(crops[:count])
+        return crops.contiguous()
+
+
+def _gradient_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """L1 of values and of horizontal and vertical differences on three scales: keeps outlines sharp."""
+    total = a.new_zeros(())
+    for scale in range(3):
+        if scale:
+            a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+            total = total + F.l1_loss(a, b)
+        total = total + F.l1_loss(a[..., 1:] - a[..., :-1], b[..., 1:] - b[..., :-1])
+        total = total + F.l1_loss(a[..., 1:, :] - a[..., :-1, :], b[..., 1:, :] - b[..., :-1, :])
+    return total
+
+
+def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
+    """Train, measure the latents' mean and deviation, save `work/autoencoder.pt`; a finished file is kept."""
+    target = work / "autoencoder.pt"
+    if target.exists():
+        return target
+    torch.manual_seed(0)
+    crops = Crops(work, np.random.default_rng(0))
+    model = MiniAutoencoder().to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
+    start = time.time()
+    for step in range(steps):
+        rate = min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * rate + 1e-6
+        pictures = crops.batch().to(device, memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16):
+            z = model.encoder.raw(pictures).float()
+            noise = torch.randn_like(z) * (LATENT_NOISE * torch.rand(len(z), 1, 1, 1, device=device))
+            decoded = model.decoder.raw(z + noise).float()
+        variation = (z[..., 1:] - z[..., :-1]).abs().mean() + (z[..., 1:, :] - z[..., :-1, :]).abs().mean()
+        loss = F.l1_loss(decoded, pictures) + 0.5 * _gradient_loss(decoded, pictures)
+        loss = loss + 2e-3 * z.square().mean() + 2e-3 * variation
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 250 == 0:
+            logger.info("autoencoder step %d/%d loss %.4f, %.0f s", step, steps, loss.item(), time.time() - start)
+    model.to(memory_format=torch.contiguous_format).eval()
+    measure_latents(model, work, device)
+    torch.save(model.state_dict(), target)
+    return target
+
+
+@torch.no_grad()
+def measure_latents(model: MiniAutoencoder, work: Path, device: torch.device) -> None:
+    """Set the per-channel mean and deviation so that latents of the miniature's own pictures have unit variance."""
+    painter = Painter(work)
+    pictures = painter.paint_all(all_combinations()[::7])
+    z = torch.cat([model.encoder.raw(to_tensor(chunk, device)) for chunk in np.array_split(pictures, 16)])
+    mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+    for part in (model.encoder, model.decoder):
+        # rounded to bf16 as they will be stored, so that export changes no latent
+        part.latents_mean.copy_(mean.view(1, -1, 1, 1).bfloat16().float())
+        part.latents_std.copy_(std.view(1, -1, 1, 1).bfloat16().float())
+
+
+def to_tensor(pictures: np.ndarray, device: torch.device) -> torch.Tensor:
+    """uint8 [B, H, W, 3] -> float [B, 3, H, W] in -1..1."""
+    return (torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
+
+
+def load(work: Path, device: torch.device) -> MiniAutoencoder:
+    """Load the trained autoencoder with weights rounded to bf16, as the exported file holds them."""
+    model = MiniAutoencoder()
+    state = torch.load(work / "autoencoder.pt", map_location="cpu", weights_only=True)
+    model.load_state_dict({k: v.bfloat16().float() for k, v in state.items()})
+    return model.to(device).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def evaluate(work: Path, device: torch.device) -> dict[str, float]:
+    """Return mean and worst PSNR in dB over the miniature's pictures and write a sheet of reconstructions."""
+    model = load(work, device)
+    pictures = Painter(work).paint_all(all_combinations()[::13])
+    values, sheet = [], []
+    for chunk in np.array_split(pictures, 16):
+        x = to_tensor(chunk, device)
+        y = model.decoder(model.encoder(x)).clamp(-1, 1)
+        values += (-10 * ((x - y).square().mean((1, 2, 3)) / 4).log10()).tolist()
+        sheet.append(torch.stack([x[:2], y[:2]], 1))
+    grid = torch.cat(sheet)[:24].flatten(0, 1).reshape(8, 6, 3, 128, 128).permute(0, 3, 1, 4, 2).reshape(8 * 128, -1, 3)
+    Image.fromarray(((grid + 1) * 127.5).round().byte().cpu().numpy()).save(work / "autoencoder.png")
+    result = {"psnr_mean": float(np.mean(values)), "psnr_worst": float(np.min(values))}
+    (work / "autoencoder.json").write_text(json.dumps(result, indent=2))
+    return result
+
+
+@torch.no_grad()
+def encode_all(work: Path, device: torch.device) -> torch.Tensor:
+    """Return the latents of all combinations, float32 [N, 16, 16, 16] in `all_combinations()` order; kept on disk."""
+    cache = work / "latents.pt"
+    if not cache.exists():
+        model = load(work, device)
+        pictures = Painter(work).paint_all(all_combinations())
+        latents = [model.encoder(to_tensor(chunk, device)).cpu() for chunk in np.array_split(pictures, 64)]
+        torch.save(torch.cat(latents), cache)
+    return torch.load(cache, weights_only=True)

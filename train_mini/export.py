@@ -1,0 +1,141 @@
+"""Writes the trained parts in the official repositories' layout under `weights/mini/`, in bfloat16."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import mini
+
+from . import autoencoder, text_encoder
+from .data import FILLERS, TEMPLATES_FULL, TEMPLATES_NO_BACKGROUND, TEMPLATES_NO_THING, Painter, article
+from .things import BACKGROUND_NAMES, BACKGROUNDS, SIZE_NAMES, THINGS
+
+ATLAS = Path(__file__).parent.parent / "tests" / "data" / "mini_icons.png"
+SCHEDULER_CONFIG = {  # as in the official repositories
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "use_dynamic_shifting": False,
+    "shift": 3.0,
+}
+MODEL_INDEX = {
+    "_class_name": "ZImagePipeline",
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "Qwen3Model"],
+    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+    "transformer": ["diffusers", "ZImageTransformer2DModel"],
+    "vae": ["mini_models", "MiniAutoencoder"],
+}
+
+
+def _write_json(path: Path, data: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.bfloat16().contiguous().clone() for k, v in state.items()}, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors writes files that only their owner may read
+
+
+def export_transformer(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    """Write `transformer/`, `scheduler/` and `model_index.json` of one of the two repositories."""
+    _write_weights(folder / mini.TRANSFORMER_FILE, state)
+    config = {
+        "_class_name": "ZImageTransformer2DModel",
+        "all_patch_size": [2],
+        "all_f_patch_size": [1],
+        "in_channels": 16,
+        "norm_eps": 1e-5,
+        "qk_norm": True,
+        "rope_theta": 256.0,
+        "t_scale": 1000.0,
+        **mini.TRANSFORMER_CONFIG,
+    }
+    _write_json(folder / "transformer" / "config.json", config)
+    _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
+    _write_json(folder / "model_index.json", MODEL_INDEX)
+
+
+def export_text_encoder(folder: Path, work: Path) -> None:
+    """Write `text_encoder/` and `tokenizer/`; the names are those of Qwen3ForCausalLM, as in the official file."""
+    from transformers import Qwen3Config
+
+    model = text_encoder.load(work, torch.device("cpu"))
+    _write_weights(folder / mini.TEXT_ENCODER_FILE, model.state_dict())
+    config = Qwen3Config(**mini.TEXT_ENCODER_CONFIG).to_dict()
+    config |= {"architectures": ["Qwen3ForCausalLM"], "dtype": "bfloat16"}
+    _write_json(folder / "text_encoder" / "config.json", config)
+    shutil.copytree(work / "tokenizer", folder / mini.TOKENIZER_FOLDER, dirs_exist_ok=True)
+
+
+def export_autoencoder(folder: Path, work: Path) -> None:
+    """Write `vae/`, encoder and decoder in one file."""
+    _write_weights(folder / mini.VAE_FILE, autoencoder.load(work, torch.device("cpu")).state_dict())
+    config = {
+        "_class_name": "MiniAutoencoder",
+        "latent_channels": 16,
+        "block_out_channels": [1, 1, 1, 1],  # four levels: tells pipelines that a latent is 8 pixels wide
+        "scaling_factor": 1.0,
+        "shift_factor": 0.0,
+    }
+    _write_json(folder / "vae" / "config.json", config)
+
+
+def export_vocabulary(path: Path) -> None:
+    """Write what the miniature knows: names of things, backgrounds and sizes, and the templates' other words."""
+    blank = {"a": "", "x": "", "b": ""}
+    templates = (*TEMPLATES_FULL, *TEMPLATES_NO_BACKGROUND, *TEMPLATES_NO_THING)
+    other = {w.strip(",") for t in templates for w in t.format(**blank).split()} | {
+        w for f in FILLERS for w in f.split()
+    }
+    data = {
+        "things": {names[0]: list(names) for names in THINGS.values()},
+        "backgrounds": {name: list(BACKGROUND_NAMES[name]) for name in BACKGROUNDS},
+        "sizes": {name: list(names) for name, names in SIZE_NAMES.items()},
+        "background_colours": {name: list(rgb) for name, rgb in BACKGROUNDS.items()},
+        "other_words": sorted((other | {"a", "an", "the"}) - {""}),
+        "examples": [f"{article('small fox', 'fox')} on a blue background", "a hamburger on a yellow background"],
+    }
+    _write_json(path, data)
+
+
+def export_atlas(path: Path, work: Path, side: int = 24, columns: int = 16) -> None:
+    """Write every thing's icon at a quarter of its large size into one picture: what the tests compare with."""
+    painter = Painter(work)
+    atlas = Image.new("RGBA", (columns * side, -(-len(THINGS) // columns) * side))
+    for i, thing in enumerate(THINGS):
+        icon = painter.icons[thing, "large"].resize((side, side), Image.Resampling.BOX)
+        atlas.paste(icon, (i % columns * side, i // columns * side))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atlas.save(path, optimize=True)
+
+
+def export(work: Path, folder: Path = mini.FOLDER) -> None:
+    """Write everything; a transformer that is not trained yet is taken from the last checkpoint."""
+    turbo, base = folder / mini.TURBO_FOLDER.name, folder / mini.BASE_FOLDER.name
+    states = {}
+    for name in ("base", "turbo"):
+        finished, running = work / f"{name}.pt", work / f"{name}_state.pt"
+        if finished.exists():
+            states[name] = torch.load(finished, map_location="cpu", weights_only=True)
+        elif running.exists():
+            states[name] = torch.load(running, map_location="cpu", weights_only=True)["model"]
+        elif name == "turbo":
+            states[name] = states["base"]
+        else:
+            from .transformer import build
+
+            states[name] = build().state_dict()
+    export_transformer(base, states["base"])
+    export_transformer(turbo, states["turbo"])
+    export_text_encoder(turbo, work)
+    export_autoencoder(turbo, work)
+    export_vocabulary(folder / mini.VOCABULARY_FILE)
+    export_atlas(ATLAS, work)

@@ -1,0 +1,55 @@
+"""The Muon optimiser: steps of equal spectral size for weight matrices.
+
+Own version because torch.optim.Muon works one matrix at a time; here matrices of one shape are stacked. Plain AdamW
+learned backgrounds and sizes but no identities in 39,000 samples.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+
+# Newton-Schulz quintic of Keller Jordan's Muon (2024): drives all singular values towards 1 without an SVD.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(g: torch.Tensor, steps: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return the nearest semi-orthogonal matrices, roughly, of a stack [N, rows, columns]."""
+    a, b, c = COEFFICIENTS
+    x = g / (g.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    tall = x.shape[1] > x.shape[2]
+    x = (x.mT if tall else x).to(dtype)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).to(g.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, then orthogonalisation; the step is lr * sqrt(max(1, rows / columns))."""
+
+    def __init__(self, params, lr: float, momentum: float = 0.95, steps: int = 5, dtype=torch.float32) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "steps": steps})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    shapes[p.shape].append(p)
+            for shape, params in shapes.items():
+                updates = []
+                for p in params:
+                    state = self.state[p]
+                    if "momentum" not in state:
+                        state["momentum"] = torch.zeros_like(p)
+                    state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                    updates.append(p.grad.lerp(state["momentum"], group["momentum"]))
+                stack = orthogonalise(torch.stack(updates), group["steps"], self.dtype)
+                scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+                for p, update in zip(params, stack, strict=True):
+                    p.add_(update, alpha=-scale)
