@@ -113,13 +113,22 @@ class Truth:
         self.painter = Painter(work)
         self.galleries: dict[tuple[str, str], np.ndarray] = {}
 
-    def judge(self, picture: np.ndarray, c: Combination) -> dict[str, bool]:
-        """Return whether thing, background and size of a picture are those of the prompt."""
+    def distances(self, picture: np.ndarray, c: Combination) -> np.ndarray:
+        """Return the RMS distance, of 255, to every thing on the prompted background at that size: float [N]."""
         key = c.background, c.size
         if key not in self.galleries:
             pictures = [np.asarray(self.painter.paint(Combination(t, *key))) for t in THINGS]
             self.galleries[key] = np.stack([shrink(p) for p in pictures])
-        nearest = np.square(self.galleries[key] - shrink(picture)).sum(1).argmin()
+        return np.sqrt(np.square(self.galleries[key] - shrink(picture)).mean(1))
+
+    def margin(self, picture: np.ndarray, c: Combination) -> float:
+        """Return by how much the prompted thing is nearer than the nearest other one, in RMS of 255."""
+        distances, thing = self.distances(picture, c), list(THINGS).index(c.thing)
+        return float(np.delete(distances, thing).min() - distances[thing])
+
+    def judge(self, picture: np.ndarray, c: Combination) -> dict[str, bool]:
+        """Return whether thing, background and size of a picture are those of the prompt."""
+        nearest = self.distances(picture, c).argmin()
         sides = {s: extent(np.asarray(self.painter.paint(Combination(c.thing, c.background, s)))) for s in SIZES}
         side = extent(picture)
         return {
@@ -154,7 +163,7 @@ def measure_steering(pipelines: Pipelines, truth: Truth, count: int) -> dict:
     """
     things, rng = list(THINGS), random.Random(7)
     moved = kept = 0
-    difference, guided = [], {1.0: [], 4.0: []}
+    difference, guided, margins = [], {1.0: [], 4.0: []}, {1.0: [], 4.0: []}
     for i in range(count):
         thing = rng.choice(things)
         prompt = caption(Combination(thing, "white", "large"), "{a}")
@@ -170,6 +179,7 @@ def measure_steering(pipelines: Pipelines, truth: Truth, count: int) -> dict:
         for cfg, picture in base.items():
             rendered = np.asarray(truth.painter.paint(c), dtype=np.float32)
             guided[cfg].append(float(np.abs(picture.astype(np.float32) - rendered).mean()))
+            margins[cfg].append(truth.margin(picture, c))
         turbo = pipelines.paint("turbo", prompt, seed).astype(np.float32)
         difference.append(float(np.abs(turbo - base[4.0]).mean()))
     return {
@@ -177,6 +187,8 @@ def measure_steering(pipelines: Pipelines, truth: Truth, count: int) -> dict:
         "same_without_negative": round(kept / count, 3),
         "error_cfg_1": round(float(np.mean(guided[1.0])), 2),
         "error_cfg_4": round(float(np.mean(guided[4.0])), 2),
+        "margin_cfg_1": round(float(np.mean(margins[1.0])), 2),
+        "margin_cfg_4": round(float(np.mean(margins[4.0])), 2),
         "turbo_base_difference": round(float(np.mean(difference)), 2),
         "pictures": count,
     }
