@@ -1,0 +1,114 @@
+"""The web server: settles the environment, builds the page, and serves it on this machine or on a Space.
+
+Importing it loads no torch, draws nothing and listens to nothing. Knows nothing of what is on the page.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from typing import TYPE_CHECKING, Any
+
+import device
+
+device.prepare_environment()  # first: Gradio and huggingface_hub read it when they are imported
+
+import theme  # noqa: E402
+import ui  # noqa: E402
+from engine import Engine  # noqa: E402
+from errors import RequestError  # noqa: E402
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+HOST, PORT = "127.0.0.1", 7860
+
+
+def serve(
+    engine: Engine | None = None,
+    *,
+    host: str = HOST,
+    port: int | None = PORT,
+    auth: str | None = None,
+    insecure: bool = False,
+) -> None:
+    """Serve the page until the process is stopped.
+
+    Args:
+        engine: what draws; a new one where none is given.
+        host: the address to listen on. On a Space, the Space decides.
+        port: the port to listen on.
+        auth: "user:password" that visitors must give, or None.
+        insecure: allow an address that other machines reach without `auth`.
+
+    Raises:
+        RequestError: `auth` is malformed, `host` is open to other machines without it, or the port is taken.
+    """
+    options = launch_options(host, port, auth, insecure)
+    page = ui.build(engine or Engine())
+    try:
+        _, url, _ = page.launch(**options, share=False, quiet=True, prevent_thread_lock=True)
+    except OSError as error:  # Gradio's way of saying so; nothing else is opened before the port
+        raise RequestError("port", port, "a port that nothing else listens on, given with --port") from error
+    print(f"{ui.TITLE} is at {url} (Ctrl+C stops it)", flush=True)
+    page.block_thread()
+
+
+def launch_options(host: str, port: int | None, auth: str | None, insecure: bool) -> dict[str, Any]:
+    """Return the keyword arguments for `Blocks.launch`.
+
+    Raises:
+        RequestError: as `serve`.
+    """
+    options: dict[str, Any] = {
+        "theme": theme.build(),
+        "css_paths": [theme.CSS],
+        "head": ui.HEAD,
+        "favicon_path": str(theme.FAVICON),
+        "app_kwargs": {"routes": theme.routes()},
+        "footer_links": ["api"],
+        "run_history": False,  # it would keep every visitor's prompts in their browser
+        "enable_monitoring": False,
+        "show_error": True,
+        "pwa": False,
+        "max_threads": 80,  # each visitor who waits holds one
+    }
+    if auth is not None:
+        user, colon, password = auth.partition(":")
+        if not (user and colon and password):
+            raise RequestError("auth", "***", "user:password")  # not repeated: it may be a password
+        options["auth"] = (user, password)
+    if on_space():
+        return options  # its address and port come from its environment
+    if auth is None and not insecure and not _is_loopback(host):
+        raise RequestError(
+            "host", host, f"{HOST} (this machine only); any other address together with --auth USER:PASSWORD, or with "
+            "--insecure if everybody who reaches it may use it"
+        )  # fmt: skip
+    return options | {"server_name": host, "server_port": port}
+
+
+def on_space() -> bool:
+    """Whether this process is a Hugging Face Space."""
+    return "SPACE_ID" in os.environ
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def __getattr__(name: str) -> gr.Blocks:
+    """Build `demo`, the name that Gradio's own tools look for, when somebody asks for it."""
+    if name == "demo":
+        globals()["demo"] = ui.build(Engine())
+        return globals()["demo"]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,336 @@
+"""The page as a visitor meets it: a real Chromium, a real server, the real miniature.
+
+Screenshots go to artifacts/, to be looked at; none is compared by pixel.
+"""
+
+import io
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from serving import ROOT, server
+
+import metadata
+import theme
+from request import TextToImage
+
+pytestmark = pytest.mark.browser
+
+ARTIFACTS = ROOT / "artifacts"
+PROMPT = "a fox on a black background"
+PATIENCE = 120_000  # ms; a machine may be busy
+DESKTOP, TABLET, PHONE, NARROW = (1280, 800), (768, 1024), (390, 844), (320, 640)
+NAMES = {DESKTOP: "desktop", TABLET: "tablet", PHONE: "phone", NARROW: "narrow"}
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    assert path, f"none of {', '.join(names)} is installed"
+    ARTIFACTS.mkdir(exist_ok=True)
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Open]:
+    """Open the page as a new visitor; afterwards, nothing may have gone to another host or failed in the console."""
+    contexts, asked, complaints = [], set(), []
+
+    def visit(size: tuple[int, int] = DESKTOP, **settings: object) -> Page:
+        contexts.append(browser.new_context(viewport={"width": size[0], "height": size[1]}, **settings))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("request", lambda request: asked.add(request.url))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        page.goto(server().url)
+        page.locator("#generate").wait_for()
+        page.locator("#status p").wait_for()
+        return page
+
+    expect.set_options(timeout=PATIENCE)
+    yield visit
+    for context in contexts:
+        context.close()
+    hosts = {urlsplit(url).netloc for url in asked if urlsplit(url).scheme not in ("data", "blob")}
+    assert hosts == {urlsplit(server().url).netloc}
+    assert not complaints
+
+
+def shoot(page: Page, name: str) -> None:
+    size = page.viewport_size
+    page.screenshot(path=ARTIFACTS / f"{NAMES[size['width'], size['height']]}-{name}.png", full_page=True)
+
+
+def write(page: Page, prompt: str) -> None:
+    page.get_by_label("Prompt", exact=False).first.fill(prompt)
+
+
+def set_seed(page: Page, seed: str) -> None:
+    page.get_by_role("button", name="Advanced").click()
+    page.get_by_label("Seed").fill(seed)
+
+
+def generate(page: Page) -> None:
+    page.get_by_role("button", name="Generate").click()
+
+
+def choose(page: Page, model: str) -> None:
+    page.get_by_role("radio", name=model).check()
+
+
+def set_steps(page: Page, steps: int) -> None:
+    field = page.get_by_label("number input for Steps")
+    field.fill(str(steps))
+    field.press("Tab")
+
+
+def start_long_work(page: Page) -> None:
+    """Ask for as much as the page allows, and wait until it is being drawn."""
+    choose(page, "Base")
+    expect(page.get_by_label("number input for Steps")).to_have_value("25")
+    set_steps(page, 100)
+    write(page, PROMPT)
+    generate(page)
+    page.locator("#status .bar[aria-valuenow]").wait_for()
+
+
+def picture_bytes(page: Page) -> bytes:
+    source = page.locator("#picture img").get_attribute("src")
+    return page.request.get(source).body()
+
+
+def finished(page: Page) -> None:
+    page.locator("#status b").wait_for()
+
+
+@pytest.mark.parametrize("size", [DESKTOP, TABLET, PHONE], ids=NAMES.get)
+def test_prompt_to_picture(open_page: Open, size: tuple[int, int]) -> None:
+    page = open_page(size)
+    shoot(page, "1-empty")
+    place = page.locator("#picture").bounding_box()
+    write(page, PROMPT)
+    generate(page)
+    page.get_by_role("progressbar").wait_for()
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    shoot(page, "2-working")
+    finished(page)
+    expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
+    picture = page.locator("#picture img")
+    expect(picture).to_have_attribute("alt", PROMPT)
+    shoot(page, "3-picture")
+    shown, now = picture.bounding_box(), page.locator("#picture").bounding_box()
+    assert (now["width"], now["height"]) == (place["width"], place["height"])
+    assert now["x"] == place["x"]
+    native = Image.open(io.BytesIO(picture_bytes(page))).width
+    assert native == 128
+    assert shown["width"] > 2 * native
+
+
+def test_the_picture_is_our_file_byte_for_byte(open_page: Open, draw, tmp_path: Path) -> None:
+    page = open_page()
+    write(page, PROMPT)
+    set_seed(page, "7")
+    generate(page)
+    finished(page)
+    expect(page.locator("#status b")).to_have_text("7")
+    made = draw(prompt=PROMPT, seed=7).png
+    assert picture_bytes(page) == made
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download picture").click()
+    saved = tmp_path / download.value.suggested_filename
+    assert saved.name == "z-image-7.png"
+    download.value.save_as(saved)
+    assert saved.read_bytes() == made
+    assert metadata.read_png(saved).values["prompt"] == PROMPT
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download parameters").click()
+    assert download.value.suggested_filename == "z-image-7.json"
+    page.locator("#output .label-wrap").click()
+    expect(page.locator("#parameters")).to_contain_text("fingerprints")
+    shoot(page, "4-parameters")
+    page.get_by_role("button", name="Fullscreen").click()
+    page.get_by_role("button", name="Exit fullscreen").wait_for()
+    page.screenshot(path=ARTIFACTS / "desktop-12-fullscreen.png")
+
+
+def test_choosing_a_model_moves_its_defaults(open_page: Open) -> None:
+    page = open_page()
+    steps, cfg = page.get_by_label("number input for Steps"), page.get_by_label("number input for CFG")
+    expect(steps).to_have_value("8")
+    expect(cfg).to_be_hidden()
+    choose(page, "Base")
+    expect(steps).to_have_value("25")
+    expect(cfg).to_have_value("4")
+    page.get_by_label("Negative prompt").fill("black background")
+    set_steps(page, 2)
+    shoot(page, "5-base")
+    write(page, PROMPT)
+    generate(page)
+    finished(page)
+    expect(page.locator("#status")).to_contain_text("Base, 2 steps, 128 × 128")
+    choose(page, "Turbo")
+    expect(steps).to_have_value("8")
+    expect(page.get_by_label("Negative prompt")).to_be_hidden()
+    generate(page)  # what was written for Base is not sent with Turbo, which would refuse it
+    expect(page.locator("#status")).to_contain_text("Turbo, 8 steps, 128 × 128")
+
+
+@pytest.mark.parametrize("way", ["button", "key"])
+def test_cancel(open_page: Open, way: str) -> None:
+    page = open_page()
+    start_long_work(page)
+    if way == "button":
+        page.get_by_role("button", name="Cancel").click()
+    else:
+        page.keyboard.press("Escape")
+    expect(page.locator("#status")).to_contain_text("Cancelled")
+    expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
+    expect(page.get_by_label("Prompt", exact=False).first).to_have_value(PROMPT)
+    shoot(page, "6-cancelled")
+    choose(page, "Turbo")
+    expect(page.get_by_label("number input for Steps")).to_have_value("8")
+    generate(page)
+    finished(page)
+
+
+def test_wrong_values_get_a_sentence_and_the_form_stays(open_page: Open) -> None:
+    page = open_page()
+    generate(page)
+    expect(page.locator("#status .failed")).to_contain_text("What should the picture show?")
+    shoot(page, "7-error")
+    write(page, PROMPT)
+    set_seed(page, "1.5")
+    generate(page)
+    expect(page.locator("#status .failed")).to_contain_text("Seed takes a whole number from 0 to 4294967295")
+    expect(page.get_by_label("Prompt", exact=False).first).to_have_value(PROMPT)
+    page.get_by_label("Seed").fill("")  # empty is random
+    generate(page)
+    finished(page)
+
+
+def test_unknown_words_are_named(open_page: Open) -> None:
+    page = open_page()
+    write(page, "a zeppelin-shaped gramophone")
+    generate(page)
+    finished(page)
+    expect(page.locator("#status .note").first).to_contain_text("gramophone")
+    shoot(page, "8-note")
+
+
+def test_examples_fill_the_prompt_and_the_keyboard_does_the_rest(open_page: Open) -> None:
+    page = open_page()
+    example = page.locator("#examples button").first
+    prompt = page.get_by_label("Prompt", exact=False).first
+    text = example.inner_text().strip()
+    example.click()
+    expect(prompt).to_have_value(text)
+    prompt.press("Control+Enter")
+    finished(page)
+    expect(prompt).to_have_value(text)  # the key made no line break
+
+
+def test_a_second_visitor_sees_its_place_and_then_its_picture(open_page: Open) -> None:
+    first, second = open_page(), open_page(PHONE)
+    start_long_work(first)
+    write(second, PROMPT)
+    generate(second)
+    expect(second.locator("#status")).to_contain_text("Waiting: one request comes before yours")
+    shoot(second, "9-waiting")
+    first.get_by_role("button", name="Cancel").click()
+    finished(second)
+
+
+def test_closing_the_tab_frees_the_worker(open_page: Open) -> None:
+    first, second = open_page(), open_page()
+    start_long_work(first)
+    first.close()
+    write(second, PROMPT)
+    generate(second)
+    finished(second)
+
+
+def test_it_says_which_weights_draw_and_how_to_get_others(open_page: Open) -> None:
+    page = open_page()
+    line = page.locator("#weights")
+    expect(line).to_contain_text("embedded miniature")
+    page.get_by_text("How to get the real weights").click()
+    expect(line).to_contain_text("download")
+    shoot(page, "10-weights")
+
+
+def test_it_is_dark_whatever_the_system_prefers(open_page: Open) -> None:
+    colours = []
+    for preference in ("light", "dark"):
+        page = open_page(color_scheme=preference)
+        colours.append(
+            page.evaluate(
+                "[document.body, document.querySelector('#prompt textarea')].map("
+                "(part) => [getComputedStyle(part).backgroundColor, getComputedStyle(part).color])"
+            )
+        )
+    assert colours[0] == colours[1]
+    ground = tuple(int(theme.GROUND[i : i + 2], 16) for i in (1, 3, 5))
+    assert colours[0][0][0] == f"rgb{ground}"
+
+
+def test_inter_comes_from_here(open_page: Open) -> None:
+    page = open_page()
+    assert page.evaluate("document.fonts.ready.then(() => document.fonts.check('16px Inter'))")
+    loaded = page.evaluate("[...document.fonts].filter((face) => face.status === 'loaded').map((face) => face.family)")
+    assert loaded == ["Inter"]
+    assert page.evaluate("getComputedStyle(document.querySelector('#prompt textarea')).fontFamily").startswith("Inter")
+
+
+@pytest.mark.parametrize("size", [NARROW, PHONE, TABLET, DESKTOP], ids=NAMES.get)
+def test_it_fits_without_sideways_scrolling(open_page: Open, size: tuple[int, int]) -> None:
+    page = open_page(size)
+    choose(page, "Base")
+    page.get_by_role("button", name="Advanced").click()
+    page.get_by_label("Negative prompt").wait_for()
+    shoot(page, "11-everything")
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    form, output = page.locator("#controls").bounding_box(), page.locator("#output").bounding_box()
+    if size[0] >= 768:
+        assert output["x"] >= form["x"] + form["width"]
+    else:
+        assert output["y"] >= form["y"] + form["height"]
+
+
+def test_every_control_has_a_name(open_page: Open) -> None:
+    page = open_page()
+    choose(page, "Base")
+    page.get_by_role("button", name="Advanced").click()
+    page.get_by_label("Negative prompt").wait_for()
+    unnamed = page.evaluate("""
+        [...document.querySelectorAll("main input, main textarea, main button, main select, main a")]
+        .filter((one) => one.checkVisibility({ visibilityProperty: true }) && !one.closest("[aria-hidden=true]"))
+        .filter((one) => !(one.ariaLabel || one.textContent.trim() || one.labels?.[0]?.textContent.trim()))
+        .map((one) => one.outerHTML.slice(0, 120))
+    """)
+    assert unnamed == []
+    expect(page.locator("#status [role=status]")).to_have_count(1)
+
+
+def test_the_page_is_about_what_a_request_takes(open_page: Open) -> None:
+    page = open_page()
+    for name in ("prompt", "model", "steps"):
+        expect(page.get_by_text(TextToImage.model_fields[name].description)).to_be_visible()

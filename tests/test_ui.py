@@ -1,0 +1,258 @@
+"""The page as programs meet it: a real server, the real gradio_client, the real miniature."""
+
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from serving import ROOT, server
+
+import app
+import metadata
+import theme
+import ui
+from errors import RequestError
+from request import MODELS, TextToImage
+
+PROMPT = "a fox on a black background"
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    one = Client(server().url, verbose=False)
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def config(client: Client) -> dict:
+    """What the page is made of, as the browser gets it."""
+    return client.config
+
+
+def component(config: dict, label: str) -> dict:
+    return next(one["props"] for one in config["components"] if one["props"].get("label") == label)
+
+
+# --- the endpoint ---
+
+
+def test_there_is_one_public_endpoint_and_it_takes_every_field(client: Client) -> None:
+    endpoints = client.view_api(return_format="dict", print_info=False)
+    assert list(endpoints["named_endpoints"]) == ["/generate"]
+    assert not endpoints["unnamed_endpoints"]
+    parameters = endpoints["named_endpoints"]["/generate"]["parameters"]
+    taken = {one["parameter_name"]: one["parameter_default"] for one in parameters if one["parameter_has_default"]}
+    fields = TextToImage.model_fields
+    assert [one["parameter_name"] for one in parameters] == list(fields)
+    assert taken == {name: field.default for name, field in fields.items() if not field.is_required()}
+
+
+def test_endpoint_gives_the_very_file_that_the_engine_made(client: Client, draw) -> None:
+    file, sidecar = client.predict(prompt=PROMPT, seed=7, api_name="/generate")
+    assert Path(file).read_bytes() == draw(prompt=PROMPT, seed=7).png
+    assert metadata.read_png(Path(file)).request().seed == 7
+    assert sidecar["request"]["seed"] == 7
+    assert Path(file).name == "z-image-7.png"
+
+
+def test_endpoint_picks_a_seed_and_says_which(client: Client) -> None:
+    _, sidecar = client.predict(prompt=PROMPT, steps=1, api_name="/generate")
+    assert sidecar["request"]["seed"] > 0
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"prompt": "  "}, "prompt"),
+        ({"steps": 0}, "steps"),
+        ({"steps": "many"}, "steps"),
+        ({"width": 1000}, "width"),
+        ({"cfg": 4}, "cfg"),
+        ({"negative_prompt": "blue"}, "negative_prompt"),
+        ({"seed": 2**32}, "seed"),
+        ({"model": "omni"}, "model"),
+    ],
+)
+def test_endpoint_refuses_with_a_sentence(client: Client, values: dict, named: str) -> None:
+    with pytest.raises(AppError, match=rf"^{named}: .* is not possible; allowed: "):
+        client.predict(**{"prompt": PROMPT, **values}, api_name="/generate")
+
+
+def test_endpoint_says_how_far_it_is(client: Client) -> None:
+    job = client.submit(prompt=PROMPT, steps=3, seed=7, api_name="/generate")
+    job.result()
+    *progress, last = job.outputs()
+    assert [said["index"] for _, said in progress if said["progress"] == "step"] == [1, 2, 3]
+    assert all(file is None for file, _ in progress)
+    assert last[0] is not None
+
+
+def steps_of(job) -> list[dict]:
+    return [said for _, said in job.outputs() if said.get("progress") == "step"]
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_cancelled_work_makes_room_for_the_next(client: Client) -> None:
+    job = client.submit(prompt=PROMPT, model="base", steps=100, api_name="/generate")
+    wait_for(lambda: steps_of(job))
+    job.cancel()
+    file, _ = client.predict(prompt=PROMPT, steps=1, seed=7, api_name="/generate")
+    assert Path(file).is_file()
+    assert len(steps_of(job)) < 100
+
+
+def test_a_second_visitor_is_told_its_place(client: Client) -> None:
+    other = Client(server().url, verbose=False)
+    first = client.submit(prompt=PROMPT, model="base", steps=100, api_name="/generate")
+    wait_for(lambda: steps_of(first))
+    second = other.submit(prompt=PROMPT, steps=1, api_name="/generate")
+    wait_for(lambda: second.outputs())
+    assert second.outputs()[0] == (None, {"progress": "queued", "ahead": 1})
+    first.cancel()
+    assert second.result()[0] is not None
+    other.close()
+
+
+# --- the form ---
+
+
+def test_help_lines_and_ranges_are_the_requests_own(config: dict) -> None:
+    for name, label in {
+        "prompt": "Prompt",
+        "model": "Model",
+        "steps": "Steps",
+        "negative_prompt": "Negative prompt",
+        "cfg": "CFG",
+        "width": "Width",
+        "height": "Height",
+        "seed": "Seed",
+    }.items():
+        assert component(config, label)["info"] == TextToImage.model_fields[name].description
+    steps = component(config, "Steps")
+    assert (steps["minimum"], steps["maximum"], steps["value"]) == (1, 100, MODELS["turbo"].steps)
+
+
+def test_every_other_listener_is_private_and_none_limits_the_others(config: dict) -> None:
+    public = [one["api_name"] for one in config["dependencies"] if one["api_visibility"] != "private"]
+    assert public == ["generate"]
+
+
+# --- the server ---
+
+
+def test_importing_the_app_and_building_the_page_load_no_torch() -> None:
+    code = """
+import sys, app
+assert app.demo is app.demo
+print(sorted({"torch", "diffsynth", "transformers", "diffusers", "cv2"} & set(sys.modules)))
+"""
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.0.0.5"])
+def test_this_machine_alone_needs_no_password(host: str) -> None:
+    assert app.launch_options(host, 7860, None, False)["server_name"] == host
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "studio.example"])
+def test_other_machines_need_a_password_or_consent(host: str) -> None:
+    with pytest.raises(RequestError, match="--auth USER:PASSWORD"):
+        app.launch_options(host, 7860, None, False)
+    assert app.launch_options(host, 7860, "ann:secret", False)["auth"] == ("ann", "secret")
+    assert "auth" not in app.launch_options(host, 7860, None, True)
+
+
+@pytest.mark.parametrize("auth", ["ann", ":secret", "ann:", ""])
+def test_a_malformed_password_is_refused_and_not_repeated(auth: str) -> None:
+    with pytest.raises(RequestError, match="allowed: user:password") as refusal:
+        app.launch_options("127.0.0.1", 7860, auth, False)
+    assert "secret" not in str(refusal.value)
+
+
+def test_a_space_decides_where_to_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPACE_ID", "someone/z-image-studio")
+    assert not {"server_name", "server_port"} & set(app.launch_options("127.0.0.1", 7860, None, False))
+
+
+def status_of(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url) as answer:
+            return answer.status
+    except urllib.error.HTTPError as refused:
+        return refused.code
+
+
+def test_a_password_guards_everything_but_the_look() -> None:
+    url = server("--auth", "ann:secret").url
+    assert status_of(url + "config") == 401
+    assert status_of(url + "gradio_api/info") == 401
+    assert status_of(url + theme.ASSETS_URL + "/inter-latin.woff2") == 200
+
+
+def test_assets_are_all_that_is_served() -> None:
+    base = server().url + theme.ASSETS_URL
+    assert status_of(base + "/page.js") == 200
+    for path in ("/../app.py", "/%2e%2e/app.py", "/", "/nothing"):
+        assert status_of(base + path) in (403, 404)
+
+
+# --- the look ---
+
+
+def luminance(color: str) -> float:
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [one / 12.92 if one <= 0.03928 else ((one + 0.055) / 1.055) ** 2.4 for one in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("ink", [theme.INK, theme.ACCENT, theme.WARM.c400, theme.WARM.c500])
+@pytest.mark.parametrize("ground", [theme.GROUND, theme.WARM.c900])
+def test_contrast_meets_aa(ink: str, ground: str) -> None:
+    assert (luminance(ink) + 0.05) / (luminance(ground) + 0.05) >= 4.5
+
+
+def test_both_colour_modes_are_the_same_palette() -> None:
+    built = vars(theme.build())
+    pairs = {name: name.removesuffix("_dark") for name in built if name.endswith("_dark") and built[name] is not None}
+    assert pairs
+    assert all(built[dark] == built[light] for dark, light in pairs.items())
+
+
+def test_our_own_javascript_stays_small() -> None:
+    assert len((theme.ASSETS / "page.js").read_bytes()) + len(ui.STATUS_JS) + len(ui.HEAD) < 20_000
+
+
+def test_requests_at_once_all_get_their_own_picture(client: Client) -> None:
+    seeds: list[int] = []
+
+    def ask(seed: int) -> None:
+        one = Client(server().url, verbose=False)
+        seeds.append(one.predict(prompt=PROMPT, steps=1, seed=seed, api_name="/generate")[1]["request"]["seed"])
+        one.close()
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(seeds) == [1, 2, 3]
+
+
+def test_the_server_said_nothing_alarming(client: Client) -> None:
+    client.predict(prompt=PROMPT, steps=1, api_name="/generate")
+    assert "Traceback" not in server().log.read_text()

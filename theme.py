@@ -1,0 +1,138 @@
+"""The look: one warm dark palette in both of Gradio's colour modes, Inter from our own files, and the page's CSS.
+
+Knows nothing of what is on the page; `theme.css` names its parts by their ids.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gradio.themes import Base, Color, Font, sizes
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+
+ROOT = Path(__file__).parent
+ASSETS = ROOT / "assets"
+ASSETS_URL = "studio-assets"  # relative, so that it holds behind a proxy that serves us under a path
+FAVICON = ASSETS / "favicon.svg"
+CSS = ROOT / "theme.css"
+
+GROUND = "#1A1614"
+INK = "#F0E8DD"
+ACCENT = "#FFB02E"
+
+# From light to dark, as Gradio numbers them: 50, 100, 200, ... 900, 950.
+WARM = Color(
+    *f"#F8F3EC {INK} #DDD3C7 #C6BBAE #AEA294 #94897C #6E645A #4A423B #332C27 #241F1C {GROUND}".split(), name="warm"
+)
+AMBER = Color(
+    *f"#FFF7E8 #FFECC9 #FFE0A8 #FFD287 #FFC05A {ACCENT} #E69A1C #A66D10 #6E4A10 #3D2C12 #2A2013".split(), name="amber"
+)
+
+DOT = f"""url("data:image/svg+xml,%3csvg viewBox='0 0 16 16' fill='{GROUND.replace("#", "%23")}' xmlns=\
+'http://www.w3.org/2000/svg'%3e%3ccircle cx='8' cy='8' r='3'/%3e%3c/svg%3e")"""
+
+# As fontsource cuts Inter: a page in English loads the first file only.
+INTER_FILES = {
+    "inter-latin.woff2": "U+0000-00FF, U+0131, U+0152-0153, U+02BB-02BC, U+02C6, U+02DA, U+02DC, U+0304, U+0308, "
+    "U+0329, U+2000-206F, U+20AC, U+2122, U+2191, U+2193, U+2212, U+2215, U+FEFF, U+FFFD",
+    "inter-latin-ext.woff2": "U+0100-02BA, U+02BD-02C5, U+02C7-02CC, U+02CE-02D7, U+02DD-02FF, U+1D00-1DBF, "
+    "U+1E00-1E9F, U+1EF2-1EFF, U+2020, U+20A0-20AB, U+20AD-20C0, U+2113, U+2C60-2C7F, U+A720-A7FF",
+}
+
+
+class Inter(Font):
+    """Inter, served by this app: Gradio would fetch it from a third party."""
+
+    def __init__(self) -> None:
+        super().__init__("Inter")
+
+    def stylesheet(self) -> dict:
+        """Return the font's CSS in the form that Gradio's themes take."""
+        faces = (
+            f"@font-face {{ font-family: Inter; font-weight: 100 900; font-display: swap; unicode-range: {characters}; "
+            f"src: url('{ASSETS_URL}/{name}') format('woff2'); }}"
+            for name, characters in INTER_FILES.items()
+        )
+        return {"url": None, "css": "\n".join(faces)}
+
+
+def build() -> Base:
+    """Return the theme for `launch(theme=...)`."""
+    theme = Base(
+        primary_hue=AMBER,
+        secondary_hue=AMBER,
+        neutral_hue=WARM,
+        radius_size=sizes.radius_md,
+        font=[Inter(), "system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+    )
+    line, raised = "*neutral_800", "*neutral_900"
+    theme.set(
+        body_background_fill_dark="*neutral_950",
+        body_text_color_dark="*neutral_100",
+        body_text_color_subdued_dark="*neutral_400",
+        background_fill_primary_dark="*neutral_950",
+        background_fill_secondary_dark=raised,
+        border_color_primary_dark=line,
+        color_accent_soft_dark="*neutral_800",
+        block_background_fill_dark="transparent",
+        block_border_width="0px",
+        block_padding="0px",
+        block_info_text_color_dark="*neutral_400",
+        block_info_text_size="*text_sm",
+        block_label_background_fill_dark="transparent",
+        block_label_text_color_dark="*neutral_200",
+        block_title_text_color_dark="*neutral_100",
+        block_title_text_weight="500",
+        form_gap_width="0px",
+        layout_gap="20px",
+        link_text_color_dark="*neutral_200",
+        link_text_color_hover_dark="*primary_500",
+        link_text_color_active_dark="*primary_500",
+        link_text_color_visited_dark="*neutral_200",
+        input_background_fill_dark=raised,
+        input_background_fill_hover_dark=raised,
+        input_border_color_dark="*neutral_700",
+        input_border_color_hover_dark="*neutral_600",
+        input_border_color_focus_dark="*neutral_400",
+        input_border_width="1px",
+        input_placeholder_color_dark="*neutral_500",
+        input_radius="*radius_md",
+        checkbox_background_color_dark=raised,
+        checkbox_background_color_selected_dark="*primary_500",
+        checkbox_border_color_dark="*neutral_600",
+        checkbox_label_background_fill_dark="transparent",
+        checkbox_label_background_fill_hover_dark=raised,
+        checkbox_label_background_fill_selected_dark=raised,
+        checkbox_label_border_color_dark="*neutral_700",
+        checkbox_label_border_color_selected_dark="*primary_500",
+        radio_circle=DOT,
+        checkbox_label_padding="9px 16px",
+        button_large_padding="12px 20px",
+        button_large_text_size="*text_md",
+        button_primary_background_fill_dark="*primary_500",
+        button_primary_background_fill_hover_dark="*primary_400",
+        button_primary_border_color_dark="*primary_500",
+        button_primary_border_color_hover_dark="*primary_400",
+        button_primary_text_color_dark="*neutral_950",
+        button_secondary_background_fill_dark="transparent",
+        button_secondary_background_fill_hover_dark=raised,
+        button_secondary_border_color_dark="*neutral_700",
+        button_secondary_border_color_hover_dark="*neutral_600",
+        button_secondary_text_color_dark="*neutral_100",
+        error_border_color_dark="*primary_500",
+        error_icon_color_dark="*primary_500",
+        error_text_color_dark="*neutral_100",
+        accordion_text_color_dark="*neutral_200",
+    )
+    # The look is dark whatever the visitor's system prefers: the light palette is the dark one.
+    for name, value in list(vars(theme).items()):
+        if name.endswith("_dark") and value is not None:
+            setattr(theme, name.removesuffix("_dark"), value)
+    return theme
+
+
+def routes() -> list[Mount]:
+    """Return the routes that serve the assets: before any login, and to be matched before Gradio's own routes."""
+    return [Mount(f"/{ASSETS_URL}", app=StaticFiles(directory=ASSETS))]
