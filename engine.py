@@ -288,7 +288,7 @@ def _miniature_notes(request: TextToImage, kind: WeightsKind) -> list[Note]:
         Note(
             "unknown_words",
             f"The miniature does not know: {', '.join(unknown)}. It knows single things on a plain background, "
-            f"such as {', '.join(mini.known_things()[:6])}.",
+            f"such as {', '.join(mini.known_things()[::32])}.",
             {"words": unknown},
         )
     ]
