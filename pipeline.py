@@ -96,7 +96,7 @@ class Pipeline:
                 pipe.dit = None
                 gc.collect()  # modules hold cycles, and the next load needs the room now
             transformer = self._read(chosen.files[model]).fetch_model("z_image_dit")
-            _follow_weight_dtype(transformer.t_embedder)
+            follow_weight_dtype(transformer.t_embedder)
             self.transformers[model] = transformer
         pipe.dit = self.transformers[model]
 
@@ -221,7 +221,7 @@ class Pipeline:
         return self.pipe.tokenizer(text).input_ids
 
 
-def _follow_weight_dtype(embedder: TimestepEmbedder) -> None:
+def follow_weight_dtype(embedder: TimestepEmbedder) -> None:
     """Let a timestep embedder compute in the dtype of its weights; DiffSynth's casts to bf16 and fails in any other."""
 
     def forward(self: TimestepEmbedder, t: torch.Tensor) -> torch.Tensor:

@@ -177,11 +177,11 @@ def test_embeddings_are_kept_for_recent_prompts_only(pipeline: Pipeline) -> None
 def test_timestep_embedder_follows_its_weights(pipeline: Pipeline, dtype: torch.dtype) -> None:
     from diffsynth.models.z_image_dit import TimestepEmbedder
 
-    from pipeline import _follow_weight_dtype
+    from pipeline import follow_weight_dtype
 
     embedder = TimestepEmbedder(16, 32).to(dtype)
     original = embedder(torch.tensor([500.0])) if dtype is torch.bfloat16 else None
-    _follow_weight_dtype(embedder)
+    follow_weight_dtype(embedder)
     ours = embedder(torch.tensor([500.0]))
     assert ours.dtype == dtype
     if original is not None:

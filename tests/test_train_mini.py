@@ -71,8 +71,10 @@ def test_random_captions_say_what_they_claim():
 def test_batched_forward_equals_diffsynths(words, timestep):
     from diffsynth.pipelines.z_image import model_fn_z_image_turbo
 
+    from pipeline import follow_weight_dtype
+
     model = transformer.build()
-    transformer.follow_weights(model)
+    follow_weight_dtype(model.t_embedder)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():  # away from the start, where modulation is zero

@@ -19,7 +19,6 @@ import mini
 
 from .data import PICTURE_SIDE, Combination, Painter, caption, split
 from .things import BACKGROUNDS, SIZES, THINGS
-from .transformer import follow_weights
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +37,8 @@ class Pipelines:
         from diffsynth.pipelines.z_image import ZImagePipeline
         from transformers import AutoTokenizer
 
+        from pipeline import follow_weight_dtype
+
         mini.register()
         turbo, base = folder / mini.TURBO_FOLDER.name, folder / mini.BASE_FOLDER.name
         stages = ("onload", "preparing", "computation")
@@ -50,7 +51,7 @@ class Pipelines:
         second.auto_load_model(str(base / mini.TRANSFORMER_FILE), config)
         self.transformers = {"turbo": pool.fetch_model("z_image_dit"), "base": second.fetch_model("z_image_dit")}
         for transformer in self.transformers.values():
-            follow_weights(transformer)
+            follow_weight_dtype(transformer.t_embedder)
         self.pipe = ZImagePipeline(device=device, torch_dtype=torch.float32)
         self.pipe.text_encoder = pool.fetch_model("z_image_text_encoder")
         self.pipe.vae_encoder = pool.fetch_model("flux_vae_encoder")

@@ -71,17 +71,6 @@ def build() -> torch.nn.Module:
     return model
 
 
-def follow_weights(model: torch.nn.Module) -> None:
-    """Let the timestep embedder compute in its weights' dtype: DiffSynth's forward hard-codes bfloat16."""
-    embedder = model.t_embedder
-
-    def forward(t: torch.Tensor) -> torch.Tensor:
-        frequencies = embedder.timestep_embedding(t, embedder.frequency_embedding_size)
-        return embedder.mlp(frequencies.to(embedder.mlp[0].weight.dtype))
-
-    embedder.forward = forward
-
-
 def rope_table(model: torch.nn.Module, caption_length: int, height: int, width: int, device) -> torch.Tensor:
     """Return rotations, complex64 [tokens, head_dim / 2], for [picture, caption]; the caption starts at position 1."""
     grid = torch.stack(
