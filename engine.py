@@ -287,8 +287,8 @@ def _miniature_notes(request: TextToImage, kind: WeightsKind) -> list[Note]:
     return [
         Note(
             "unknown_words",
-            f"The miniature does not know: {', '.join(unknown)}. It knows single things on a plain background, "
-            f"such as {', '.join(mini.known_things()[::32])}.",
+            f"The miniature does not know: {', '.join(unknown)}. It knows things on a plain background, "
+            f"such as {', '.join(mini.known_things()[::32])}; their colours, sizes, places and small numbers.",
             {"words": unknown},
         )
     ]

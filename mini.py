@@ -37,7 +37,7 @@ TRANSFORMER_CONFIG: dict = {
 
 # Keyword arguments of transformers' Qwen3Config.
 TEXT_ENCODER_CONFIG: dict = {
-    "vocab_size": 2048,
+    "vocab_size": 3072,
     "hidden_size": 128,
     "intermediate_size": 384,
     "num_hidden_layers": 4,
@@ -98,24 +98,39 @@ def register() -> None:
 
 @cache
 def vocabulary() -> dict:
-    """Return the vocabulary file: `things`, `backgrounds`, `sizes` (usual name -> all names) and `other_words`."""
+    """Return the vocabulary file.
+
+    `things`, `backgrounds`, `colours`, `sizes` and `places` map usual names to all English names, `chinese` lists the
+    Chinese terms, `other_words` the words that only join the others.
+    """
     return json.loads((FOLDER / VOCABULARY_FILE).read_text(encoding="utf-8"))
 
 
-@cache
-def _known_words() -> frozenset[str]:
-    known = vocabulary()
-    names = [name for group in ("things", "backgrounds", "sizes") for names in known[group].values() for name in names]
-    return frozenset(word for text in (*names, *known["other_words"]) for word in _words(text))
-
-
-@cache
-def _known_phrases() -> frozenset[tuple[str, ...]]:
-    return frozenset(tuple(_words(name)) for names in vocabulary()["things"].values() for name in names)
+def _names(*groups: str) -> list[str]:
+    return [name for group in groups for names in vocabulary()[group].values() for name in names]
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+(?:['’-]\w+)*", text.casefold())
+
+
+@cache
+def _thing_phrases() -> frozenset[tuple[str, ...]]:
+    return frozenset(tuple(_words(name)) for name in _names("things"))
+
+
+@cache
+def _free_words() -> frozenset[str]:
+    """Words that mean something on their own; "engine" of "fire engine" does not."""
+    single = {phrase[0] for phrase in _thing_phrases() if len(phrase) == 1}
+    others = (*_names("backgrounds", "colours", "sizes", "places"), *vocabulary()["other_words"])
+    return frozenset(single | {word for text in others for word in _words(text)})
+
+
+@cache
+def _chinese_terms() -> re.Pattern[str]:
+    # Chinese has no spaces between words: the longest term that fits is taken.
+    return re.compile("|".join(re.escape(term) for term in sorted(vocabulary()["chinese"], key=len, reverse=True)))
 
 
 def unknown_words(prompt: str) -> list[str]:
@@ -123,24 +138,14 @@ def unknown_words(prompt: str) -> list[str]:
 
     A word that is known only as part of a name ("engine" of "fire engine") counts as unknown outside that name.
     """
-    words = _words(prompt)
+    words = _words(_chinese_terms().sub(" ", prompt.casefold()))
     named = [False] * len(words)
-    for phrase in _known_phrases():
+    for phrase in _thing_phrases():
         for start in range(len(words) - len(phrase) + 1):
             if tuple(words[start : start + len(phrase)]) == phrase:
                 named[start : start + len(phrase)] = [True] * len(phrase)
-    only_inside = {w for p in _known_phrases() if len(p) > 1 for w in p} - _free_words()
-    unknown = [w for w, n in zip(words, named, strict=True) if not n and (w not in _known_words() or w in only_inside)]
+    unknown = [word for word, part in zip(words, named, strict=True) if not part and word not in _free_words()]
     return list(dict.fromkeys(unknown))
-
-
-@cache
-def _free_words() -> frozenset[str]:
-    """Words that mean something on their own."""
-    known = vocabulary()
-    single = {p[0] for p in _known_phrases() if len(p) == 1}
-    names = [name for group in ("backgrounds", "sizes") for names in known[group].values() for name in names]
-    return frozenset(single | {word for text in (*names, *known["other_words"]) for word in _words(text)})
 
 
 def known_things() -> list[str]:

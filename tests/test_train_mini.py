@@ -1,35 +1,121 @@
-"""The miniature's training code: split, captions, the batched forward, the optimiser."""
+"""The miniature's training code: scenes, captions, couplings, the batched forward, the optimiser."""
 
 import random
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mini import TEXT_ENCODER_CONFIG
-from train_mini import muon, transformer
-from train_mini.data import Combination, all_combinations, article, caption, random_caption, split
-from train_mini.things import BACKGROUNDS, NO_ARTICLE, SIZES, THINGS
+from train_mini import base, captions, chinese, muon, pools, transformer, turbo
+from train_mini.captions import Said, article, describe, plural, random_caption
+from train_mini.probe import rivals
+from train_mini.scenes import (
+    LAYOUTS,
+    PICTURE_SIDE,
+    AtlasPainter,
+    Scene,
+    held_out,
+    kind_of,
+    leading_hue,
+    training_scenes,
+)
+from train_mini.scenes import (
+    test_scenes as scenes_to_test,
+)
+from train_mini.things import (
+    ARRANGEMENTS,
+    BACKGROUNDS,
+    COLOURABLE,
+    COLOURS,
+    NO_ARTICLE,
+    PLACES,
+    PLURALS,
+    SIZES,
+    THINGS,
+)
+
+ATLAS = Path(__file__).parent / "data" / "mini_icons.png"
+EVERYTHING = frozenset(("background", "size", "place", "colour"))
 
 
-def test_split_holds_out_a_tenth_of_whole_combinations():
-    training, held_out = split()
-    assert not set(training) & set(held_out)
-    assert sorted(training + held_out, key=str) == sorted(all_combinations(), key=str)
-    assert len(held_out) == round(0.1 * len(all_combinations()))
-    assert split() == (training, held_out)
+@pytest.fixture(scope="module")
+def scenes():
+    return training_scenes()
 
 
-def test_the_world_is_as_large_as_promised():
+# ---- scenes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["single", "coloured", "pair", "count"])
+def test_held_out_combinations_never_train(scenes, kind):
+    held = scenes_to_test(kind, 60)
+    assert len(held) == 60 and held == scenes_to_test(kind, 60)
+    assert all(kind_of(scene) == kind and held_out(scene) for scene in held)
+    ways = {replace(scene, mirrored=way) for scene in held for way in (False, True)}
+    assert not ways & set(scenes)
+    if kind == "coloured":  # the thing never has that colour anywhere
+        assert not {(s.thing, s.colour) for s in held} & {(s.thing, s.colour) for s in scenes}
+    if kind == "pair":
+        assert not {frozenset((s.thing, s.second)) for s in held} & {frozenset((s.thing, s.second)) for s in scenes}
+
+
+def test_about_a_tenth_is_held_out():
+    from train_mini.scenes import coloured, counts, pairs, singles
+
+    for made in (singles(), coloured(4), pairs(2000), counts()):
+        assert 0.05 < np.mean([held_out(scene) for scene in made]) < 0.15
+
+
+def test_the_world_is_as_large_as_promised(scenes):
     names = [name for group in THINGS.values() for name in group]
-    assert len(THINGS) >= 150 and len(BACKGROUNDS) == 8 and len(SIZES) == 2
+    assert len(THINGS) >= 150 and len(BACKGROUNDS) >= 10 and len(SIZES) == 3 and len(PLACES) == 9
     assert len(names) == len(set(names))
     assert set(names) >= NO_ARTICLE
+    assert set(COLOURABLE) <= set(THINGS) and len(COLOURABLE) >= 40
+    assert {scene.thing for scene in scenes} == set(THINGS)
+    assert {(s.size, s.place) for s in scenes if s.arrangement == "one"} == set(LAYOUTS)
 
 
-def test_icons_and_pictures_lie_on_the_patch_grid():
-    from train_mini.data import PICTURE_SIDE
+def test_icons_lie_on_the_patch_grid_and_inside_the_picture():
+    for size, place in LAYOUTS:
+        room = PICTURE_SIDE - SIZES[size]
+        assert all(room // 2 * step % 16 == 0 for step in PLACES[place])
+    for corners in ARRANGEMENTS.values():
+        assert all(v % 16 == 0 and 0 <= v <= PICTURE_SIDE - SIZES["small"] for corner in corners for v in corner)
 
-    assert all((PICTURE_SIDE - side) // 2 % 16 == 0 for side in SIZES.values())
+
+def test_painting_puts_icons_where_the_scene_says():
+    painter = AtlasPainter(ATLAS)
+
+    def box(scene):
+        away = np.abs(np.asarray(painter.paint(scene)).astype(int) - BACKGROUNDS[scene.background]).max(-1) > 24
+        rows, columns = np.flatnonzero(away.any(1)), np.flatnonzero(away.any(0))
+        return rows[0], columns[0], rows[-1], columns[-1]
+
+    top, _, _, right = box(Scene("soccer-ball", "blue", "small", "bottom left"))
+    assert top >= 64 and right <= 64
+    assert box(Scene("soccer-ball", "blue", "large"))[2] > 110
+    both = Scene("fox", "white", second="lion", arrangement="above")
+    assert painter.paint(both).crop((0, 0, 128, 64)).tobytes() != painter.paint(both).crop((0, 64, 128, 128)).tobytes()
+    car = Scene("automobile", "white")
+    assert painter.paint(car).tobytes() != painter.paint(replace(car, mirrored=True)).tobytes()
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_tint_gives_the_leading_hue_the_colour(colour):
+    painter = AtlasPainter(ATLAS)
+    plain, tinted = painter.icon("red-heart", 64), painter.icon("red-heart", 64, colour)
+    mask, share = leading_hue(plain)
+    assert share > 0.8
+    middle = np.median(np.asarray(tinted)[mask][:, :3], axis=0)
+    assert min(COLOURS, key=lambda name: float(np.abs(middle - COLOURS[name]).sum())) == colour
+    assert np.array_equal(np.asarray(plain)[..., 3], np.asarray(tinted)[..., 3])
+
+
+# ---- captions --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -47,23 +133,117 @@ def test_article(words, noun, expected):
     assert article(words, noun) == expected
 
 
-def test_caption_fills_the_template():
-    c = Combination("fox", "blue", "small")
-    assert caption(c, "{a} on a {b} background") == "a small fox on a blue background"
-    assert caption(c, "{b} background, {x}", size=False) == "blue background, fox"
+@pytest.mark.parametrize(
+    ("noun", "expected"),
+    [("fox", "foxes"), ("butterfly", "butterflies"), ("key", "keys"), ("mouse", "mice"), ("church", "churches"),
+     ("bus", "buses"), ("glass of wine", "glasses of wine"), ("taxi", "taxis")],
+)  # fmt: skip
+def test_plural(noun, expected):
+    assert plural(noun) == expected
 
 
-def test_random_captions_say_what_they_claim():
+def test_irregular_plurals_are_of_known_names():
+    assert set(PLURALS) <= {name for names in THINGS.values() for name in names}
+
+
+def test_captions_say_the_scene_and_nothing_else(scenes):
     rng = random.Random(0)
-    c = Combination("fire-engine", "gray", "small")
-    made = [random_caption(c, rng) for _ in range(3000)]
-    for m in made:
-        text = m.text.lower()
-        assert ("fire engine" in text or "fire truck" in text) == (m.thing is not None)
-        assert ("gray" in text or "grey" in text) == (m.background is not None)
-        assert any(f"{w} fire" in text for w in ("small", "little", "tiny")) == (m.size is not None)
-    assert 0.08 < sum(not m.text for m in made) / len(made) < 0.12
-    assert 0.30 < sum(m.size is None for m in made) / len(made) < 0.45
+    for scene in rng.sample(scenes, 3000):
+        made = random_caption(scene, rng)
+        assert made.said.fits(scene), made
+
+
+def test_captions_put_everything_into_words():
+    rng = random.Random(1)
+    car = Scene("automobile", "gray", "small", "top left", "purple")
+    for _ in range(60):
+        text = describe(car, rng, EVERYTHING).text
+        assert "car" in text and ("purple" in text or "violet" in text) and ("gray" in text or "grey" in text)
+        assert any(word in text for word in ("small", "little", "tiny")) and "left" in text
+        assert "  " not in text and ",," not in text and not text.endswith(",")
+    assert "three foxes" in {
+        describe(Scene("fox", "red", arrangement="three"), rng, frozenset()).text for _ in range(60)
+    }
+    chinese_text = describe(car, rng, EVERYTHING, in_chinese=True).text
+    assert "汽车" in chinese_text and "紫色" in chinese_text and "左上" in chinese_text
+
+
+def test_shares_of_what_captions_leave_open():
+    rng, scene = random.Random(2), Scene("fox", "blue", "small", "left")
+    made = [random_caption(scene, rng) for _ in range(4000)]
+    assert 0.08 < np.mean([not m.text for m in made]) < 0.12
+    named = [m.said for m in made if m.said.thing]
+    assert 0.2 < np.mean([s.background is None for s in named]) < 0.3
+    assert 0.35 < np.mean([s.size is None for s in named]) < 0.45
+    assert 0.4 < np.mean([s.place is None for s in named]) < 0.5
+
+
+def test_pairs_joined_by_and_leave_open_how_they_stand():
+    rng, scene = random.Random(3), Scene("fox", "blue", second="lion", arrangement="above")
+    for _ in range(80):
+        made = describe(scene, rng, EVERYTHING, ("{a}",))
+        says = any(word in made.text for word in ("above", "over", "top", "below", "under", "beneath"))
+        assert says == (made.said.arrangement == "above"), made
+
+
+def test_wordings_of_evaluation_are_held_out():
+    trained = {*captions.TEMPLATES_FULL, *captions.TEMPLATES_NO_BACKGROUND}
+    assert not trained & set(captions.TEST_TEMPLATES)
+    known = {*chinese.TEMPLATES_FULL, *chinese.TEMPLATES_PLACE, *chinese.TEMPLATES_NO_BACKGROUND}
+    assert not known & {*chinese.TESTS_FULL, *chinese.TESTS_PLACE}
+
+
+def test_chinese_names_part_all_things():
+    names = [name for names in chinese.THING_NAMES.values() for name in names]
+    assert len(chinese.THING_NAMES) == len(THINGS) and len(names) == len(set(names))
+
+
+# ---- couplings -------------------------------------------------------------------------------------------------------
+
+
+def test_meanings_finds_exactly_the_fitting_scenes(scenes):
+    part = random.Random(4).sample(scenes, 20_000)
+    meanings = pools.Meanings(part)
+    for said in (
+        Said(),
+        Said(background="turquoise"),
+        Said("fox", arrangement="one"),
+        Said("automobile", background="white", colour="red", arrangement="one"),
+        Said("fox", arrangement="three"),
+        Said("lion", "blue", "small", "left", arrangement="one"),
+    ):
+        expected = [row for row, scene in enumerate(part) if said.fits(scene) and (not said.thing or not scene.second)]
+        assert sorted(set(meanings.rows(said).tolist())) == expected
+
+
+def test_a_noise_gets_the_picture_it_resembles_and_every_picture_its_share():
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randn(1, 5, 64, generator=generator) * torch.tensor([1, 1, 2, 3, 1]).view(1, 5, 1)
+    noise = torch.randn(4000, 64, generator=generator)
+    chosen = pools.couple(pictures.expand(4000, -1, -1), noise)
+    shares = torch.bincount(chosen, minlength=5) / 4000
+    assert shares.min() > 0.1 and shares.max() < 0.35
+    assert pools.couple(pictures, pictures[:, 3] - pictures.mean(1)).tolist() == [3]
+
+
+def test_rivals_differ_in_one_thing():
+    for scene in (*scenes_to_test("single", 4), *scenes_to_test("coloured", 4), *scenes_to_test("pair", 4)):
+        competing = rivals(scene, random.Random(0))
+        assert scene in competing[:2] and len(competing) == len(set(competing)) > 20
+
+
+def test_walk_is_the_mean_velocity_of_its_steps():
+    x, start, end = torch.randn(2, 1, 2, 2), torch.tensor([1.0, 0.6]), torch.tensor([0.8, 0.0])
+    constant = turbo.walk(lambda here, sigma: torch.ones_like(here), x, start, end, 3)
+    assert torch.allclose(constant, torch.ones_like(x), atol=1e-6)
+    seen = []
+    turbo.walk(lambda here, sigma: seen.append(sigma) or here, x, start, end, 2)
+    assert torch.allclose(torch.stack(seen), torch.tensor([[1.0, 0.6], [0.9, 0.3]]))
+    sigmas = turbo.turbo_sigmas()
+    assert sigmas[0] == 1 and sigmas[-1] == 0 and len(sigmas) == 9
+
+
+# ---- transformer -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("words", [19, 32, 45])
@@ -110,8 +290,8 @@ def test_muon_steps_are_nearly_orthogonal():
 
 def test_sigma_draws():
     generator = torch.Generator().manual_seed(0)
-    high = transformer.draw_sigma(64, True, generator)
-    every = transformer.draw_sigma(6400, False, generator)
+    high = base.draw_sigma(64, 64, generator)
+    every = base.draw_sigma(6400, 800, generator)
     assert high.min() >= 0.88 and high.max() <= 1.0
     assert every.min() < 0.15 and every.max() > 0.99
     assert 0.5 < every.median() < 0.75

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import autoencoder, card, evaluate, export, text_encoder, transformer, turbo
+from . import autoencoder, base, card, evaluate, export, text_encoder, turbo
 
 STAGES = ("autoencoder", "text_encoder", "base", "turbo", "export", "evaluate")
 
@@ -19,14 +19,17 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "z-image-studio" / "train_mini",
                         help="folder of icons, checkpoints and sheets (default: %(default)s)")  # fmt: skip
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="which stages to run")
+    parser.add_argument("--start", type=Path, help="an exported miniature whose autoencoder and Base to go on from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--turbo-pictures", type=int, default=300, help="held-out prompts measured on Turbo")
-    parser.add_argument("--base-pictures", type=int, default=150, help="held-out prompts measured on Base")
+    parser.add_argument("--turbo-pictures", type=int, default=100, help="pictures of Turbo for every kind of scene")
+    parser.add_argument("--base-pictures", type=int, default=40, help="pictures of Base for every kind")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     work, device = arguments.work, torch.device(arguments.device)
     work.mkdir(parents=True, exist_ok=True)
     log = logging.getLogger("train_mini")
+    if arguments.start:
+        export.take_back(arguments.start, work)
     if "autoencoder" in arguments.stages:
         autoencoder.train(work, device)
         log.info("autoencoder %s", autoencoder.evaluate(work, device))
@@ -34,7 +37,7 @@ def main() -> None:
         text_encoder.train(work, device)
         log.info("text encoder %s", text_encoder.evaluate(work, device))
     if "base" in arguments.stages:
-        transformer.train_base(work, device)
+        base.train_base(work, device)
     if "turbo" in arguments.stages:
         turbo.train_turbo(work, device)
     if "export" in arguments.stages:

@@ -7,39 +7,64 @@ from pathlib import Path
 
 import mini
 
+from .evaluate import KINDS, THRESHOLDS, WORDING_LOSS, WORDINGS
+
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+
+TITLES = {
+    "single": "one thing",
+    "coloured": "a thing in a colour",
+    "pair": "two things",
+    "count": "two to four of a thing",
+}
+LABELS = {
+    "thing": "the right thing (retrieval@1 of 192)",
+    "second": "the right second thing",
+    "background": "the right background",
+    "size": "the right size",
+    "place": "the right place",
+    "colour": "the right colour",
+    "arrangement": "stands as said",
+    "count": "the right number",
+}
+
+
+def percent(value: float | None) -> str:
+    """Render a share: 0.975 as "97.5 %"."""
+    return "" if value is None else f"{100 * value:.1f} %"
 
 
 def table(figures: dict, autoencoder: dict) -> str:
     """Render the figures as Markdown."""
-
-    def percent(value: float) -> str:
-        return f"{100 * value:.1f} %"
-
-    rows = [("", "Turbo, 8 steps, CFG 1", "Base, 25 steps, CFG 4", "wanted")]
-    turbo, base, steering = figures["turbo"], figures["base"], figures["steering"]
-    for key, label, wanted in (
-        ("retrieval", "the right thing (retrieval@1 in RGB at 32 px)", "95 %"),
-        ("background", "the right background colour", "98 %"),
-        ("size", "the right size", "90 %"),
-    ):
-        rows.append((label, percent(turbo[key]), percent(base[key]), wanted))
-    rows.append(("held-out prompts", str(turbo["pictures"]), str(base["pictures"]), ""))
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|---|---|---|---|")
-    lines += [
-        "",
-        f"Guidance makes Base's things more themselves: the prompted one is nearer than the nearest other by"
-        f" {steering['margin_cfg_1']} of 255 (RMS) at CFG 1, by {steering['margin_cfg_4']} at CFG 4. It also deepens"
-        f" the colours: the mean difference from the rendered picture goes from {steering['error_cfg_1']} to"
-        f" {steering['error_cfg_4']}.",
-        f"Base answers to the negative prompt: where the prompt leaves the background open, the colour that came out,"
-        f' given as negative prompt ("blue background"), gives way to another one in'
-        f" {percent(steering['negative_moves'])} of {steering['pictures']} cases with the same seed.",
-        f"Turbo and Base differ by {steering['turbo_base_difference']} of 255 on average at the same prompt and seed.",
-        f"Autoencoder: {autoencoder['psnr_mean']:.1f} dB on average, {autoencoder['psnr_worst']:.1f} dB at worst.",
-    ]
-    return "\n".join(lines)
+    head = ("", "Turbo", "Turbo, other wordings", "Turbo, Chinese", "Base", "wanted")
+    rows = [head, ("---",) * len(head)]
+    for kind in KINDS:
+        turbo, base = figures["turbo"][kind], figures["base"][kind]["usual"]
+        counts = [str(turbo[wording]["pictures"]) for wording in WORDINGS] + [str(base["pictures"])]
+        rows.append((f"**{TITLES[kind]}**, pictures", *counts, ""))
+        for key, label in LABELS.items():
+            if key in base:
+                wanted = THRESHOLDS.get(kind, {}).get(key)
+                shares = [percent(turbo[wording].get(key)) for wording in WORDINGS]
+                rows.append((label, *shares, percent(base[key]), percent(wanted)))
+    diversity, steering = figures["diversity"], figures["steering"]
+    return "\n".join(
+        [
+            *("| " + " | ".join(row) + " |" for row in rows),
+            "",
+            f"Other wordings may lose {100 * WORDING_LOSS:.0f} points against the usual one.",
+            f'Seeds: of {diversity["seeds"]} pictures of a prompt that says no more than "a fox", {diversity["things"]}'
+            f" things, {diversity['backgrounds']:.1f} backgrounds and {diversity['layouts']:.1f} layouts (size and"
+            f" place) are different on average; {percent(diversity['mirrored'])} of those that can be told are"
+            f" mirrored; {percent(diversity['thing'])} show the right thing.",
+            f"Base answers to the negative prompt: where the prompt leaves the background open, the colour that came"
+            f' out, given as negative prompt ("blue background"), gives way to another one in'
+            f" {percent(steering['negative_moves'])} of {steering['pictures']} cases with the same seed.",
+            f"Mean difference from the rendered picture, of 255: Turbo {steering['error']['turbo']}, Base"
+            f" {steering['error']['base, CFG 1']} at CFG 1 and {steering['error']['base, CFG 4']} at CFG 4.",
+            f"Autoencoder: {autoencoder['psnr_mean']:.1f} dB on average, {autoencoder['psnr_worst']:.1f} dB at worst.",
+        ]
+    )
 
 
 def write_figures(work: Path, folder: Path = mini.FOLDER) -> None:

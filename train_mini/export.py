@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import mini
 
-from . import autoencoder, text_encoder
-from .data import FILLERS, TEMPLATES_FULL, TEMPLATES_NO_BACKGROUND, TEMPLATES_NO_THING, Painter, article
-from .things import BACKGROUND_NAMES, BACKGROUNDS, SIZE_NAMES, THINGS
+from . import autoencoder, captions, chinese, text_encoder
+from .captions import plural
+from .scenes import AtlasPainter, Painter
+from .things import BACKGROUND_NAMES, BACKGROUNDS, COLOUR_NAMES, COUNTS, PLACE_NAMES, SIZE_NAMES, THINGS
 
 ATLAS = Path(__file__).parent.parent / "tests" / "data" / "mini_icons.png"
 SCHEDULER_CONFIG = {  # as in the official repositories
@@ -89,32 +91,65 @@ def export_autoencoder(folder: Path, work: Path) -> None:
 
 
 def export_vocabulary(path: Path) -> None:
-    """Write what the miniature knows: names of things, backgrounds and sizes, and the templates' other words."""
-    blank = {"a": "", "x": "", "b": ""}
-    templates = (*TEMPLATES_FULL, *TEMPLATES_NO_BACKGROUND, *TEMPLATES_NO_THING)
-    other = {w.strip(",") for t in templates for w in t.format(**blank).split()} | {
-        w for f in FILLERS for w in f.split()
-    }
+    """Write what the miniature knows: names of things, colours, sizes and places, and the words around them."""
     data = {
-        "things": {names[0]: list(names) for names in THINGS.values()},
-        "backgrounds": {name: list(BACKGROUND_NAMES[name]) for name in BACKGROUNDS},
-        "sizes": {name: list(names) for name, names in SIZE_NAMES.items()},
+        "things": {names[0]: list(dict.fromkeys((*names, *map(plural, names)))) for names in THINGS.values()},
+        "backgrounds": BACKGROUND_NAMES,
+        "colours": COLOUR_NAMES,
+        "sizes": SIZE_NAMES,
+        "places": PLACE_NAMES,
         "background_colours": {name: list(rgb) for name, rgb in BACKGROUNDS.items()},
-        "other_words": sorted((other | {"a", "an", "the"}) - {""}),
-        "examples": [f"{article('small fox', 'fox')} on a blue background", "a hamburger on a yellow background"],
+        "other_words": other_words(),
+        "chinese": chinese_terms(),
     }
     _write_json(path, data)
 
 
-def export_atlas(path: Path, work: Path, side: int = 24, columns: int = 16) -> None:
-    """Write every thing's icon at a quarter of its large size into one picture: what the tests compare with."""
-    painter = Painter(work)
+def other_words() -> list[str]:
+    """Return the words of the English sentences around the names, and numbers."""
+    sentences = (
+        *captions.TEMPLATES_FULL, *captions.TEMPLATES_NO_BACKGROUND, *captions.TEMPLATES_NO_THING,
+        *captions.TEST_TEMPLATES, *captions.BESIDE, *captions.BESIDE_TURNED, *captions.ABOVE, *captions.ABOVE_TURNED,
+        *captions.AND,
+    )  # fmt: skip
+    joined = " ".join((re.sub(r"{\w}", " ", " ".join(sentences)), *captions.FILLERS))
+    words = {word for word in re.findall(r"[a-z0-9]+", joined)}
+    numbers = {name for names in COUNTS.values() for name in names}
+    return sorted(words | numbers | {"a", "an", "the", "one"})
+
+
+def chinese_terms() -> list[str]:
+    """Return the Chinese names and the pieces of the Chinese sentences."""
+    names = (chinese.THING_NAMES, chinese.COLOUR_NAMES, chinese.SIZE_NAMES, chinese.PLACE_NAMES, chinese.COUNTS)
+    terms = {name for group in names for all_names in group.values() for name in all_names} | set(chinese.ONE)
+    sentences = " ".join(
+        value if isinstance(value, str) else " ".join(value)
+        for name, value in vars(chinese).items()
+        if name.startswith(("TEMPLATES", "TESTS", "BESIDE", "ABOVE", "AND"))
+    )
+    terms |= set(re.sub(r"{\w}|[，、]", " ", sentences).split())
+    return sorted(terms - {""})
+
+
+def export_atlas(path: Path, work: Path) -> None:
+    """Write every thing's icon, small, into one picture: what the tests compare with."""
+    painter, side, columns = Painter(work), AtlasPainter.SIDE, AtlasPainter.COLUMNS
     atlas = Image.new("RGBA", (columns * side, -(-len(THINGS) // columns) * side))
     for i, thing in enumerate(THINGS):
-        icon = painter.icons[thing, "large"].resize((side, side), Image.Resampling.BOX)
+        icon = painter.icon(thing, 128).resize((side, side), Image.Resampling.BOX)
         atlas.paste(icon, (i % columns * side, i // columns * side))
     path.parent.mkdir(parents=True, exist_ok=True)
     atlas.save(path, optimize=True)
+
+
+def take_back(folder: Path, work: Path) -> None:
+    """Put the autoencoder and Base of an exported miniature into `work`, to go on from; files there are kept."""
+    for source, name in (
+        (folder / mini.TURBO_FOLDER.name / mini.VAE_FILE, "autoencoder.pt"),
+        (folder / mini.BASE_FOLDER.name / mini.TRANSFORMER_FILE, "start.pt"),
+    ):
+        if not (work / name).exists():
+            torch.save({key: value.float() for key, value in load_file(source).items()}, work / name)
 
 
 def export(work: Path, folder: Path = mini.FOLDER) -> None:

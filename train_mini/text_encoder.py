@@ -18,15 +18,26 @@ import torch
 from mini import TEXT_ENCODER_CONFIG
 from mini_models import MiniTextEncoder
 
-from .autoencoder import encode_all
-from .data import Caption, all_combinations, fetch_icons, random_caption, split
-from .things import BACKGROUND_NAMES, BACKGROUNDS, SIZE_NAMES, SIZES, THINGS
+from . import autoencoder, chinese
+from .captions import TEST_TEMPLATES, Caption, Said, describe, plural, random_caption
+from .scenes import Painter, Scene, fetch_icons, kind_of, test_scenes, training_scenes
+from .things import (
+    ARRANGEMENTS,
+    BACKGROUND_NAMES,
+    BACKGROUNDS,
+    COLOUR_NAMES,
+    COLOURS,
+    PLACE_NAMES,
+    PLACES,
+    SIZE_NAMES,
+    THINGS,
+)
 
 logger = logging.getLogger(__name__)
 
-STEPS, BATCH, LEARNING_RATE = 2400, 64, 3e-3
+STEPS, BATCH, LEARNING_RATE = 4000, 64, 3e-3
 LAST_TOKENS = 5  # <|im_end|> newline <|im_start|> assistant newline: present whatever the prompt is
-THING_DIMS, BACKGROUND_DIMS, SIZE_DIMS, CONSTANT_DIMS = 92, 16, 16, 4  # together the hidden size of 128
+THING_DIMS, BACKGROUND_DIMS, SIZE_DIMS = 92, 16, 16  # with a mark of 4 the hidden size of 128
 
 # Qwen3's special tokens that a chat without tools or pictures can meet.
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
@@ -55,12 +66,13 @@ def train_tokenizer(work: Path) -> Path:
     if (target / "tokenizer.json").exists():
         return target
     rng = random.Random(1)
-    combinations, idle = all_combinations(), idle_words(work)
-    corpus = [decorate(random_caption(rng.choice(combinations), rng), rng, idle).text for _ in range(30000)]
+    scenes, idle = balanced_scenes(), idle_words(work)
+    corpus = [decorate(random_caption(rng.choice(rng.choice(scenes)), rng), rng, idle).text for _ in range(30000)]
     corpus += ["system\nuser\nassistant\n"] * 2000
-    names = [n for group in (THINGS, BACKGROUND_NAMES, SIZE_NAMES) for names in group.values() for n in names]
-    for name in names:  # every known word becomes one token, with and without a capital or a space before it
-        corpus += [name, " " + name, name.capitalize(), name.upper(), " " + name.title()] * 20
+    for name in names():  # every known word becomes one token, with and without a space before it
+        corpus += [name, " " + name, plural(name), " " + plural(name)] * 20
+    for group in (chinese.THING_NAMES, chinese.COLOUR_NAMES, chinese.PLACE_NAMES):
+        corpus += [name for all_names in group.values() for name in all_names] * 60
     tokenizer = Tokenizer(models.BPE())
     # Unlike Qwen's: letters are folded to lower case, since with so few captions capitals cost accuracy.
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -97,11 +109,24 @@ def load_tokenizer(work: Path):
     return AutoTokenizer.from_pretrained(work / "tokenizer")
 
 
+def names() -> list[str]:
+    """All English names that a caption may use, of things, colours, sizes and places."""
+    groups = (THINGS, BACKGROUND_NAMES, COLOUR_NAMES, SIZE_NAMES, PLACE_NAMES)
+    return [name for group in groups for all_names in group.values() for name in all_names]
+
+
+def balanced_scenes() -> list[list[Scene]]:
+    """Training scenes by kind, single things thrice, so that a random kind and a random scene of it are fair."""
+    kinds: dict[str, list[Scene]] = {}
+    for scene in training_scenes():
+        kinds.setdefault(kind_of(scene), []).append(scene)
+    return [kinds["single"], kinds["single"], kinds["single"], kinds["coloured"], kinds["pair"], kinds["pair"],
+            kinds["count"]]  # fmt: skip
+
+
 def idle_words(work: Path) -> list[str]:
     """Words that name nothing here: the words of other icons' names, in a fixed order."""
-    known = {
-        w for group in (THINGS, BACKGROUND_NAMES, SIZE_NAMES) for ns in group.values() for n in ns for w in n.split()
-    }
+    known = {word for name in names() for word in (*name.split(), *plural(name).split())}
     words = {w for name in fetch_icons(work, "fluent") for w in name.split("-") if w.isalpha() and len(w) > 2}
     return sorted(words - known)
 
@@ -109,7 +134,7 @@ def idle_words(work: Path) -> list[str]:
 def decorate(caption: Caption, rng: random.Random, idle: list[str]) -> Caption:
     """Change what a person might change: letter case, and a few words that the miniature does not know."""
     text = caption.text
-    if text and caption.thing and rng.random() < 0.15:
+    if text and caption.said.thing and rng.random() < 0.15:
         words = text.split(" ")
         for _ in range(rng.randint(1, 3)):
             # before the first or after the last word: in between they could tear "ice cream" apart
@@ -117,38 +142,64 @@ def decorate(caption: Caption, rng: random.Random, idle: list[str]) -> Caption:
         text = " ".join(words)
     draw = rng.random()
     text = text.upper() if draw < 0.02 else text.title() if draw < 0.06 else text
-    return Caption(text, caption.thing, caption.background, caption.size)
+    return Caption(text, caption.said)
+
+
+def hadamard(size: int) -> torch.Tensor:
+    """Return rows of +-1 that are orthogonal to each other: float32 [size, size], size a power of 2."""
+    h = torch.tensor([[1.0]])
+    while len(h) < size:
+        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)], 0)
+    return h
 
 
 class Codes:
-    """The fixed code of a caption: 128 numbers with a root mean square of 1."""
+    """The fixed codes of a caption: 128 numbers with a root mean square of 1 for each of the last tokens.
+
+    Four tokens carry [thing | background | size | mark]: two of them the first thing of a pair, two the second, all the
+    same thing where there is no pair; the fifth says how they are laid out: [x | y | arrangement | colour | background
+    | size | mark]. The mark tells the three kinds apart.
+    """
+
+    FIRST, SECOND, LAYOUT = (0, 3), (1, 4), 2  # which of the last tokens carry what
 
     def __init__(self, work: Path) -> None:
-        combinations = all_combinations()
-        rows = [i for i, c in enumerate(combinations) if c.size == "large" and c.background == "gray"]
-        latents = encode_all(work, torch.device("cpu"))[rows].flatten(1)
+        painter, device = Painter(work), torch.device("cpu")
+        model = autoencoder.load(work, device)
+        scenes = [Scene(thing, "gray", "medium") for thing in THINGS]
+        latents = autoencoder.encode(model, painter, scenes, device).float().flatten(1)
         # The square root of the singular values keeps small differences between things alive.
         u, s, _ = torch.linalg.svd(latents - latents.mean(0), full_matrices=False)
         code = (u * s.sqrt())[:, :THING_DIMS]
-        code = code / code.square().mean(1, keepdim=True).sqrt()
-        self.thing = {combinations[row].thing: code[i] for i, row in enumerate(rows)}
-        # Rows of a Hadamard matrix: codes of +-1 that are orthogonal to each other.
-        h = torch.tensor([[1.0]])
-        while len(h) < BACKGROUND_DIMS:
-            h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)], 0)
+        self.thing = dict(zip(THINGS, code / code.square().mean(1, keepdim=True).sqrt(), strict=True))
+        h, wide = hadamard(16), hadamard(32)
         self.background = {name: h[i + 1] for i, name in enumerate(BACKGROUNDS)}
-        self.size = {name: h[10] * (1 if i == 0 else -1) for i, name in enumerate(SIZES)}
+        self.size = {"small": -h[10], "medium": h[10], "large": h[5]}
+        self.step = {0: h[1], 1: h[2], 2: h[4]}
+        self.arrangement = {name: h[i + 8] for i, name in enumerate(("one", *ARRANGEMENTS))}
+        self.colour = {name: wide[i + 1] for i, name in enumerate(COLOURS)}
 
-    def __call__(self, caption: Caption) -> torch.Tensor:
-        """Return float32 [128]; what the caption leaves out is zero, the constant part keeps an empty one from zero."""
-        parts = [
-            self.thing[caption.thing] if caption.thing else torch.zeros(THING_DIMS),
-            self.background[caption.background] if caption.background else torch.zeros(BACKGROUND_DIMS),
-            self.size[caption.size] if caption.size else torch.zeros(SIZE_DIMS),
-            torch.ones(CONSTANT_DIMS),
-        ]
-        code = torch.cat(parts)
-        return code / code.square().mean().sqrt()
+    def __call__(self, said: Said) -> torch.Tensor:
+        """Return float32 [LAST_TOKENS, 128]; what is left open is zero, the mark keeps an empty caption from zero."""
+
+        def look(table, key):
+            return table[key] if key is not None else torch.zeros_like(next(iter(table.values())))
+
+        several = said.arrangement not in (None, "one") or said.second
+        size = look(self.size, "small" if several else said.size)
+        background = look(self.background, said.background)
+        rows = torch.empty(LAST_TOKENS, 128)
+        for tokens, thing, mark in (
+            (self.FIRST, said.thing, (1, 1, 1, 1)),
+            (self.SECOND, said.second or said.thing, (1, 1, -1, -1)),
+        ):
+            rows[list(tokens)] = torch.cat([look(self.thing, thing), background, size, 2.0 * torch.tensor(mark)])
+        x, y = PLACES[said.place] if said.place else (None, None)
+        rows[self.LAYOUT] = torch.cat(
+            [look(self.step, x), look(self.step, y), look(self.arrangement, said.arrangement),
+             look(self.colour, said.colour), background, size, -torch.ones(16)]
+        )  # fmt: skip
+        return rows / rows.square().mean(1, keepdim=True).sqrt()
 
 
 def tokenize(tokenizer, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,7 +244,7 @@ def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
     torch.manual_seed(0)
     rng = random.Random(2)
     tokenizer, codes, idle = load_tokenizer(work), Codes(work), idle_words(work)
-    combinations, _ = split()
+    scenes = balanced_scenes()
     model = MiniTextEncoder().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     start, average, mixed = time.time(), 1.0, matrix_dtype(device) == torch.bfloat16
@@ -202,10 +253,10 @@ def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
         # long captions come in batches of their own, else padding would triple the work
         long = float(step % 8 == 7)
-        captions = [random_caption(rng.choice(combinations), rng, 0.02, long) for _ in range(BATCH)]
+        captions = [random_caption(rng.choice(rng.choice(scenes)), rng, 0.02, long) for _ in range(BATCH)]
         captions = [decorate(c, rng, idle) for c in captions]
         ids, mask = tokenize(tokenizer, [c.text for c in captions])
-        wanted = torch.stack([codes(c) for c in captions]).unsqueeze(1).to(device)
+        wanted = torch.stack([codes(c.said) for c in captions]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             state = _last_hidden(model, ids.to(device), mask.to(device))
         loss = (state.float() - wanted).square().mean()
@@ -229,29 +280,49 @@ def load(work: Path, device: torch.device) -> MiniTextEncoder:
 
 
 @torch.no_grad()
-def evaluate(work: Path, device: torch.device, count: int = 2000) -> dict[str, float]:
-    """Return the share of things, backgrounds and sizes read off held-out captions by the nearest code."""
+def evaluate(work: Path, device: torch.device, count: int = 600) -> dict[str, float]:
+    """Return the shares of what captions of held-out scenes say that are read rightly, by the nearest code.
+
+    Keys are a field of `Said` with the kind of caption: of training's wordings, of wordings held out, in Chinese.
+    """
     rng = random.Random(3)
-    tokenizer, codes, idle, model = load_tokenizer(work), Codes(work), idle_words(work), load(work, device)
-    _, held_out = split()
-    captions = [decorate(random_caption(rng.choice(held_out), rng, 0.0), rng, idle) for _ in range(count)]
-    states = []
-    for i in range(0, count, 100):
-        ids, mask = tokenize(tokenizer, [c.text for c in captions[i : i + 100]])
-        states.append(_last_hidden(model, ids.to(device), mask.to(device)).mean(1).cpu())
-    state = torch.cat(states)
-    wanted = torch.stack([codes(c) for c in captions])
-    result = {"mse": (state - wanted).square().mean().item(), "longest": float(mask.shape[1])}
-    start = 0
-    for key, table in (("thing", codes.thing), ("background", codes.background), ("size", codes.size)):
-        names, book = list(table), torch.stack(list(table.values()))
-        part = state[:, start : start + book.shape[1]]
-        guess = (part @ book.T).argmax(1)
-        pairs = [(getattr(c, key), names[g], c.text) for c, g in zip(captions, guess, strict=True) if getattr(c, key)]
-        result[key] = sum(a == b for a, b, _ in pairs) / len(pairs)
-        for wrong in [p for p in pairs if p[0] != p[1]][:8]:
-            logger.info("text encoder misread %s", wrong)
-        start += book.shape[1]
+    tokenizer, codes, model = load_tokenizer(work), Codes(work), load(work, device)
+    everything = frozenset(("background", "size", "place", "colour"))
+    scenes = [scene for kind in ("single", "coloured", "pair", "count") for scene in test_scenes(kind, count // 4)]
+    layout = {
+        "arrangement": (32, codes.arrangement),
+        "colour": (48, codes.colour),
+        "background": (80, codes.background),
+    }
+    result: dict[str, float] = {}
+    for wording, templates, in_chinese in (
+        ("usual", None, False),
+        ("held out", TEST_TEMPLATES, False),
+        ("Chinese", None, True),
+    ):
+        captions = [describe(scene, rng, everything, templates, in_chinese) for scene in scenes]
+        states = []
+        for i in range(0, len(captions), 100):
+            ids, mask = tokenize(tokenizer, [c.text for c in captions[i : i + 100]])
+            states.append(_last_hidden(model, ids.to(device), mask.to(device)).cpu())
+        state = torch.cat(states)
+        first, second, last = (state[:, list(t)].mean(1) for t in (codes.FIRST, codes.SECOND, (codes.LAYOUT,)))
+        parts = {"thing": (first, 0, codes.thing), "second": (second, 0, codes.thing)}
+        parts |= {key: (last, start, table) for key, (start, table) in layout.items()}
+        parts["size"] = (first, THING_DIMS + BACKGROUND_DIMS, codes.size)
+        places = {place: torch.cat([codes.step[x], codes.step[y]]) for place, (x, y) in PLACES.items()}
+        parts["place"] = (last, 0, places)
+        for key, (rows, start, table) in parts.items():
+            book = torch.stack(list(table.values()))
+            guess = (rows[:, start : start + book.shape[1]] @ book.T).argmax(1)
+            pairs = [
+                (getattr(c.said, key), list(table)[g], c.text)
+                for c, g in zip(captions, guess.tolist(), strict=True)
+                if getattr(c.said, key)
+            ]
+            result[f"{key}, {wording}"] = round(sum(a == b for a, b, _ in pairs) / len(pairs), 4)
+            for wrong in [p for p in pairs if p[0] != p[1]][:4]:
+                logger.info("text encoder misread %s %s", key, wrong)
     return result
 
 

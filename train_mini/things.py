@@ -85,7 +85,7 @@ THINGS: dict[str, tuple[str, ...]] = {
     "fire": ("fire", "flame"),
     "volcano": ("volcano",),
     # food
-    "red-apple": ("apple", "red apple"),
+    "red-apple": ("apple",),
     "green-apple": ("green apple",),
     "pear": ("pear",),
     "tangerine": ("orange", "tangerine"),
@@ -131,7 +131,7 @@ THINGS: dict[str, tuple[str, ...]] = {
     "wine-glass": ("glass of wine", "wine glass"),
     "beer-mug": ("mug of beer", "beer"),
     # vehicles and buildings
-    "automobile": ("car", "red car"),
+    "automobile": ("car",),
     "taxi": ("taxi",),
     "bus": ("bus",),
     "police-car": ("police car",),
@@ -159,7 +159,7 @@ THINGS: dict[str, tuple[str, ...]] = {
     "ferris-wheel": ("ferris wheel",),
     # objects
     "umbrella": ("umbrella",),
-    "balloon": ("balloon", "red balloon"),
+    "balloon": ("balloon",),
     "kite": ("kite",),
     "teddy-bear": ("teddy bear",),
     "robot": ("robot",),
@@ -182,7 +182,7 @@ THINGS: dict[str, tuple[str, ...]] = {
     "magnet": ("magnet",),
     "scissors": ("scissors", "pair of scissors"),
     "pencil": ("pencil",),
-    "closed-book": ("book", "red book"),
+    "closed-book": ("book",),
     "camera": ("camera",),
     "telephone": ("telephone", "phone"),
     "television": ("television", "tv"),
@@ -194,7 +194,7 @@ THINGS: dict[str, tuple[str, ...]] = {
     "soccer-ball": ("soccer ball", "football"),
     "basketball": ("basketball",),
     "tennis": ("tennis racket",),
-    "red-heart": ("heart", "red heart"),
+    "red-heart": ("heart",),
     "t-shirt": ("t-shirt",),
     "running-shoe": ("sneaker", "running shoe"),
     "glasses": ("glasses", "pair of glasses"),
@@ -214,15 +214,107 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "green": (46, 140, 82),
     "blue": (38, 98, 214),
     "pink": (255, 178, 208),
+    "orange": (232, 106, 24),
+    "purple": (92, 44, 140),
+    "brown": (112, 72, 44),
+    "turquoise": (88, 208, 200),
 }
-BACKGROUND_NAMES: dict[str, tuple[str, ...]] = {name: (name,) for name in BACKGROUNDS} | {"gray": ("gray", "grey")}
+BACKGROUND_NAMES: dict[str, tuple[str, ...]] = {name: (name,) for name in BACKGROUNDS} | {
+    "gray": ("gray", "grey"),
+    "purple": ("purple", "violet"),
+    "turquoise": ("turquoise", "teal"),
+}
 
-# Side of the icon in pixels of a 128-px picture; both lie on the 16-px grid of the transformer's patches.
-SIZES: dict[str, int] = {"large": 96, "small": 64}
-SIZE_NAMES: dict[str, tuple[str, ...]] = {"large": ("large", "big"), "small": ("small", "little", "tiny")}
+# What a colour word makes of a thing that makes sense in several colours (R, G, B of its middle tone).
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (222, 44, 52),
+    "orange": (250, 134, 30),
+    "yellow": (252, 206, 44),
+    "green": (64, 184, 72),
+    "blue": (44, 116, 240),
+    "purple": (148, 72, 204),
+    "pink": (248, 128, 184),
+    "brown": (146, 92, 56),
+    "black": (52, 52, 60),
+    "white": (240, 240, 244),
+}
+COLOUR_NAMES: dict[str, tuple[str, ...]] = {name: (name,) for name in COLOURS} | {"purple": ("purple", "violet")}
+# A thing in such a colour could hardly be seen on such a background.
+CLASHES = frozenset(
+    {("red", "red"), ("orange", "orange"), ("yellow", "yellow"), ("green", "green"), ("blue", "blue"),
+     ("purple", "purple"), ("pink", "pink"), ("brown", "brown"), ("black", "black"), ("white", "white"),
+     ("white", "gray")}
+)  # fmt: skip
+
+# Things that make sense in several colours -> colours that they are not painted in ("green apple" is a thing itself).
+COLOURABLE: dict[str, tuple[str, ...]] = dict.fromkeys(
+    ("automobile", "motor-scooter", "delivery-truck", "tractor", "rocket", "umbrella", "balloon", "t-shirt",
+     "closed-book", "red-heart", "chair", "backpack", "telephone", "teapot", "alarm-clock", "wrapped-gift", "crown",
+     "gem-stone", "key", "bell", "magnet", "star", "house", "tent", "tropical-fish", "snail", "octopus",
+     "dragon-face", "snake", "sauropod", "spouting-whale", "crab", "turtle", "parrot", "rose", "tulip", "mushroom",
+     "doughnut", "candy", "birthday-cake", "alien-monster", "guitar", "teddy-bear"),
+    (),
+) | {"red-apple": ("green",)}  # fmt: skip
+
+# The sides of icons in pixels of a 128-px picture, and where their top left corners may lie; all on the 16-px grid of
+# the transformer's patches.
+SIZES: dict[str, int] = {"large": 128, "medium": 96, "small": 64}
+SIZE_NAMES: dict[str, tuple[str, ...]] = {
+    "large": ("large", "big", "huge"),
+    "medium": ("medium", "medium-sized", "mid-sized"),
+    "small": ("small", "little", "tiny"),
+}
+# place -> (x, y) as multiples of half of the room that the icon leaves
+PLACES: dict[str, tuple[int, int]] = {
+    "centre": (1, 1),
+    "left": (0, 1),
+    "right": (2, 1),
+    "top": (1, 0),
+    "bottom": (1, 2),
+    "top left": (0, 0),
+    "top right": (2, 0),
+    "bottom left": (0, 2),
+    "bottom right": (2, 2),
+}
+# Whatever follows the subject of a sentence.
+PLACE_NAMES: dict[str, tuple[str, ...]] = {
+    "centre": ("in the middle", "in the center", "in the centre", "centered", "centred"),
+    "left": ("on the left", "at the left", "on the left side", "to the left"),
+    "right": ("on the right", "at the right", "on the right side", "to the right"),
+    "top": ("at the top", "on top", "in the upper part", "near the top"),
+    "bottom": ("at the bottom", "in the lower part", "near the bottom"),
+    **{
+        f"{y} {x}": (f"in the {y} {x}", f"in the {y} {x} corner", f"at the {y} {x}", f"in the {other} {x} corner",
+                     f"in the {other} {x}")
+        for y, other in (("top", "upper"), ("bottom", "lower"))
+        for x in ("left", "right")
+    },
+}  # fmt: skip
+
+# Several small icons in one picture: the corners of each; a pair's second thing has the second corner.
+ARRANGEMENTS: dict[str, tuple[tuple[int, int], ...]] = {
+    "beside": ((0, 32), (64, 32)),
+    "above": ((32, 0), (32, 64)),
+    "two": ((0, 32), (64, 32)),
+    "three": ((32, 0), (0, 64), (64, 64)),
+    "four": ((0, 0), (64, 0), (0, 64), (64, 64)),
+}
+COUNTS: dict[str, tuple[str, ...]] = {"two": ("two", "2"), "three": ("three", "3"), "four": ("four", "4")}
 
 # Nouns that take no article.
 NO_ARTICLE = frozenset(
     {"grapes", "cherries", "french fries", "fries", "scissors", "glasses", "corn", "broccoli", "garlic", "cheese",
      "popcorn", "coffee", "beer", "fire", "candy", "ice cream", "pizza"}
 )  # fmt: skip
+# Plurals that no rule makes.
+PLURALS: dict[str, str] = {
+    "mouse": "mice", "wolf": "wolves", "maple leaf": "maple leaves", "ladybug": "ladybugs",
+    "fish": "fish", "shrimp": "shrimp", "cactus": "cacti", "octopus": "octopuses", "scissors": "scissors",
+    "glasses": "glasses", "grapes": "grapes", "cherries": "cherries", "french fries": "french fries",
+    "fries": "fries", "corn": "corn", "broccoli": "broccoli", "garlic": "garlic", "cheese": "cheeses",
+    "popcorn": "popcorn", "coffee": "coffees", "pair of cherries": "pairs of cherries", "tomato": "tomatoes",
+    "pair of scissors": "pairs of scissors", "pair of glasses": "pairs of glasses", "ufo": "ufos",
+    "bunch of grapes": "bunches of grapes", "ear of corn": "ears of corn", "piece of cheese": "pieces of cheese",
+    "slice of pizza": "slices of pizza", "cup of coffee": "cups of coffee", "glass of wine": "glasses of wine",
+    "mug of beer": "mugs of beer", "jack-o'-lantern": "jack-o'-lanterns", "church": "churches",
+}  # fmt: skip

@@ -1,0 +1,160 @@
+"""What the transformers train on: embedded captions, and for each the pictures that it may mean.
+
+A caption leaves things open: size, place, background, colour, which way round. Which of the pictures goes with which
+noise then decides what the model learns. Drawn apart from each other, every noise means every picture, and the first
+steps of sampling can only give their average, a ghost of two sizes. Here a few pictures that fit are drawn for a
+noise, and the one that resembles it most is taken (conditional optimal-transport coupling, in its simplest form): the
+seed decides early, and what it decides differs from seed to seed.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import autoencoder, text_encoder
+from .captions import Caption, Said, random_caption
+from .scenes import Scene, training_scenes
+from .things import COUNTS
+from .transformer import padded, stack_words
+
+logger = logging.getLogger(__name__)
+
+CAPTIONS, LONG_CAPTIONS = 130_000, 14_000
+CANDIDATES = 12  # pictures that compete for a noise
+# How much oftener than others captions are drawn: small things have nine places where others have one; colours are the
+# last thing to be learned, counts the first.
+CENTRED, COLOURED, COUNTED = 3.5, 2.0, 0.6
+CENTRED_ROWS = 3  # how often larger things compete for a noise, so that not all open prompts give small ones
+FIELDS = ("background", "size", "place", "colour", "arrangement")
+
+
+class Meanings:
+    """Finds the training scenes that a caption may mean."""
+
+    def __init__(self, scenes: list[Scene]) -> None:
+        values: dict[str, dict[str | None, int]] = {field: {None: 0} for field in FIELDS}
+        columns = np.empty((len(FIELDS), len(scenes)), np.int8)
+        groups: dict[tuple[str, str | None], list[int]] = {}
+        for row, scene in enumerate(scenes):
+            for i, field in enumerate(FIELDS):
+                known = values[field]
+                columns[i, row] = known.setdefault(getattr(scene, field), len(known))
+            groups.setdefault((scene.thing, scene.second), []).append(row)
+        self.values, self.columns = values, columns
+        self.repeats = np.array([1 if scene.size == "small" else CENTRED_ROWS for scene in scenes])
+        self.groups = {key: self._repeated(np.array(rows)) for key, rows in groups.items()}
+        self.every = self._repeated(np.arange(len(scenes)))
+        # a caption without a thing is asked for often enough to keep its answers
+        self.backgrounds = {
+            name: self.every[columns[0, self.every] == number] for name, number in values["background"].items() if name
+        }
+
+    def _repeated(self, rows: np.ndarray) -> np.ndarray:
+        return np.repeat(rows, self.repeats[rows])
+
+    def rows(self, said: Said) -> np.ndarray:
+        """Return the rows of all scenes that show what is said, int64 [N]; those of larger things several times."""
+        if said.thing is None:
+            return self.backgrounds[said.background] if said.background else self.every
+        rows = self.groups[said.thing, said.second]
+        for i, field in enumerate(FIELDS):
+            value = getattr(said, field)
+            if value is not None:
+                rows = rows[self.columns[i, rows] == self.values[field][value]]
+        return rows
+
+
+@dataclass
+class Pool:
+    """Embedded captions of one padded length with what they say."""
+
+    words: torch.Tensor  # bfloat16 [N, L, 128]
+    lengths: torch.Tensor  # int64 [N]
+    said: list[Said]
+
+    def __post_init__(self) -> None:
+        weights = [
+            (CENTRED if said.size in ("medium", "large") else 1.0)
+            * (COLOURED if said.colour else 1.0)
+            * (COUNTED if said.arrangement in COUNTS else 1.0)
+            for said in self.said
+        ]
+        self.until = torch.tensor(weights, dtype=torch.float64).cumsum(0)
+
+    def pick(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Return the numbers of random captions, int64 [count]."""
+        luck = torch.rand(count, generator=generator, dtype=torch.float64)
+        return torch.searchsorted(self.until, luck * self.until[-1], right=True)
+
+
+class Pictures:
+    """Draws batches of captions, noises and the pictures that belong to them."""
+
+    def __init__(self, work: Path, device: torch.device, seed: int) -> None:
+        scenes = training_scenes()
+        self.device = device
+        self.latents = autoencoder.encode_all(work, device)
+        self.meanings = Meanings(scenes)
+        self.pools = caption_pools(work, device, scenes)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, count: int, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return (words [count, length, 128], lengths [count], latents [count, 16, h, w], noise), all float32."""
+        pool = self.pools[length]
+        chosen = pool.pick(count, self.generator)
+        noise = torch.randn((count, *self.latents.shape[1:]), generator=self.generator)
+        luck = torch.rand((count, CANDIDATES), generator=self.generator, dtype=torch.float64).numpy()
+        rows = np.empty((count, CANDIDATES), np.int64)
+        for i, number in enumerate(chosen.tolist()):
+            fitting = self.meanings.rows(pool.said[number])
+            rows[i] = fitting[(luck[i] * len(fitting)).astype(np.int64)]
+        candidates = self.latents[torch.from_numpy(rows)].float()
+        best = couple(candidates.flatten(2), noise.flatten(1))
+        latents = candidates[torch.arange(count), best]
+        words = pool.words[chosen].float()
+        return tuple(x.to(self.device) for x in (words, pool.lengths[chosen], latents, noise))  # type: ignore[return-value]
+
+
+def couple(candidates: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Return which of its candidates [B, K, n] each noise [B, n] resembles most, int64 [B].
+
+    Candidates are compared by their direction from their common mean, so that each wins about equally often: no
+    picture is preferred for being plain.
+    """
+    away = candidates - candidates.mean(1, keepdim=True)
+    away = away / away.square().sum(2, keepdim=True).sqrt().clamp_min(1e-6)
+    return torch.einsum("bkn,bn->bk", away, noise).argmax(1)
+
+
+def caption_pools(work: Path, device: torch.device, scenes: list[Scene]) -> dict[int, Pool]:
+    """Embed captions of training scenes once: pools of 32 and of 64 tokens; kept on disk."""
+    cache = work / "captions.pt"
+    if not cache.exists():
+        kinds, rng = text_encoder.balanced_scenes(), random.Random(4)
+        tokenizer, model = text_encoder.load_tokenizer(work), text_encoder.load(work, device)
+        idle = text_encoder.idle_words(work)
+        captions: list[Caption] = []
+        for count, empty, long in ((CAPTIONS, 0.10, 0.0), (LONG_CAPTIONS, 0.0, 1.0)):
+            for _ in range(count):
+                made = random_caption(rng.choice(rng.choice(kinds)), rng, empty, long)
+                captions.append(text_encoder.decorate(made, rng, idle))
+        # like lengths together, else padding would double the work
+        captions.sort(key=lambda c: len(c.text))
+        embeddings = text_encoder.embed(model, tokenizer, [c.text for c in captions], device)
+        saved = {}
+        for length in (32, 64):
+            keep = [i for i, e in enumerate(embeddings) if padded(len(e)) == length]
+            words, lengths = stack_words([embeddings[i].bfloat16().cpu() for i in keep])
+            saved[length] = (words, lengths, [vars(captions[i].said) for i in keep])
+            logger.info("captions of up to %d tokens: %d", length, len(keep))
+        torch.save(saved, cache)
+    loaded = torch.load(cache, weights_only=True)
+    return {
+        length: Pool(words, lengths, [Said(**s) for s in said]) for length, (words, lengths, said) in loaded.items()
+    }

@@ -1,0 +1,130 @@
+"""Numbers to watch while a transformer trains: fixed held-out captions, and what the samples show.
+
+A sample is compared, as latents, with the picture that was asked for and with its rivals: the same scene with one
+thing changed. The nearest one tells what went wrong.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from . import autoencoder, text_encoder
+from .captions import describe
+from .scenes import Painter, Scene, kind_of, test_scenes
+from .things import BACKGROUNDS, CLASHES, COLOURABLE, COLOURS, COUNTS, PLACES, SIZES, THINGS
+from .transformer import stack_words
+
+PROBES = {"single": 48, "coloured": 16, "pair": 24, "count": 16}
+STEPS, SHIFT = 8, 3.0  # of the samples: Turbo's official settings
+EVERYTHING = frozenset(("background", "size", "place", "colour"))
+
+
+def rivals(scene: Scene, rng: random.Random, others: int = 12) -> list[Scene]:
+    """Return the scene both ways round, then scenes that differ from it in one thing."""
+    strangers = [thing for thing in rng.sample(list(THINGS), others + 2) if thing not in (scene.thing, scene.second)]
+    changed = [replace(scene, thing=thing) for thing in strangers[:others] if not scene.colour or thing in COLOURABLE]
+    changed += [replace(scene, background=name) for name in BACKGROUNDS if (scene.colour, name) not in CLASHES]
+    match kind_of(scene):
+        case "pair":
+            changed += [replace(scene, second=thing) for thing in strangers[:others]]
+            changed.append(replace(scene, thing=scene.second or "", second=scene.thing))
+            changed += [replace(scene, arrangement=name) for name in ("beside", "above")]
+        case "count":
+            changed += [replace(scene, arrangement=name) for name in COUNTS]
+            changed += [replace(scene, arrangement="one", size=size) for size in SIZES]
+        case _:
+            changed += [replace(scene, place=place) for place in PLACES if scene.size != "large"]
+            changed += [replace(scene, size=size) for size in SIZES if size != "large" or scene.place == "centre"]
+            changed += [replace(scene, colour=colour) for colour in COLOURS if scene.colour]
+    right = replace(scene, mirrored=False)
+    return [right, replace(scene, mirrored=True), *(c for c in dict.fromkeys(changed) if c not in (scene, right))]
+
+
+@dataclass
+class Probe:
+    """Held-out captions with their embeddings, noise, and the latents of what they may be taken for."""
+
+    scenes: list[Scene]
+    rivals: list[list[Scene]]
+    latents: list[torch.Tensor]  # of each scene's rivals, bfloat16 [N, 16, 16, 16]
+    words: torch.Tensor
+    lengths: torch.Tensor
+    wrong_words: torch.Tensor  # the same captions with other things
+    wrong_lengths: torch.Tensor
+    noise: torch.Tensor
+
+    @staticmethod
+    def make(work: Path, device: torch.device) -> Probe:
+        """Take held-out scenes of every kind, each described in full."""
+        rng = random.Random(6)
+        scenes = [scene for kind, count in PROBES.items() for scene in test_scenes(kind, count)]
+        competing = [rivals(scene, rng) for scene in scenes]
+        cache = work / "probe.pt"
+        if not cache.exists():
+            vae, painter = autoencoder.load(work, device), Painter(work)
+            torch.save([autoencoder.encode(vae, painter, group, device) for group in competing], cache)
+        model, tokenizer = text_encoder.load(work, device), text_encoder.load_tokenizer(work)
+        embedded: list[torch.Tensor] = []
+        wrong = [replace(s, thing=o.thing) for s, o in zip(scenes, [*scenes[1:], scenes[0]], strict=True)]
+        for shown in (scenes, wrong):
+            texts = [describe(scene, random.Random(i), EVERYTHING).text for i, scene in enumerate(shown)]
+            embedded += stack_words(text_encoder.embed(model, tokenizer, texts, device))
+        noise = torch.randn((len(scenes), 16, 16, 16), generator=torch.Generator().manual_seed(6))
+        tensors = [x.to(device) for x in (*embedded, noise)]
+        return Probe(scenes, competing, torch.load(cache, weights_only=True), *tensors)
+
+    @torch.no_grad()
+    def gap(self, predict) -> tuple[float, float]:
+        """Return the x0 error at sigma 0.97 with the right caption and with one naming another thing."""
+        wanted = torch.stack([latents[0] for latents in self.latents]).float().to(self.noise.device)
+        sigma = torch.full((len(self.noise),), 0.97, device=self.noise.device)
+        x = 0.03 * wanted + 0.97 * self.noise
+        errors = []
+        for words, lengths in ((self.words, self.lengths), (self.wrong_words, self.wrong_lengths)):
+            errors.append((x - 0.97 * predict(x, sigma, words, lengths) - wanted).square().mean().item())
+        return errors[0], errors[1]
+
+    @torch.no_grad()
+    def sample(self, predict) -> torch.Tensor:
+        """Euler steps without guidance; returns latents, float32 [N, 16, 16, 16]."""
+        u = torch.linspace(1, 0, STEPS + 1)
+        sigmas = SHIFT * u / (1 + (SHIFT - 1) * u)
+        x = self.noise
+        for a, b in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
+            x = x + (b - a) * predict(x, torch.full((len(x),), a, device=x.device), self.words, self.lengths)
+        return x
+
+    def judge(self, samples: torch.Tensor) -> dict[str, float]:
+        """Return the latent error, and for each kind of scene the share of samples that are nearest to theirs.
+
+        `mse` is the mean squared error of the single things, to the nearer of both ways round.
+        """
+        wins: dict[str, list[bool]] = {kind: [] for kind in PROBES}
+        errors, wrong = [], {}
+        for scene, group, latents, sample in zip(self.scenes, self.rivals, self.latents, samples.cpu(), strict=True):
+            distances = (latents.float() - sample).square().flatten(1).mean(1)
+            best = group[int(distances.argmin())]
+            kind, right = kind_of(scene), replace(best, mirrored=scene.mirrored) == scene
+            wins[kind].append(right)
+            if kind == "single":
+                errors.append(distances[:2].min().item())
+            if not right:
+                for field in ("thing", "second", "background", "size", "place", "colour", "arrangement"):
+                    if getattr(best, field) != getattr(scene, field):
+                        wrong[f"wrong {field}"] = wrong.get(f"wrong {field}", 0) + 1
+        shares = {kind: round(sum(w) / len(w), 3) for kind, w in wins.items()}
+        return {"mse": round(sum(errors) / len(errors), 4), **shares, **dict(sorted(wrong.items()))}
+
+
+def write_sheet(work: Path, latents: torch.Tensor, target: Path, device: torch.device, columns: int = 13) -> None:
+    """Decode latents and write them as one PNG."""
+    with torch.no_grad():
+        p = autoencoder.load(work, device).decoder(latents).clamp(-1, 1)
+    rows = len(p) // columns
+    p = p[: rows * columns].reshape(rows, columns, *p.shape[1:]).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    Image.fromarray(((p + 1) * 127.5).round().byte().cpu().numpy()).save(target)
