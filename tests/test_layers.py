@@ -17,6 +17,10 @@ ALLOWED = {
     "mini": {"errors"},
     "mini_models": {"mini"},
     "checkpoint": set(),
+    "architectures": set(),
+    "lora_dialects": set(),
+    "lora": {"lora_dialects", "architectures", "checkpoint", "errors"},
+    "adapter": {"lora", "lora_dialects"},
     "weights": {"errors", "checkpoint"},
     "metadata": {"request", "errors"},
     "pipeline": {"mini", "weights", "device", "request", "errors"},
@@ -29,7 +33,7 @@ ALLOWED = {
 
 # Third-party packages that only some modules may import, and whether they may do so at the top of the file.
 HEAVY = {
-    "torch": {"pipeline", "mini_models"},
+    "torch": {"pipeline", "adapter", "mini_models"},
     "diffsynth": {"pipeline"},
     "transformers": {"pipeline"},
     "gradio": {"ui", "app", "theme"},
