@@ -28,6 +28,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 import mini
+from adapter import Adapter, Adapters, applied
 from request import Model, Note, Stage, Step
 from weights import Chosen
 
@@ -56,11 +57,14 @@ class Pipeline:
         device: a torch device name: "cuda", "mps" or "cpu".
         dtype: the dtype that weights are held and computed in.
         keep_both: whether Base and Turbo may be in memory together.
+        lora_copies: bytes that changed copies of weights may take while a LoRA is used.
     """
 
-    def __init__(self, device: str, dtype: torch.dtype, keep_both: bool) -> None:
+    def __init__(self, device: str, dtype: torch.dtype, keep_both: bool, lora_copies: int = 0) -> None:
         _send_prints_to_log()
         self.keep_both = keep_both
+        self.lora_copies = lora_copies
+        self.loras = Adapters()
         self.transformers: dict[Model, ZImageDiT] = {}
         # DiffSynth's own default device is the CPU on a Mac.
         self.pipe = ZImagePipeline(device=device, torch_dtype=dtype)
@@ -170,6 +174,11 @@ class Pipeline:
             pipe.load_models_to_device([])
         return Picture(image, shared["latents"], notes)
 
+    def wearing(self, adapter: Adapter, strength: float, drawing: Progress) -> Progress:
+        """Carry out `drawing` with a LoRA on the transformer loaded last; afterwards its weights are what they were."""
+        with applied(self.pipe.dit, adapter, strength, self.lora_copies, self.pipe.torch_dtype):
+            return (yield from drawing)
+
     def _read(self, files: Sequence[Path]) -> ModelPool:
         """Have DiffSynth recognise and load one model's files."""
         paths = [str(path) for path in files]
@@ -222,11 +231,15 @@ class Pipeline:
 
 
 def follow_weight_dtype(embedder: TimestepEmbedder) -> None:
-    """Let a timestep embedder compute in the dtype of its weights; DiffSynth's casts to bf16 and fails in any other."""
+    """Let a timestep embedder compute in the dtype of its layers; DiffSynth's casts to bf16 and fails in any other.
+
+    Under VRAM management a layer may hold another dtype than it computes in; of a quantized one only the bias tells.
+    """
 
     def forward(self: TimestepEmbedder, t: torch.Tensor) -> torch.Tensor:
         frequencies = self.timestep_embedding(t, self.frequency_embedding_size)
-        return self.mlp(frequencies.to(self.mlp[0].weight.dtype))
+        first = self.mlp[0]
+        return self.mlp(frequencies.to(getattr(first, "computation_dtype", None) or first.bias.dtype))
 
     embedder.forward = types.MethodType(forward, embedder)
 
