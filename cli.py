@@ -13,12 +13,14 @@ import json
 import logging
 import os
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import device
+import lora
 import metadata
 import weights
 from engine import Engine, Settings
@@ -56,7 +58,7 @@ def build_parser() -> Parser:
     for request in MODES.values():
         _add_mode(commands, common, request)
 
-    inspect = commands.add_parser("inspect", parents=[common], help="what a picture says about how it was made")
+    inspect = commands.add_parser("inspect", parents=[common], help="what a picture or a LoRA file holds")
     inspect.add_argument("file", type=Path)
     inspect.set_defaults(run=_inspect)
 
@@ -94,8 +96,12 @@ def _add_mode(commands: Any, common: Parser, request: type[Request]) -> None:
         if name == "prompt" and field.is_required():
             parser.add_argument(name, nargs="?", help=_help(request, name))
         elif name != "weights":  # one of the common ones
-            flag = (field.json_schema_extra or {}).get("flag", "--" + name.replace("_", "-"))
-            parser.add_argument(flag, dest=name, metavar=flag.removeprefix("--").upper(), help=_help(request, name))
+            extra = field.json_schema_extra or {}
+            flag = extra.get("flag", "--" + name.replace("_", "-"))
+            if flag is None:  # a part of another flag's value
+                continue
+            metavar = extra.get("metavar", flag.removeprefix("--").upper())
+            parser.add_argument(flag, dest=name, metavar=metavar, help=_help(request, name))
     parser.add_argument("--from", dest="replay", metavar="FILE.png", help="take what is not given from a picture")
     name = metadata.file_stem(request.model_construct(seed="SEED"))
     parser.add_argument("--out", type=Path, metavar="FILE.png", help=f"where to write (default: {name}.png)")
@@ -115,9 +121,11 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _draw(args: argparse.Namespace) -> int:
-    given = {name: getattr(args, name) for name in args.request.model_fields if getattr(args, name) is not None}
+    fields = args.request.model_fields
+    given = {name: value for name in fields if (value := getattr(args, name, None)) is not None}
+    given |= _lora(given)
     if args.replay:
-        replayed = _replayed(args.request, Path(args.replay))
+        replayed = _replayed(args.request, Path(args.replay), "lora" in given)
         given = {**replayed, **given, "weights": args.weights if args.weights != "auto" else replayed["weights"]}
     request = args.request.parse(**given)
     if args.out is not None:
@@ -139,15 +147,47 @@ def _draw(args: argparse.Namespace) -> int:
     return 0
 
 
-def _replayed(request: type[Request], picture: Path) -> dict[str, Any]:
-    """Return the fields of the request that drew a picture, which must be of this command's mode."""
+def _lora(given: dict[str, Any]) -> dict[str, str]:
+    """Part `--lora FILE:STRENGTH`. What stands before a colon may also be a drive, and a file's name may hold one."""
+    match = re.fullmatch(
+        r"(.+\.safetensors):([^:/\\]*)|(..+):(\d*\.?\d+)", given.get("lora", ""), re.IGNORECASE | re.DOTALL
+    )
+    if match is None:
+        return {}
+    return {"lora": match[1] or match[3], "lora_strength": match[2] if match[1] else match[4]}
+
+
+def _replayed(request: type[Request], picture: Path, lora_given: bool) -> dict[str, Any]:
+    """Return the fields of the request that drew a picture, which must be of this command's mode.
+
+    Raises:
+        RequestError: it is another mode's, or it was drawn with a LoRA that is not at hand.
+    """
     found = metadata.read_png(picture)
     if found.mode != request.mode:
         raise RequestError("from", picture.name, f"a picture made by {request.mode}; this one is of {found.mode}")
+    if found.values.get("lora") and not lora_given:
+        _check_same_lora(found)
     return found.request().model_dump()
 
 
+def _check_same_lora(found: metadata.Parameters) -> None:
+    """Refuse to replay with another file of the same name; a picture holds a LoRA's name and digest, not its place."""
+    name = found.values["lora"]
+    wanted = (
+        f"the file that drew this picture (SHA-256 {found.inputs.get('lora', 'unknown')}); give it with --lora FILE"
+    )
+    try:
+        digest = lora.identify(lora.read(lora.find(name))).digest
+    except RequestError:
+        raise RequestError("lora", name, wanted) from None
+    if digest != found.inputs.get("lora"):
+        raise RequestError("lora", name, wanted)
+
+
 def _inspect(args: argparse.Namespace) -> int:
+    if args.file.suffix.lower() == lora.SUFFIX:
+        return _inspect_lora(args)
     found = metadata.read_png(args.file)
     facts = {
         "file": str(args.file),
@@ -157,6 +197,16 @@ def _inspect(args: argparse.Namespace) -> int:
         "fingerprints": dict(found.fingerprints),
         "not_restored": dict(found.not_restored),
     }
+    _print_facts(facts, args.json)
+    return 0
+
+
+def _inspect_lora(args: argparse.Namespace) -> int:
+    file = lora.read(args.file)
+    identity = lora.identify(file)
+    facts = {"file": str(args.file), **file.report.facts(), "hash": identity.hash, "sha256": identity.digest}
+    if not args.json:
+        facts["matched"] = f"{len(file.report.matched)} modules (--json lists them)"
     _print_facts(facts, args.json)
     return 0
 

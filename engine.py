@@ -17,19 +17,33 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import device
+import lora
 import metadata
 import mini
 import weights
 from errors import InternalError, OutOfMemory, QueueFull, StudioError
-from request import Event, Failure, Note, Queued, Request, Result, Stage, TextToImage, WeightsChoice, WeightsKind
+from request import (
+    MODELS,
+    Event,
+    Failure,
+    Note,
+    Queued,
+    Request,
+    Result,
+    Stage,
+    TextToImage,
+    WeightsChoice,
+    WeightsKind,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from pipeline import Pipeline
+    from pipeline import Picture, Pipeline, Progress
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -150,12 +164,14 @@ class Drawn:
         notes: what the user should know.
         inputs: digests of the files that the request names, by field.
         fingerprints: identities of weights used beyond those in `Chosen`, by name.
+        lora: the LoRA that it was drawn with.
     """
 
     image: Image.Image
     notes: tuple[Note, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    lora: metadata.Lora | None = None
 
 
 Drawing = Generator[Event, None, Drawn]
@@ -181,6 +197,14 @@ class Engine:
             WeightsMissing: they are not complete on this machine.
         """
         return weights.choose(asked if asked != "auto" else self.settings.weights, mode, model)
+
+    def inspect_lora(self, path: Path, name: str | None = None) -> lora.Report:
+        """Return what a LoRA file is, from its header alone; `name` is what to call an upload.
+
+        Raises:
+            RequestError: it cannot be used at all.
+        """
+        return lora.read(path, name).report
 
     def examples(self, kind: WeightsKind) -> list[str]:
         """Return prompts that work with these weights."""
@@ -235,7 +259,8 @@ class Engine:
         seconds = clock.read()
 
         fingerprints = {part: weights.fingerprint(files) for part, files in chosen.files.items()}
-        provenance = metadata.Provenance(chosen.kind, fingerprints | dict(drawn.fingerprints), drawn.inputs)
+        fingerprints |= drawn.fingerprints
+        provenance = metadata.Provenance(chosen.kind, fingerprints, drawn.inputs, drawn.lora)
         yield Result(
             png=metadata.encode_png(drawn.image, request, provenance),
             sidecar={
@@ -253,8 +278,9 @@ class Engine:
         )
 
     def _text_to_image(self, chosen: weights.Chosen, request: TextToImage) -> Drawing:
+        file = _lora_of(request, chosen.kind)
         pipeline = yield from self._ready(chosen, request)
-        picture = yield from pipeline.text_to_image(
+        drawing = pipeline.text_to_image(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
             steps=request.steps,
@@ -263,7 +289,9 @@ class Engine:
             height=request.height,
             seed=request.seed,
         )
-        return Drawn(picture.image, (*picture.notes, *_miniature_notes(request, chosen.kind)))
+        picture, worn = yield from _wearing(pipeline, file, request, drawing)
+        notes = (*picture.notes, *worn.notes, *_miniature_notes(request, chosen.kind))
+        return Drawn(picture.image, notes, worn.inputs, lora=worn.lora)
 
     def _ready(self, chosen: weights.Chosen, request: Request) -> Generator[Event, None, Pipeline]:
         """Return the pipeline with the request's models loaded, built anew where the kind of weights changed."""
@@ -286,7 +314,7 @@ class Engine:
                     f"these weights do not fit this machine yet: {'; '.join(plan.reasons)}. "
                     "Weights mini draws with the miniature."
                 )
-            self._pipeline = Pipeline(on.kind, getattr(torch, on.dtype), plan.keep_both_transformers)
+            self._pipeline = Pipeline(on.kind, getattr(torch, on.dtype), plan.keep_both_transformers, plan.lora_copies)
             self._built_for = chosen.kind
         yield from self._pipeline.load(chosen, request.model)
         return self._pipeline
@@ -304,6 +332,46 @@ class Engine:
             return OutOfMemory("the memory did not suffice; a smaller width and height needs less")
         log.exception("internal error")
         return InternalError(type(error).__name__, str(error))
+
+
+@dataclass(frozen=True)
+class Worn:
+    """What a request's LoRA adds to its result; nothing where there is none."""
+
+    notes: tuple[Note, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    lora: metadata.Lora | None = None
+
+
+def _lora_of(request: Request, kind: WeightsKind) -> lora.LoraFile | None:
+    """Return the file of the LoRA that a request names, judged by its header alone: before anything is loaded.
+
+    Raises:
+        RequestError: it cannot be used, or not with these weights.
+    """
+    if not request.lora:
+        return None
+    file = lora.read(lora.find(request.lora))
+    file.report.check_fits(kind)
+    return file
+
+
+def _wearing(
+    pipeline: Pipeline, file: lora.LoraFile | None, request: Request, drawing: Progress
+) -> Generator[Event, None, tuple[Picture, Worn]]:
+    """Carry out `drawing` with the request's LoRA, if it has one."""
+    if file is None:
+        return (yield from drawing), Worn()
+    yield Stage("loading", "LoRA")
+    adapter = pipeline.loras.get(file)
+    picture = yield from pipeline.wearing(adapter, request.lora_strength, drawing)
+    report = adapter.report
+    notes = [Note("lora_partly", sentence) for sentence in report.warnings()]
+    if report.base not in (None, request.model):
+        trained, used = MODELS[report.base].title, MODELS[request.model].title
+        notes.append(Note("lora_base", f"The LoRA was trained on {trained}; with {used} it may do less, or harm."))
+    used = metadata.Lora(file.report.name, adapter.identity.hash, request.lora_strength)
+    return picture, Worn(tuple(notes), {"lora": adapter.identity.digest}, used)
 
 
 def _miniature_notes(request: Request, kind: WeightsKind) -> list[Note]:

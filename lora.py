@@ -28,6 +28,9 @@ from lora_dialects import SIZES, BadLayerError, Parsed, SizeName, Source
 
 Base = Literal["turbo", "base"]
 
+ROOT = Path(__file__).resolve().parent
+FOLDERS = (ROOT / "loras", ROOT / "weights" / "mini" / "loras")  # the user's own, and the example
+
 SUFFIX = ".safetensors"
 MAX_HEADER = 8_000_000  # bytes; every layer in every part is some 200 kB, a trainer's whole list of tags a few MB
 MAX_FILE = 4 << 30  # bytes; rank 256 in every linear layer of Z-Image is 2.4 GB in bf16
@@ -144,6 +147,18 @@ class LoraFile:
 def refused(name: str, allowed: str) -> RequestError:
     """Return the error of a file that cannot be used."""
     return RequestError("lora", name, allowed)
+
+
+def find(named: str) -> Path:
+    """Return the file that a user names: a path, or a file's bare name in one of FOLDERS, with its ending or without.
+
+    A file that is nowhere is returned as it was named; reading it says so.
+    """
+    path = Path(named).expanduser()
+    if not path.is_file() and path.name == named:
+        inside = [folder / name for folder in FOLDERS for name in (named, named + SUFFIX)]
+        return next((one for one in inside if one.is_file()), path)
+    return path
 
 
 def read(path: Path, name: str | None = None) -> LoraFile:

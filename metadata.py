@@ -13,7 +13,7 @@ import io
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,15 @@ _NEGATIVE = "Negative prompt:"
 
 
 @dataclass(frozen=True)
+class Lora:
+    """A LoRA that a picture was drawn with: its name, the 12 hex digits that galleries look up, and how much of it."""
+
+    name: str
+    hash: str
+    strength: float
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Where a picture comes from.
 
@@ -45,11 +54,13 @@ class Provenance:
         weights: the kind of weights that drew it.
         fingerprints: maps each part's name to the identity of its files.
         inputs: maps each field of the request that names a file of the user's to the file's digest.
+        lora: the LoRA that was used.
     """
 
     weights: WeightsKind
     fingerprints: Mapping[str, str]
     inputs: Mapping[str, str] = field(default_factory=dict)
+    lora: Lora | None = None
 
 
 def describe(request: Request, provenance: Provenance) -> dict[str, Any]:
@@ -63,6 +74,8 @@ def describe(request: Request, provenance: Provenance) -> dict[str, Any]:
         "request": request.model_dump() | names,
         "weights": {"kind": provenance.weights, "fingerprints": dict(provenance.fingerprints)},
     }
+    if provenance.lora:
+        described["lora"] = asdict(provenance.lora)
     return described | ({"inputs": dict(provenance.inputs)} if provenance.inputs else {})
 
 
@@ -76,6 +89,7 @@ def a1111_text(request: Request, provenance: Provenance, size: tuple[int, int]) 
         "Seed": request.seed,
         "Size": f"{size[0]}x{size[1]}",
         "Model": title,
+        **_lora_pairs(provenance.lora),
         "Version": f"Z-Image Studio {APP_VERSION}",
     }
     lines = [request.prompt]
@@ -83,6 +97,14 @@ def a1111_text(request: Request, provenance: Provenance, size: tuple[int, int]) 
         lines.append(f"{_NEGATIVE} {negative}")
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items()))
     return "\n".join(lines)
+
+
+def _lora_pairs(lora: Lora | None) -> dict[str, str]:
+    """Return what A1111 writes of a LoRA. Readers split it by commas and colons, which a name must not have then."""
+    if lora is None:
+        return {}
+    name = re.sub(r"[,:]", "_", lora.name)
+    return {"Lora hashes": f"{name}: {lora.hash}", "Lora strength": f"{lora.strength:g}"}
 
 
 def encode_png(image: Image.Image, request: Request, provenance: Provenance) -> bytes:
@@ -118,6 +140,7 @@ class Parameters:
         values: fields of a request, by name, as far as they could be read.
         fingerprints: identities of the weights that drew it; empty when only A1111's text was found.
         not_restored: what the picture names and a request has no place for, by the name it has there.
+        inputs: digests of the user's files that it was made with, by field; the fields hold the files' bare names.
     """
 
     source: str
@@ -125,6 +148,7 @@ class Parameters:
     values: Mapping[str, Any]
     fingerprints: Mapping[str, str]
     not_restored: Mapping[str, str]
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
     def request(self) -> Request:
         """Return the request that draws the picture again.
@@ -194,7 +218,8 @@ def _from_own_chunk(chunk: Mapping[str, Any]) -> Parameters:
     fields, mode = dict(chunk["request"]), MODES.get(chunk["mode"], TextToImage)
     known = {name: value for name, value in fields.items() if name in mode.model_fields}
     rest = {name: str(value) for name, value in fields.items() if name not in known}
-    return Parameters(REQUEST_CHUNK, chunk["mode"], known, dict(chunk["weights"]["fingerprints"]), rest)
+    fingerprints, inputs = dict(chunk["weights"]["fingerprints"]), dict(chunk.get("inputs", {}))
+    return Parameters(REQUEST_CHUNK, chunk["mode"], known, fingerprints, rest, inputs)
 
 
 def _text_chunks(path: Path) -> dict[str, str]:

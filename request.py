@@ -23,6 +23,7 @@ WeightsChoice = Literal["auto", "full", "mini"]
 WeightsKind = Literal["full", "mini"]
 
 SEED_MAX = 2**32 - 1
+PATH_MAX_CHARS = 4_096  # what Linux takes
 PROMPT_MAX_CHARS = 10_000  # far above the text encoder's 512 tokens; a bound on what is parsed at all
 
 
@@ -145,6 +146,24 @@ Weights = Annotated[
     WeightsChoice,
     Field(description="Real weights where complete, else the embedded miniature (auto); or one of them by name."),
 ]
+LoraFile = Annotated[
+    str,
+    Field(
+        max_length=PATH_MAX_CHARS,
+        description="A LoRA: a .safetensors file that teaches the model a style or a thing.",
+        json_schema_extra={"allowed": "the path of a .safetensors file", "metavar": "FILE[:STRENGTH]"},
+    ),
+]
+LoraStrength = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1.5,
+        description="How much of the LoRA: 1 is as it was trained, 0 is none.",
+        json_schema_extra={"flag": None},  # on the command line it is a part of --lora
+    ),
+]
+LORA_STRENGTH = 0.8  # what people use first: at 1 a LoRA of the usual training outshouts the prompt
 
 
 class TextToImage(Request):
@@ -168,6 +187,8 @@ class TextToImage(Request):
     width: Side = Field(None, description="Width in pixels.")
     height: Side = Field(None, description="Height in pixels.")
     seed: Seed = 0
+    lora: LoraFile = ""
+    lora_strength: LoraStrength = LORA_STRENGTH
     weights: Weights = "auto"
 
     @property
@@ -194,6 +215,7 @@ class TextToImage(Request):
             "cfg": self.cfg if self.cfg is not None else model.cfg,
             "seed": self.seed or random_seed(),
             "weights": kind,
+            "lora_strength": self.lora_strength if self.lora else LORA_STRENGTH,  # means nothing without one
         }
         for side in ("width", "height"):
             asked = getattr(self, side)

@@ -23,12 +23,13 @@ ALLOWED = {
     "adapter": {"lora", "lora_dialects"},
     "weights": {"errors", "checkpoint"},
     "metadata": {"request", "errors"},
-    "pipeline": {"mini", "weights", "device", "request", "errors"},
-    "engine": {"pipeline", "metadata", "mini", "weights", "device", "request", "errors"},
+    "pipeline": {"adapter", "mini", "weights", "device", "request", "errors"},
+    "engine": {"pipeline", "lora", "metadata", "mini", "weights", "device", "request", "errors"},
     "ui_parts": {"engine", "request", "metadata", "errors"},
-    "tab_generate": {"ui_parts", "engine", "request", "errors"},
+    "ui_lora": {"ui_parts", "engine", "request", "errors"},
+    "tab_generate": {"ui_lora", "ui_parts", "engine", "request", "errors"},
     "ui": {"tab_generate", "theme", "engine", "request"},
-    "cli": {"app", "engine", "request", "metadata", "weights", "device", "errors"},
+    "cli": {"app", "engine", "request", "metadata", "weights", "lora", "device", "errors"},
     "app": {"ui", "theme", "engine", "weights", "device", "errors"},
     "install": set(),
 }
@@ -38,7 +39,7 @@ HEAVY = {
     "torch": {"pipeline", "adapter", "mini_models"},
     "diffsynth": {"pipeline"},
     "transformers": {"pipeline"},
-    "gradio": {"ui", "ui_parts", "tab_generate", "app", "theme"},
+    "gradio": {"ui", "ui_lora", "ui_parts", "tab_generate", "app", "theme"},
 }
 HEAVY_LAZILY = {
     "torch": {"engine", "device"},
