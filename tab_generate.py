@@ -9,7 +9,8 @@ import gradio as gr
 
 import ui_parts
 from engine import Engine
-from request import MODELS, Model, Sizes, TextToImage, WeightsChoice
+from request import LORA_STRENGTH, MODELS, Model, Sizes, TextToImage, WeightsChoice
+from ui_lora import LoraSlot
 from ui_parts import KEPT, QUIET, Output, Situation, Stopping, Update, bounds, help_line, said
 
 
@@ -63,6 +64,7 @@ def lay_out(engine: Engine, page: gr.Blocks, weights_line: gr.HTML) -> None:
                     info=help_line(TextToImage, "cfg"),
                     buttons=[],
                 )
+            slot = LoraSlot.lay_out(engine, TextToImage, prompt_field, first, model_field)
             with gr.Accordion("Advanced", open=False):
                 fixed_size = gr.HTML(_fixed_size(now.sizes), visible=_is_fixed(now.sizes))
                 with gr.Row(visible=not _is_fixed(now.sizes)) as free_size:
@@ -113,17 +115,21 @@ def lay_out(engine: Engine, page: gr.Blocks, weights_line: gr.HTML) -> None:
         width: int,
         height: int,
         seed: float | None,
+        use_lora: bool,
+        lora: str | None,
+        lora_strength: float,
         visitor: gr.Request,
     ) -> Iterator[Update]:
         """Carry out the form, showing each event."""
         fields: dict[str, Any] = {"prompt": prompt, "model": model, "steps": steps, "width": width, "height": height}
-        fields["seed"] = seed
+        fields |= {"seed": seed, **slot.fields(use_lora, lora, lora_strength)}
         if MODELS[model].guided:  # the other model's form still holds what was typed before it was chosen
             fields.update(negative_prompt=negative_prompt, cfg=cfg)
         with closing(ui_parts.run(engine, TextToImage, visitor, fields)) as events:
             yield from output.follow(events, stopping.begin(visitor))
 
     form = [prompt_field, model_field, negative_field, steps_field, cfg_field, width_field, height_field, seed_field]
+    form += slot.inputs
     situation = [model_field, width_field, height_field]
     of_weights = [weights_line, samples, fixed_size, free_size, width_field, height_field]
     of_model = [steps_field, cfg_field, guidance, *of_weights]
@@ -148,12 +154,14 @@ def endpoint(engine: Engine) -> None:
         width: int | None = None,
         height: int | None = None,
         seed: int = 0,
+        lora: gr.FileData | None = None,
+        lora_strength: float = LORA_STRENGTH,
         weights: WeightsChoice = "auto",
     ) -> Iterator[tuple[dict | None, dict]]:
         """Draw a picture from a prompt. Returns the PNG file and its parameters.
 
         While it works it gives no file, and how far it is in place of the parameters. What is left out takes the usual
-        value for the model and the weights in use; seed 0 picks one at random.
+        value for the model and the weights in use; seed 0 picks one at random. A LoRA is an uploaded file.
         """
         fields = {
             "prompt": prompt,
@@ -164,6 +172,8 @@ def endpoint(engine: Engine) -> None:
             "width": width,
             "height": height,
             "seed": seed,
+            "lora": ui_parts.uploaded(lora),
+            "lora_strength": lora_strength,
             "weights": weights,
         }
         yield from ui_parts.answer(engine, TextToImage, visitor, fields)

@@ -214,6 +214,18 @@ def answer(
                     yield None, {"progress": type(event).__name__.lower(), **vars(event)}
 
 
+def uploaded(file: Any) -> Any:
+    """Return the path of a file that a program uploaded, empty without one.
+
+    Gradio has checked by now that what is marked as a file of its own was uploaded by somebody; anything else could
+    name any file of the server, and stays as it is for the request to refuse.
+    """
+    if file is None:
+        return ""
+    marked = isinstance(file, dict) and (file.get("meta") or {}).get("_type") == "gradio.FileData"
+    return file.get("path") if marked else {"not uploaded": file}
+
+
 def publish(endpoint: Callable[..., Iterator[tuple[dict | None, dict]]], mode: type[Request]) -> None:
     """Make an endpoint of `endpoint`, named like the mode; its arguments and docstring are what programs see."""
     # gr.api makes an output of each member of a returned tuple, and does not look inside Iterator.
@@ -300,12 +312,19 @@ def _failed(failure: Failure) -> str:
         text = _upper(failure.text)
     elif facts["field"] == "prompt":
         text = f"What should the picture show? The prompt takes {facts['allowed']}."
+    elif facts["field"] == "lora":
+        text = unusable_lora(facts["allowed"])
     else:
         name = facts["field"].replace("_", " ").capitalize().replace("Cfg", "CFG")
         text = f"{name} takes {facts['allowed']}; {facts['value']} is not possible."
         if facts["nearest"] is not None:
             text += f" The nearest is {facts['nearest']}."
     return f'<p class="failed">{escape(text)}</p>'
+
+
+def unusable_lora(wanted: str) -> str:
+    """Say why a LoRA's file is refused; `wanted` is what the error says is allowed."""
+    return f"This LoRA cannot be used. Wanted: {wanted}."
 
 
 def _done(result: Result) -> str:
