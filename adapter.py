@@ -169,6 +169,8 @@ def changed(weight: torch.Tensor, change: Change, parts: Tensors, strength: floa
         parts: its tensors, in fp32.
         strength: how much of it.
     """
+    if change.kind == "LoRA" and "magnitude" not in parts:  # the usual one, in a single pass over the weight
+        return torch.addmm(weight, parts["up"], parts["down"], alpha=strength * change.scale)
     added = difference(change, parts)
     if added is None:
         return weight
@@ -233,7 +235,7 @@ def _copy(change: Change, modules: Sequence[torch.nn.Module], strength: float, u
     weights = [module._parameters["weight"] for module in modules]
     parts = _on(weights[0].device, change)
     with torch.no_grad():
-        together = torch.cat([weight.float() for weight in weights])
+        together = torch.cat([weight.float() for weight in weights]) if len(weights) > 1 else weights[0].float()
         pieces = changed(together, change, parts, strength).split([len(weight) for weight in weights])
         bias = _bias(change, parts)
         biases = bias.split([len(weight) for weight in weights]) if bias is not None else [None] * len(modules)

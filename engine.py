@@ -198,13 +198,13 @@ class Engine:
         """
         return weights.choose(asked if asked != "auto" else self.settings.weights, mode, model)
 
-    def inspect_lora(self, path: Path, name: str | None = None) -> lora.Report:
-        """Return what a LoRA file is, from its header alone; `name` is what to call an upload.
+    def inspect_lora(self, path: Path) -> lora.Report:
+        """Return what a LoRA file is, from its header alone.
 
         Raises:
             RequestError: it cannot be used at all.
         """
-        return lora.read(path, name).report
+        return lora.read(path).report
 
     def examples(self, kind: WeightsKind) -> list[str]:
         """Return prompts that work with these weights."""

@@ -154,24 +154,23 @@ def find(named: str) -> Path:
 
     A file that is nowhere is returned as it was named; reading it says so.
     """
-    path = Path(named).expanduser()
-    if not path.is_file() and path.name == named:
-        inside = [folder / name for folder in FOLDERS for name in (named, named + SUFFIX)]
-        return next((one for one in inside if one.is_file()), path)
+    try:
+        path = Path(named).expanduser()
+        if not path.is_file() and path.name == named:
+            inside = [folder / name for folder in FOLDERS for name in (named, named + SUFFIX)]
+            return next((one for one in inside if one.is_file()), path)
+    except (OSError, RuntimeError):  # longer than any file's name, or the home of nobody
+        return Path(named)
     return path
 
 
-def read(path: Path, name: str | None = None) -> LoraFile:
+def read(path: Path) -> LoraFile:
     """Look at a file's header and judge it.
-
-    Args:
-        path: the file.
-        name: what to call it where its path does not tell (an upload); defaults to the file's own name.
 
     Raises:
         RequestError: there is no such file, it is not whole, it is no LoRA for Z-Image, or a layer of it is broken.
     """
-    name = Path(name or path.name).stem
+    name = path.stem
     header, size = _header(path, name)
     try:
         parsed = lora_dialects.parse(header.tensors)

@@ -172,7 +172,7 @@ def endpoint(engine: Engine) -> None:
             "width": width,
             "height": height,
             "seed": seed,
-            "lora": ui_parts.uploaded(lora),
+            "lora": "" if lora is None else ui_parts.uploaded(lora, "lora"),
             "lora_strength": lora_strength,
             "weights": weights,
         }

@@ -15,7 +15,7 @@ from gradio.blocks import Block
 from engine import Engine
 from errors import RequestError
 from request import LORA_STRENGTH, MODELS, Model, Request
-from ui_parts import QUIET, Situation, Update, bounds, help_line, unusable_lora
+from ui_parts import QUIET, Situation, Update, bounds, failed, help_line
 
 SLOT_HEIGHT = 92  # pixels; Gradio's own drop zone is 400 tall
 
@@ -98,10 +98,7 @@ class LoraSlot:
                 report.check_fits(Situation.of(engine, mode, model).kind)
                 said, found = _described(report), report.trigger_words
             except RequestError as error:
-                said, found = (
-                    f'<p class="failed">{escape(unusable_lora(error.values["allowed"]))}</p>',
-                    (),
-                )
+                said, found = failed(error), ()
         return {self.about: said, self.words: gr.Dataset(samples=[[word] for word in found], visible=bool(found))}
 
 

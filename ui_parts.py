@@ -16,6 +16,7 @@ from typing import Any
 import annotated_types
 import gradio as gr
 from gradio.blocks import Block
+from gradio.utils import get_upload_folder
 
 import metadata
 from engine import Engine
@@ -152,7 +153,7 @@ class Output:
                             self.parameters: _parameters(Path(sidecar).read_text(encoding="utf-8")),
                         }
                 case Failure():
-                    yield {self.status: _failed(event)}
+                    yield {self.status: failed(event)}
                 case _:
                     now = _underway(event)
                     # Also when there is nothing new to show: a visitor who has gone is noticed here.
@@ -209,21 +210,27 @@ def answer(
                     with files(event) as (png, _):
                         yield gr.FileData(path=png).model_dump(), dict(event.sidecar)
                 case Failure():
-                    raise gr.Error(event.text, title=event.code, print_exception=False)
+                    raise refusal(event)
                 case _:
                     yield None, {"progress": type(event).__name__.lower(), **vars(event)}
 
 
-def uploaded(file: Any) -> Any:
-    """Return the path of a file that a program uploaded, empty without one.
+def refusal(failure: Failure | StudioError) -> gr.Error:
+    """Return a failed run as what a program gets: the sentence, with the code as its title."""
+    return gr.Error(str(getattr(failure, "text", failure)), title=failure.code, print_exception=False)
 
-    Gradio has checked by now that what is marked as a file of its own was uploaded by somebody; anything else could
-    name any file of the server, and stays as it is for the request to refuse.
+
+def uploaded(file: gr.FileData, field: str = "image") -> str:
+    """Return the path of a file that came with a program's request; no other file of this machine is opened.
+
+    Raises:
+        gr.Error: it is no uploaded file.
     """
-    if file is None:
-        return ""
-    marked = isinstance(file, dict) and (file.get("meta") or {}).get("_type") == "gradio.FileData"
-    return file.get("path") if marked else {"not uploaded": file}
+    path = file.get("path") if isinstance(file, dict) else None
+    folder = Path(get_upload_folder()).resolve()
+    if not isinstance(path, str) or not Path(path).resolve().is_relative_to(folder):
+        raise refusal(RequestError(field, path, "a file that is uploaded with the request"))
+    return path
 
 
 def publish(endpoint: Callable[..., Iterator[tuple[dict | None, dict]]], mode: type[Request]) -> None:
@@ -306,25 +313,22 @@ def _underway(event: Queued | Stage | Step) -> str:
             return _working(STAGES["denoising"], f"step {index} of {total}", index / total)
 
 
-def _failed(failure: Failure) -> str:
+def failed(failure: Failure | StudioError) -> str:
+    """Say why there is no picture."""
+    failure = Failure.of(failure) if isinstance(failure, StudioError) else failure
     facts = failure.values
     if failure.code != RequestError.code:
         text = _upper(failure.text)
     elif facts["field"] == "prompt":
         text = f"What should the picture show? The prompt takes {facts['allowed']}."
     elif facts["field"] == "lora":
-        text = unusable_lora(facts["allowed"])
+        text = f"This LoRA cannot be used. Wanted: {facts['allowed']}."
     else:
-        name = facts["field"].replace("_", " ").capitalize().replace("Cfg", "CFG")
+        name = facts["field"].replace("_", " ").capitalize().replace("Cfg", "CFG").replace("Lora", "LoRA")
         text = f"{name} takes {facts['allowed']}; {facts['value']} is not possible."
         if facts["nearest"] is not None:
             text += f" The nearest is {facts['nearest']}."
     return f'<p class="failed">{escape(text)}</p>'
-
-
-def unusable_lora(wanted: str) -> str:
-    """Say why a LoRA's file is refused; `wanted` is what the error says is allowed."""
-    return f"This LoRA cannot be used. Wanted: {wanted}."
 
 
 def _done(result: Result) -> str:

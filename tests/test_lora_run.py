@@ -142,6 +142,9 @@ def test_a_bare_name_is_looked_for_in_the_folders(tmp_path: Path, monkeypatch: p
     assert lora.find("gold.safetensors") == folder / "gold.safetensors"
     assert lora.find("elsewhere/gold") == Path("elsewhere/gold")
     assert lora.find("silver") == Path("silver")
+    for odd in ("x" * 5000, "~nobody-of-that-name/x", "a\0b", "."):
+        with pytest.raises(RequestError):
+            lora.read(lora.find(odd))
     (tmp_path / "gold.safetensors").touch()
     assert lora.find("gold.safetensors") == Path("gold.safetensors")
 

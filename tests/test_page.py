@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import loras
 import pytest
+import torch
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from serving import ROOT, server
@@ -192,6 +194,45 @@ def test_choosing_a_model_moves_its_defaults(open_page: Open) -> None:
     expect(page.get_by_label("Negative prompt")).to_be_hidden()
     generate(page)  # what was written for Base is not sent with Turbo, which would refuse it
     expect(page.locator("#generate-status")).to_contain_text("Turbo, 8 steps, 128 × 128")
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=NAMES.get)
+def test_a_lora_is_looked_at_on_upload_and_used(open_page: Open, size: tuple[int, int], tmp_path: Path) -> None:
+    told = {"modelspec.trigger_phrase": "neon", "modelspec.title": "Neon & more"}
+    path = loras.write(tmp_path / "style.safetensors", loras.kohya(loras.random_pairs()), told)
+    page = open_page(size)
+    slot, about = page.locator(".lora-file"), page.locator(".lora-about")
+    expect(slot).to_be_hidden()
+    page.get_by_label("Use a LoRA").check()
+    expect(slot).to_contain_text("LoRA for Z-Image Turbo")
+    assert slot.bounding_box()["height"] < 150
+    slot.locator("input[type=file]").set_input_files(path)
+    expect(about).to_contain_text("Neon & more")
+    expect(about).to_contain_text("42 of 42 layers matched, rank 4, trained on unknown")
+    write(page, "a fox on a black background")
+    page.locator(".trigger-words").get_by_text("neon").click()
+    expect(page.get_by_label("Prompt", exact=False).first).to_have_value("a fox on a black background, neon")
+    choose(page, "Base")
+    expect(slot).to_contain_text("LoRA for Z-Image")
+    choose(page, "Turbo")
+    set_steps(page, 2)
+    generate(page)
+    finished(page)
+    shoot(page, "lora")
+    with Image.open(io.BytesIO(picture_bytes(page))) as picture:
+        assert '"name": "style"' in picture.info["z-image-studio"]
+
+
+def test_a_file_that_is_no_lora_is_refused_at_once(open_page: Open, tmp_path: Path) -> None:
+    path = loras.write(tmp_path / "flux.safetensors", {"double_blocks.0.img_attn.proj.lora_A.weight": torch.ones(2)})
+    page = open_page()
+    page.get_by_label("Use a LoRA").check()
+    page.locator(".lora-file input[type=file]").set_input_files(path)
+    expect(page.locator(".lora-about .failed")).to_contain_text("This LoRA cannot be used. Wanted: a LoRA for Z-Image;")
+    expect(page.locator(".lora-about .failed")).to_contain_text("this looks like one for FLUX")
+    write(page, PROMPT)
+    generate(page)
+    expect(page.locator("#generate-status .failed")).to_contain_text("this looks like one for FLUX")
 
 
 @pytest.mark.parametrize("way", ["button", "key"])

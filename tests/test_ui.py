@@ -9,8 +9,10 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
+import loras
 import pytest
-from gradio_client import Client
+from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from serving import ROOT, server
 
@@ -127,6 +129,26 @@ def test_a_second_visitor_is_told_its_place(client: Client) -> None:
     first.cancel()
     assert second.result()[0] is not None
     other.close()
+
+
+def test_endpoint_takes_an_uploaded_lora(client: Client, draw, tmp_path: Path) -> None:
+    path = loras.write(tmp_path / "style.safetensors", loras.kohya(loras.random_pairs()))
+    file, sidecar = client.predict(
+        prompt=PROMPT, steps=2, seed=7, lora=handle_file(str(path)), lora_strength=0.9, api_name="/generate"
+    )
+    assert Path(file).read_bytes() == draw(prompt=PROMPT, steps=2, lora=str(path), lora_strength=0.9).png
+    assert sidecar["lora"]["name"] == "style"
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_endpoint_opens_no_file_that_was_not_uploaded(client: Client, tmp_path: Path, marked: bool) -> None:
+    path = loras.write(tmp_path / "secret.safetensors", loras.kohya(loras.random_pairs()))
+    given = {"path": str(path)} | ({"meta": {"_type": "gradio.FileData"}} if marked else {})
+    fields = [PROMPT, "turbo", "", 1, None, None, None, 7, given, 0.8, "auto"]
+    answer = httpx.post(f"{server().url}gradio_api/call/generate", json={"data": fields})
+    said = httpx.get(f"{server().url}gradio_api/call/generate/{answer.json()['event_id']}", timeout=120).text
+    assert "event: error" in said
+    assert "event: complete" not in said
 
 
 # --- the form ---
