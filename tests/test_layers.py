@@ -19,6 +19,7 @@ ALLOWED = {
     "checkpoint": set(),
     "weights": {"errors", "checkpoint"},
     "metadata": {"request", "errors"},
+    "preprocess": {"request", "errors"},
     "pipeline": {"mini", "weights", "device", "request", "errors"},
     "engine": {"pipeline", "metadata", "mini", "weights", "device", "request", "errors"},
     "ui": {"theme", "engine", "request", "metadata", "errors"},
