@@ -23,7 +23,7 @@ import metadata
 import weights
 from engine import Engine, Settings
 from errors import Cancelled, RequestError, StudioError
-from request import Event, Failure, Queued, Request, Result, Stage, Step, TextToImage
+from request import MODES, Event, Failure, Queued, Request, Result, Stage, Step, TextToImage
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,12 +53,8 @@ def build_parser() -> Parser:
     serve.add_argument("--insecure", action="store_true", help="allow other machines without --auth")
     serve.set_defaults(run=_serve)
 
-    generate = commands.add_parser(TextToImage.mode, parents=[common], help=TextToImage.help)
-    generate.add_argument("prompt", nargs="?", help=_help(TextToImage, "prompt"))
-    _add_fields(generate, TextToImage, skip={"prompt", "weights"})
-    generate.add_argument("--from", dest="replay", metavar="FILE.png", help="take what is not given from a picture")
-    generate.add_argument("--out", type=Path, metavar="FILE.png", help="where to write (default: z-image-SEED.png)")
-    generate.set_defaults(run=_generate)
+    for request in MODES.values():
+        _add_mode(commands, common, request)
 
     inspect = commands.add_parser("inspect", parents=[common], help="what a picture says about how it was made")
     inspect.add_argument("file", type=Path)
@@ -91,12 +87,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(Failure.of(Cancelled()), args.json)
 
 
-def _add_fields(parser: argparse.ArgumentParser, request: type[Request], skip: set[str]) -> None:
-    """Give every field of a request its flag. Values stay text: the request alone judges them."""
+def _add_mode(commands: Any, common: Parser, request: type[Request]) -> None:
+    """Add a mode's command: a flag for every field. Values stay text: the request alone judges them."""
+    parser = commands.add_parser(request.mode, parents=[common], help=request.help)
     for name, field in request.model_fields.items():
-        if name not in skip:
+        if name == "prompt" and field.is_required():
+            parser.add_argument(name, nargs="?", help=_help(request, name))
+        elif name != "weights":  # one of the common ones
             flag = (field.json_schema_extra or {}).get("flag", "--" + name.replace("_", "-"))
             parser.add_argument(flag, dest=name, metavar=flag.removeprefix("--").upper(), help=_help(request, name))
+    parser.add_argument("--from", dest="replay", metavar="FILE.png", help="take what is not given from a picture")
+    name = metadata.file_stem(request.model_construct(seed="SEED"))
+    parser.add_argument("--out", type=Path, metavar="FILE.png", help=f"where to write (default: {name}.png)")
+    parser.set_defaults(run=_draw, request=request)
 
 
 def _help(request: type[Request], name: str) -> str:
@@ -111,19 +114,19 @@ def _serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def _generate(args: argparse.Namespace) -> int:
-    given = {name: getattr(args, name) for name in TextToImage.model_fields if getattr(args, name) is not None}
+def _draw(args: argparse.Namespace) -> int:
+    given = {name: getattr(args, name) for name in args.request.model_fields if getattr(args, name) is not None}
     if args.replay:
-        replayed = metadata.read_png(Path(args.replay)).request().model_dump()
+        replayed = _replayed(args.request, Path(args.replay))
         given = {**replayed, **given, "weights": args.weights if args.weights != "auto" else replayed["weights"]}
-    request = TextToImage.parse(**given)
+    request = args.request.parse(**given)
     if args.out is not None:
         _check_out(args.out)
     result = _follow(_engine(args), request)
     if isinstance(result, Failure):
         return _fail(result, args.json)
 
-    out = args.out or _free_name(f"z-image-{result.request.seed}")
+    out = args.out or _free_name(metadata.file_stem(result.request))
     sidecar = metadata.save(result, out)
     for note in result.notes:
         _say(note.text)
@@ -134,6 +137,14 @@ def _generate(args: argparse.Namespace) -> int:
         print(out)
         _say(f"seed {result.request.seed}, {result.seconds['total']:.1f} s. {result.weights_note}")
     return 0
+
+
+def _replayed(request: type[Request], picture: Path) -> dict[str, Any]:
+    """Return the fields of the request that drew a picture, which must be of this command's mode."""
+    found = metadata.read_png(picture)
+    if found.mode != request.mode:
+        raise RequestError("from", picture.name, f"a picture made by {request.mode}; this one is of {found.mode}")
+    return found.request().model_dump()
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -180,7 +191,7 @@ def _engine(args: argparse.Namespace) -> Engine:
     return Engine(Settings(weights=args.weights, device=args.device))
 
 
-def _follow(engine: Engine, request: TextToImage) -> Result | Failure:
+def _follow(engine: Engine, request: Request) -> Result | Failure:
     """Run a request, saying on stderr how far it is; return its last event."""
     said = ""
     for event in engine.run(request):

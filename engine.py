@@ -14,9 +14,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import device
@@ -24,9 +24,11 @@ import metadata
 import mini
 import weights
 from errors import InternalError, OutOfMemory, QueueFull, StudioError
-from request import Event, Failure, Note, Queued, Result, Stage, TextToImage, WeightsChoice, WeightsKind
+from request import Event, Failure, Note, Queued, Request, Result, Stage, TextToImage, WeightsChoice, WeightsKind
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -139,6 +141,26 @@ class _Clock:
         return {stage: round(taken, 3) for stage, taken in seconds.items()}
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What a mode hands back for its result.
+
+    Attributes:
+        image: the picture, RGB or RGBA, 8 bit.
+        notes: what the user should know.
+        inputs: digests of the files that the request names, by field.
+        fingerprints: identities of weights used beyond those in `Chosen`, by name.
+    """
+
+    image: Image.Image
+    notes: tuple[Note, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+
+
+Drawing = Generator[Event, None, Drawn]
+
+
 class Engine:
     """Owns the pipeline and the queue in front of it. One instance serves every front of a process."""
 
@@ -147,6 +169,10 @@ class Engine:
         self._turns = Turns(settings.queue_limit)
         self._pipeline: Pipeline | None = None
         self._built_for: WeightsKind | None = None
+        # Each mode's way from a resolved request to a picture; what all modes share is in `_work`.
+        self._modes: Mapping[type[Request], Callable[[weights.Chosen, Request], Drawing]] = {
+            TextToImage: self._text_to_image,
+        }
 
     def weights_in_use(self, mode: str, model: str, asked: WeightsChoice = "auto") -> weights.Chosen:
         """Return which weights a request would use; a request's own choice comes before the process's.
@@ -160,11 +186,11 @@ class Engine:
         """Return prompts that work with these weights."""
         return list(EXAMPLES[kind])
 
-    def run(self, request: TextToImage, client: str = "") -> Generator[Event, None, None]:
+    def run(self, request: Request, client: str = "") -> Generator[Event, None, None]:
         """Carry out one request, as events.
 
         Args:
-            request: a validated request.
+            request: a validated request of any mode.
             client: who asks; the queue is fair among clients.
 
         Yields:
@@ -176,7 +202,7 @@ class Engine:
             log.info("no picture: %s", error)
             yield Failure.of(error)
 
-    def draw(self, request: TextToImage, client: str = "") -> Result:
+    def draw(self, request: Request, client: str = "") -> Result:
         """Carry out one request and wait for its picture: `run` for notebooks and scripts.
 
         Raises:
@@ -185,7 +211,7 @@ class Engine:
         *_, result = self._events(request, client)
         return result
 
-    def _events(self, request: TextToImage, client: str) -> Generator[Event, None, None]:
+    def _events(self, request: Request, client: str) -> Generator[Event, None, None]:
         try:
             with self._turns.ticket(client) as ticket:
                 while ahead := self._turns.wait(ticket, POLL_SECONDS):
@@ -199,46 +225,47 @@ class Engine:
         except Exception as error:
             raise self._translate(error) from error
 
-    def _work(self, request: TextToImage) -> Generator[Event, None, None]:
+    def _work(self, request: Request) -> Generator[Event, None, None]:
         clock = _Clock()
         chosen = self.weights_in_use(request.mode, request.model, request.weights)
         request = request.resolved(chosen.kind)
         log.info("%s with %s weights: %s", request.mode, chosen.kind, request.model_dump_json())
 
-        pipeline = yield from clock.watch(self._ready(chosen, request))
-        picture = yield from clock.watch(
-            pipeline.text_to_image(
-                prompt=request.prompt,
-                negative_prompt=request.negative_prompt,
-                steps=request.steps,
-                cfg=request.cfg,
-                width=request.width,
-                height=request.height,
-                seed=request.seed,
-            )
-        )
+        drawn = yield from clock.watch(self._modes[type(request)](chosen, request))
         seconds = clock.read()
 
-        provenance = metadata.Provenance(
-            chosen.kind, {part: weights.fingerprint(files) for part, files in chosen.files.items()}
-        )
-        notes = (*picture.notes, *_miniature_notes(request, chosen.kind))
+        fingerprints = {part: weights.fingerprint(files) for part, files in chosen.files.items()}
+        provenance = metadata.Provenance(chosen.kind, fingerprints | dict(drawn.fingerprints), drawn.inputs)
         yield Result(
-            png=metadata.encode_png(picture.image, request, provenance),
+            png=metadata.encode_png(drawn.image, request, provenance),
             sidecar={
                 **metadata.describe(request, provenance),
                 "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "seconds": seconds,
-                "notes": [note.text for note in notes],
+                "notes": [note.text for note in drawn.notes],
             },
             request=request,
+            size=drawn.image.size,
             weights=chosen.kind,
             weights_note=chosen.reason,
             seconds=seconds,
-            notes=notes,
+            notes=drawn.notes,
         )
 
-    def _ready(self, chosen: weights.Chosen, request: TextToImage) -> Generator[Event, None, Pipeline]:
+    def _text_to_image(self, chosen: weights.Chosen, request: TextToImage) -> Drawing:
+        pipeline = yield from self._ready(chosen, request)
+        picture = yield from pipeline.text_to_image(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            steps=request.steps,
+            cfg=request.cfg,
+            width=request.width,
+            height=request.height,
+            seed=request.seed,
+        )
+        return Drawn(picture.image, (*picture.notes, *_miniature_notes(request, chosen.kind)))
+
+    def _ready(self, chosen: weights.Chosen, request: Request) -> Generator[Event, None, Pipeline]:
         """Return the pipeline with the request's models loaded, built anew where the kind of weights changed."""
         if self._pipeline is None or self._built_for != chosen.kind:
             yield Stage("loading", "program")  # torch and diffsynth take seconds to import
@@ -279,7 +306,7 @@ class Engine:
         return InternalError(type(error).__name__, str(error))
 
 
-def _miniature_notes(request: TextToImage, kind: WeightsKind) -> list[Note]:
+def _miniature_notes(request: Request, kind: WeightsKind) -> list[Note]:
     """Say which words of the prompt mean nothing to the miniature."""
     unknown = mini.unknown_words(request.prompt) if kind == "mini" else []
     if not unknown:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from errors import RequestError, StudioError
 
@@ -76,7 +76,15 @@ def _random_when_unset(value: Any) -> Any:
 
 
 class Request(BaseModel):
-    """What every mode's request has in common. Instances are frozen, picklable and JSON-serialisable."""
+    """What every mode's request has in common. Instances are frozen, picklable and JSON-serialisable.
+
+    Besides, each mode has `prompt`, `steps`, `seed` and `weights` as fields, made of the types below, and `model` as a
+    field or, where there is no choice, as a class variable.
+
+    Attributes:
+        mode: the mode's name, everywhere: command, endpoint, metadata, `weights.NEEDS`.
+        help: the mode in a few words.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -113,13 +121,39 @@ class Request(BaseModel):
         return f"{noun} from {kind['minimum']} to {kind['maximum']}"
 
 
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("blank")
+    return text
+
+
+# Fields that more than one mode has. A mode sets the default, and may word the help line anew.
+Prompt = Annotated[
+    str, Field(max_length=PROMPT_MAX_CHARS, description="What the picture should show."), AfterValidator(_not_blank)
+]
+Steps = Annotated[
+    int | None,
+    Field(ge=1, le=100, description="Denoising steps: more take longer and seldom help beyond the usual number."),
+]
+Side = Annotated[int | None, Field(ge=1, json_schema_extra={"allowed": SIZES_TEXT})]
+Seed = Annotated[
+    int,
+    Field(ge=0, le=SEED_MAX, description="The same seed gives the same picture; 0 picks one at random."),
+    BeforeValidator(_random_when_unset),
+]
+Weights = Annotated[
+    WeightsChoice,
+    Field(description="Real weights where complete, else the embedded miniature (auto); or one of them by name."),
+]
+
+
 class TextToImage(Request):
     """Text to image."""
 
     mode: ClassVar[str] = "generate"
     help: ClassVar[str] = "text to image"
 
-    prompt: str = Field(max_length=PROMPT_MAX_CHARS, description="What the picture should show.")
+    prompt: Prompt
     model: Model = Field("turbo", description="Turbo is quick; Base is slower and listens to a negative prompt.")
     negative_prompt: str = Field(
         "",
@@ -127,27 +161,14 @@ class TextToImage(Request):
         description="What the picture should not show (Base only).",
         json_schema_extra={"flag": "--negative"},
     )
-    steps: int | None = Field(
-        None, ge=1, le=100, description="Denoising steps: more take longer and seldom help beyond the usual number."
-    )
+    steps: Steps = None
     cfg: float | None = Field(
         None, ge=1, le=20, description="How strictly to follow the prompt (Base only; 4 is usual, 1 is off)."
     )
-    width: int | None = Field(None, ge=1, description="Width in pixels.", json_schema_extra={"allowed": SIZES_TEXT})
-    height: int | None = Field(None, ge=1, description="Height in pixels.", json_schema_extra={"allowed": SIZES_TEXT})
-    seed: Annotated[int, BeforeValidator(_random_when_unset)] = Field(
-        0, ge=0, le=SEED_MAX, description="The same seed gives the same picture; 0 picks one at random."
-    )
-    weights: WeightsChoice = Field(
-        "auto", description="Real weights where complete, else the embedded miniature (auto); or one of them by name."
-    )
-
-    @pydantic.field_validator("prompt")
-    @classmethod
-    def _not_blank(cls, prompt: str) -> str:
-        if not prompt.strip():
-            raise ValueError("blank")
-        return prompt
+    width: Side = Field(None, description="Width in pixels.")
+    height: Side = Field(None, description="Height in pixels.")
+    seed: Seed = 0
+    weights: Weights = "auto"
 
     @property
     def defaults(self) -> ModelDefaults:
@@ -171,7 +192,7 @@ class TextToImage(Request):
         filled: dict[str, Any] = {
             "steps": self.steps or model.steps,
             "cfg": self.cfg if self.cfg is not None else model.cfg,
-            "seed": self.seed or random.SystemRandom().randint(1, SEED_MAX),
+            "seed": self.seed or random_seed(),
             "weights": kind,
         }
         for side in ("width", "height"):
@@ -180,6 +201,15 @@ class TextToImage(Request):
                 raise RequestError(side, asked, f"{sizes} with these weights", nearest=sizes.nearest(asked))
             filled[side] = asked or sizes.native
         return self.model_copy(update=filled)
+
+
+# By name, every mode that there is.
+MODES: Mapping[str, type[Request]] = {request.mode: request for request in (TextToImage,)}
+
+
+def random_seed() -> int:
+    """Return a seed nobody can foresee."""
+    return random.SystemRandom().randint(1, SEED_MAX)
 
 
 def _as_request_error(cls: type[Request], first: Mapping[str, Any]) -> RequestError:
@@ -233,6 +263,7 @@ class Result:
         png: the PNG file, its parameters inside.
         sidecar: the JSON that belongs beside it.
         request: the request with every value that was used.
+        size: width and height in pixels.
         weights: `full` or `mini`.
         weights_note: one sentence on which weights drew it, and why.
         seconds: wall time of each stage, and `total`.
@@ -241,7 +272,8 @@ class Result:
 
     png: bytes
     sidecar: Mapping[str, Any]
-    request: TextToImage
+    request: Request
+    size: tuple[int, int]
     weights: WeightsKind
     weights_note: str
     seconds: Mapping[str, float]

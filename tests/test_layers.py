@@ -22,7 +22,9 @@ ALLOWED = {
     "preprocess": {"request", "errors"},
     "pipeline": {"mini", "weights", "device", "request", "errors"},
     "engine": {"pipeline", "metadata", "mini", "weights", "device", "request", "errors"},
-    "ui": {"theme", "engine", "request", "metadata", "errors"},
+    "ui_parts": {"engine", "request", "metadata", "errors"},
+    "tab_generate": {"ui_parts", "engine", "request", "errors"},
+    "ui": {"tab_generate", "theme", "engine", "request"},
     "cli": {"app", "engine", "request", "metadata", "weights", "device", "errors"},
     "app": {"ui", "theme", "engine", "weights", "device", "errors"},
     "install": set(),
@@ -33,7 +35,7 @@ HEAVY = {
     "torch": {"pipeline", "mini_models"},
     "diffsynth": {"pipeline"},
     "transformers": {"pipeline"},
-    "gradio": {"ui", "app", "theme"},
+    "gradio": {"ui", "ui_parts", "tab_generate", "app", "theme"},
 }
 HEAVY_LAZILY = {
     "torch": {"engine", "device"},

@@ -18,6 +18,7 @@ import app
 import metadata
 import theme
 import ui
+import ui_parts
 from errors import RequestError
 from request import MODELS, TextToImage
 
@@ -234,7 +235,7 @@ def test_both_colour_modes_are_the_same_palette() -> None:
 
 
 def test_our_own_javascript_stays_small() -> None:
-    assert len((theme.ASSETS / "page.js").read_bytes()) + len(ui.STATUS_JS) + len(ui.HEAD) < 20_000
+    assert len((theme.ASSETS / "page.js").read_bytes()) + len(ui_parts.STATUS_JS) + len(ui.HEAD) < 20_000
 
 
 def test_requests_at_once_all_get_their_own_picture(client: Client) -> None:
