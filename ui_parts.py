@@ -16,6 +16,8 @@ from typing import Any
 import annotated_types
 import gradio as gr
 from gradio.blocks import Block
+from gradio.utils import get_upload_folder
+from PIL import Image
 
 import metadata
 from engine import Engine
@@ -24,6 +26,7 @@ from request import SIZES, Event, Failure, Model, Queued, Request, Result, Sizes
 
 STAGES = {
     "loading": "Loading",
+    "preprocessing": "Preparing the control image:",
     "encoding": "Reading the prompt",
     "denoising": "Drawing",
     "decoding": "Developing the picture",
@@ -152,7 +155,7 @@ class Output:
                             self.parameters: _parameters(Path(sidecar).read_text(encoding="utf-8")),
                         }
                 case Failure():
-                    yield {self.status: _failed(event)}
+                    yield {self.status: failed(event)}
                 case _:
                     now = _underway(event)
                     # Also when there is nothing new to show: a visitor who has gone is noticed here.
@@ -209,9 +212,34 @@ def answer(
                     with files(event) as (png, _):
                         yield gr.FileData(path=png).model_dump(), dict(event.sidecar)
                 case Failure():
-                    raise gr.Error(event.text, title=event.code, print_exception=False)
+                    raise refusal(event)
                 case _:
                     yield None, {"progress": type(event).__name__.lower(), **vars(event)}
+
+
+def refusal(failure: Failure | StudioError) -> gr.Error:
+    """Return a failed run as what a program gets: the sentence, with the code as its title."""
+    return gr.Error(str(getattr(failure, "text", failure)), title=failure.code, print_exception=False)
+
+
+def uploaded(file: gr.FileData, field: str = "image") -> str:
+    """Return the path of a file that came with a program's request; no other file of this machine is opened.
+
+    Raises:
+        gr.Error: it is no uploaded file.
+    """
+    path = file.get("path") if isinstance(file, dict) else None
+    folder = Path(get_upload_folder()).resolve()
+    if not isinstance(path, str) or not Path(path).resolve().is_relative_to(folder):
+        raise refusal(RequestError(field, path, "a file that is uploaded with the request"))
+    return path
+
+
+def cached(image: Image.Image, name: str) -> dict:
+    """Write a picture as PNG where Gradio serves files from, under a name of its own; return it as its file."""
+    folder = tempfile.mkdtemp(dir=get_upload_folder())
+    image.save(Path(folder) / name)
+    return gr.FileData(path=str(Path(folder) / name)).model_dump()
 
 
 def publish(endpoint: Callable[..., Iterator[tuple[dict | None, dict]]], mode: type[Request]) -> None:
@@ -294,10 +322,14 @@ def _underway(event: Queued | Stage | Step) -> str:
             return _working(STAGES["denoising"], f"step {index} of {total}", index / total)
 
 
-def _failed(failure: Failure) -> str:
+def failed(failure: Failure | StudioError) -> str:
+    """Say why there is no picture."""
+    failure = Failure.of(failure) if isinstance(failure, StudioError) else failure
     facts = failure.values
     if failure.code != RequestError.code:
         text = _upper(failure.text)
+    elif facts["field"] == "image" and facts["value"] == "None":
+        text = "Choose an image first."
     elif facts["field"] == "prompt":
         text = f"What should the picture show? The prompt takes {facts['allowed']}."
     else:
