@@ -183,6 +183,7 @@ def _landmarks(pixels: np.ndarray, crop: Crop) -> np.ndarray | None:
     """
     import cv2
 
+    found = None
     for _ in range(2):
         centre, side, angle = crop
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
@@ -193,9 +194,10 @@ def _landmarks(pixels: np.ndarray, crop: Crop) -> np.ndarray | None:
         )
         outputs = _run(LANDMARKS, upright / 255)
         if float(outputs[1, 1][0, 0]) < _LEAST_PRESENCE:
-            return None
+            break
         values = outputs[1, 195].reshape(39, 5)  # x, y, z, visibility, presence
         positions = values[:, :2] @ to_picture[:, :2].T + to_picture[:, 2]
+        visible = 1 / (1 + np.exp(-values[:, 3:4].astype(np.float64)))
+        found = np.concatenate([positions, visible], axis=1)[:33]
         crop = _crop_around(positions[33], positions[34])  # two that are no joints, for this
-    visible = 1 / (1 + np.exp(-values[:33, 3:4].astype(np.float64)))
-    return np.concatenate([positions[:33], visible], axis=1)
+    return found

@@ -333,9 +333,10 @@ def is_edges(image: Image.Image) -> bool:
     small.thumbnail((1024, 1024), Image.Resampling.BOX)
     pixels = np.asarray(small)
     gray = pixels.max(axis=2)
-    colourless = (gray.astype(int) - pixels.min(axis=2) < 32).mean() > 0.99
     white = gray > 96
-    if not (colourless and (gray < 48).mean() > 0.7 and white.mean() > 0.002):
+    if not ((gray < 48).mean() > 0.7 and white.mean() > 0.002):
+        return False
+    if (pixels[white].min(axis=1) < 0.8 * gray[white]).mean() > 0.05:  # coloured
         return False
     # Lines vanish when a hundredth of the picture is taken off from either side; silhouettes stay.
     thick = max(3, round(0.02 * max(small.size)))

@@ -169,7 +169,7 @@ def choose(
     *,
     root: Path | None = None,
     environ: Mapping[str, str] = os.environ,
-    mini_root: Path = MINI_ROOT,
+    mini_root: Path | None = None,
 ) -> Chosen:
     """Decide which weights a request uses. Full and miniature parts are never mixed.
 
@@ -183,7 +183,7 @@ def choose(
         model: "turbo" or "base".
         root: a folder of repositories to look in first, instead of the one that Z_IMAGE_MODELS names.
         environ: the environment to take the places from.
-        mini_root: the miniature's folder.
+        mini_root: the miniature's folder, instead of this repository's.
 
     Raises:
         WeightsMissing: what this request needs is not there.
@@ -206,7 +206,7 @@ def choose(
     if weights == "full" or (weights == "auto" and some_model_is_real):
         raise _missing(missing)
 
-    mini = [_look_in_miniature(PARTS[name], mini_root) for name in names]
+    mini = [_look_in_miniature(PARTS[name], mini_root or MINI_ROOT) for name in names]
     if absent := [one for one in mini if not one.present]:
         raise _no_miniature(absent, missing)
     if weights == "mini":
