@@ -25,7 +25,7 @@ import metadata
 import weights
 from engine import Engine, Settings
 from errors import Cancelled, RequestError, StudioError
-from request import MODES, Event, Failure, Queued, Request, Result, Stage, Step, TextToImage
+from request import MODES, Event, Failure, Preprocess, Queued, Request, Result, Stage, Step, TextToImage
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,6 +58,11 @@ def build_parser() -> Parser:
     for request in MODES.values():
         _add_mode(commands, common, request)
 
+    preprocess = commands.add_parser(Preprocess.mode, parents=[common], help=Preprocess.help)
+    _add_fields(preprocess, Preprocess)
+    preprocess.add_argument("--out", type=Path, metavar="FILE.png", required=True, help="where to write")
+    preprocess.set_defaults(run=_preprocess)
+
     inspect = commands.add_parser("inspect", parents=[common], help="what a picture or a LoRA file holds")
     inspect.add_argument("file", type=Path)
     inspect.set_defaults(run=_inspect)
@@ -89,9 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(Failure.of(Cancelled()), args.json)
 
 
-def _add_mode(commands: Any, common: Parser, request: type[Request]) -> None:
-    """Add a mode's command: a flag for every field. Values stay text: the request alone judges them."""
-    parser = commands.add_parser(request.mode, parents=[common], help=request.help)
+def _add_fields(parser: Parser, request: type[Request]) -> None:
+    """Give every field of a request its flag. Values stay text: the request alone judges them."""
     for name, field in request.model_fields.items():
         if name == "prompt" and field.is_required():
             parser.add_argument(name, nargs="?", help=_help(request, name))
@@ -102,6 +106,12 @@ def _add_mode(commands: Any, common: Parser, request: type[Request]) -> None:
                 continue
             metavar = extra.get("metavar", flag.removeprefix("--").upper())
             parser.add_argument(flag, dest=name, metavar=metavar, help=_help(request, name))
+
+
+def _add_mode(commands: Any, common: Parser, request: type[Request]) -> None:
+    """Add a mode's command."""
+    parser = commands.add_parser(request.mode, parents=[common], help=request.help)
+    _add_fields(parser, request)
     parser.add_argument("--from", dest="replay", metavar="FILE.png", help="take what is not given from a picture")
     name = metadata.file_stem(request.model_construct(seed="SEED"))
     parser.add_argument("--out", type=Path, metavar="FILE.png", help=f"where to write (default: {name}.png)")
@@ -144,6 +154,20 @@ def _draw(args: argparse.Namespace) -> int:
     else:
         print(out)
         _say(f"seed {result.request.seed}, {result.seconds['total']:.1f} s. {result.weights_note}")
+    return 0
+
+
+def _preprocess(args: argparse.Namespace) -> int:
+    given = {name: getattr(args, name) for name in Preprocess.model_fields if getattr(args, name) is not None}
+    request = Preprocess.parse(**given)
+    _check_out(args.out)
+    control = _engine(args).control_image(request)
+    control.image.save(args.out)
+    for note in control.notes:
+        _say(note.text)
+    notes = [note.text for note in control.notes]
+    facts = {"file": str(args.out), "size": control.image.size, "digest": control.digest, "notes": notes}
+    print(json.dumps(facts, ensure_ascii=False) if args.json else args.out)
     return 0
 
 

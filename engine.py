@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,13 +25,18 @@ import device
 import lora
 import metadata
 import mini
+import preprocess
 import weights
-from errors import InternalError, OutOfMemory, QueueFull, StudioError
+from errors import InternalError, OutOfMemory, QueueFull, StudioError, WeightsMissing
 from request import (
     MODELS,
+    PREPROCESSORS,
+    SIZES,
+    ControlNet,
     Event,
     Failure,
     Note,
+    Preprocess,
     Queued,
     Request,
     Result,
@@ -49,6 +55,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 QUEUE_LIMIT = 32  # waiting requests; about as many as people are willing to wait behind
+CONTROLS_KEPT = 16  # control images, 3 MB each at full size: one or two for every visitor of a busy page
 POLL_SECONDS = 0.25  # how often a waiting request says that it waits, and so can be cancelled
 
 
@@ -185,9 +192,13 @@ class Engine:
         self._turns = Turns(settings.queue_limit)
         self._pipeline: Pipeline | None = None
         self._built_for: WeightsKind | None = None
+        self._plan: device.MemoryPlan | None = None
+        self._controls: OrderedDict[tuple, preprocess.Control] = OrderedDict()
+        self._preprocessing = threading.Lock()
         # Each mode's way from a resolved request to a picture; what all modes share is in `_work`.
         self._modes: Mapping[type[Request], Callable[[weights.Chosen, Request], Drawing]] = {
             TextToImage: self._text_to_image,
+            ControlNet: self._structure_to_image,
         }
 
     def weights_in_use(self, mode: str, model: str, asked: WeightsChoice = "auto") -> weights.Chosen:
@@ -205,6 +216,44 @@ class Engine:
             RequestError: it cannot be used at all.
         """
         return lora.read(path).report
+
+    def control_image(self, request: Preprocess) -> preprocess.Control:
+        """Return the control image of a request, of the size that its picture will have.
+
+        Works beside the queue, on the processor. The last few are kept: a picture is drawn with the very image that
+        was shown before it.
+
+        Raises:
+            RequestError: the picture cannot be used.
+            WeightsMissing: the preprocessor's model is not on this machine.
+        """
+        sizes = SIZES[self._kind_for_control(request.weights)]
+        low_high = (request.canny_low, request.canny_high) if request.preprocessor == "canny" else ()
+        key = (preprocess.digest(Path(request.image)), request.preprocessor, low_high, sizes)
+        try:
+            with self._preprocessing:
+                if key not in self._controls:
+                    self._controls[key] = preprocess.control(request, sizes)
+                    if len(self._controls) > CONTROLS_KEPT:
+                        self._controls.popitem(last=False)
+                self._controls.move_to_end(key)
+                return self._controls[key]
+        except StudioError:
+            raise
+        except MemoryError as error:
+            raise OutOfMemory("the memory did not suffice for the picture; a smaller one needs less") from error
+        except Exception as error:
+            log.exception("internal error")
+            raise InternalError(type(error).__name__, str(error)) from error
+
+    def _kind_for_control(self, asked: WeightsChoice) -> WeightsKind:
+        """Return whose sizes a control image has; a ControlNet that is missing is the drawing's concern."""
+        for mode in (ControlNet.mode, TextToImage.mode):
+            try:
+                return self.weights_in_use(mode, ControlNet.model, asked).kind
+            except WeightsMissing:
+                continue
+        return "full"
 
     def examples(self, kind: WeightsKind) -> list[str]:
         """Return prompts that work with these weights."""
@@ -293,9 +342,32 @@ class Engine:
         notes = (*picture.notes, *worn.notes, *_miniature_notes(request, chosen.kind))
         return Drawn(picture.image, notes, worn.inputs, lora=worn.lora)
 
+    def _structure_to_image(self, chosen: weights.Chosen, request: ControlNet) -> Drawing:
+        yield Stage("preprocessing", PREPROCESSORS[request.preprocessor].title)
+        control = self.control_image(request)
+        file = _lora_of(request, chosen.kind)
+        pipeline = yield from self._ready(chosen, request)
+        width, height = control.image.size
+        drawing = pipeline.text_to_image(
+            prompt=request.prompt,
+            negative_prompt="",
+            steps=request.steps,
+            cfg=MODELS[request.model].cfg,
+            width=width,
+            height=height,
+            seed=request.seed,
+            control=(control.image, request.scale),
+        )
+        picture, worn = yield from _wearing(pipeline, file, request, drawing)
+        notes = (*control.notes, *picture.notes, *worn.notes, *_miniature_notes(request, chosen.kind))
+        return Drawn(picture.image, notes, {"image": control.digest, **worn.inputs}, lora=worn.lora)
+
     def _ready(self, chosen: weights.Chosen, request: Request) -> Generator[Event, None, Pipeline]:
         """Return the pipeline with the request's models loaded, built anew where the kind of weights changed."""
-        if self._pipeline is None or self._built_for != chosen.kind:
+        planned = self._plan is not None and (
+            "controlnet" in self._plan.resident or "controlnet" not in chosen.files
+        )  # a plan made without it may not leave room for it
+        if self._pipeline is None or self._built_for != chosen.kind or not planned:
             yield Stage("loading", "program")  # torch and diffsynth take seconds to import
             self._drop_pipeline()
             device.prepare_environment(os.environ)
@@ -315,12 +387,12 @@ class Engine:
                     "Weights mini draws with the miniature."
                 )
             self._pipeline = Pipeline(on.kind, getattr(torch, on.dtype), plan.keep_both_transformers, plan.lora_copies)
-            self._built_for = chosen.kind
+            self._built_for, self._plan = chosen.kind, plan
         yield from self._pipeline.load(chosen, request.model)
         return self._pipeline
 
     def _drop_pipeline(self) -> None:
-        self._pipeline = self._built_for = None
+        self._pipeline = self._built_for = self._plan = None
         gc.collect()  # modules hold cycles
 
     def _translate(self, error: Exception) -> StudioError:
@@ -375,17 +447,26 @@ def _wearing(
 
 
 def _miniature_notes(request: Request, kind: WeightsKind) -> list[Note]:
-    """Say which words of the prompt mean nothing to the miniature."""
-    unknown = mini.unknown_words(request.prompt) if kind == "mini" else []
-    if not unknown:
+    """Say which words of the prompt, or which preprocessor, mean nothing to the miniature."""
+    if kind != "mini":
         return []
+    notes = []
+    used = getattr(request, "preprocessor", "none")
+    if used not in (*mini.CONTROLS, "none"):
+        known = ", ".join(PREPROCESSORS[name].title for name in mini.CONTROLS)
+        text = f"The miniature was not taught {PREPROCESSORS[used].title}. It knows {known}."
+        notes.append(Note("unknown_control", text, {"preprocessor": used}))
+    unknown = mini.unknown_words(request.prompt)
+    if not unknown:
+        return notes
     return [
+        *notes,
         Note(
             "unknown_words",
             f"The miniature does not know: {', '.join(unknown)}. It knows single things on a plain background, "
             f"such as {', '.join(mini.known_things()[::32])}.",
             {"words": unknown},
-        )
+        ),
     ]
 
 

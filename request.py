@@ -23,6 +23,7 @@ WeightsChoice = Literal["auto", "full", "mini"]
 WeightsKind = Literal["full", "mini"]
 
 SEED_MAX = 2**32 - 1
+CONTROLNET_STEPS = 9  # Turbo with the ControlNet's "8 steps" file (its model card)
 PATH_MAX_CHARS = 4_096  # what Linux takes
 PROMPT_MAX_CHARS = 10_000  # far above the text encoder's 512 tokens; a bound on what is parsed at all
 
@@ -68,6 +69,28 @@ class ModelDefaults:
 MODELS: Mapping[Model, ModelDefaults] = {
     "turbo": ModelDefaults("Z-Image Turbo", steps=8, cfg=1.0, guided=False),
     "base": ModelDefaults("Z-Image", steps=25, cfg=4.0, guided=True),
+}
+
+
+@dataclass(frozen=True)
+class PreprocessorFacts:
+    """What a choice of preprocessor is called, and what it takes from a picture."""
+
+    title: str
+    help: str
+
+
+Preprocessor = Literal["canny", "softedge", "lineart", "scribble", "gray", "depth", "pose", "none"]
+
+PREPROCESSORS: Mapping[Preprocessor, PreprocessorFacts] = {
+    "canny": PreprocessorFacts("Canny", "Thin outlines."),
+    "softedge": PreprocessorFacts("Soft edge", "Outlines, the stronger the brighter."),
+    "lineart": PreprocessorFacts("Line art", "Dark lines of a drawing on light paper."),
+    "scribble": PreprocessorFacts("Scribble", "Thick, rough outlines, which leave more to the prompt."),
+    "gray": PreprocessorFacts("Gray", "Light and shade, without colours."),
+    "depth": PreprocessorFacts("Depth", "How far away things are: near is white."),
+    "pose": PreprocessorFacts("Pose", "How people stand, sit or move."),
+    "none": PreprocessorFacts("Pre-processed", "The picture as it is, made by another tool or from here."),
 }
 
 
@@ -225,8 +248,61 @@ class TextToImage(Request):
         return self.model_copy(update=filled)
 
 
-# By name, every mode that there is.
-MODES: Mapping[str, type[Request]] = {request.mode: request for request in (TextToImage,)}
+ImageFile = Annotated[
+    str,
+    Field(max_length=PATH_MAX_CHARS, json_schema_extra={"allowed": "the name of a picture file"}),
+    AfterValidator(_not_blank),
+]
+Threshold = Annotated[int, Field(ge=0, le=1000)]
+
+
+class Preprocess(Request):
+    """A control image alone: what a preprocessor takes from a picture, at the size that a picture will have."""
+
+    mode: ClassVar[str] = "preprocess"
+    help: ClassVar[str] = "the control image alone"
+    model: ClassVar[Model] = "turbo"
+
+    image: ImageFile = Field(description="The picture whose structure is kept.")
+    preprocessor: Preprocessor = Field("canny", description="What is taken from the picture.")
+    canny_low: Threshold = Field(100, description="Canny: how faint an edge may be that goes on from a strong one.")
+    canny_high: Threshold = Field(200, description="Canny: how strong an edge must be to begin.")
+    weights: Weights = "auto"
+
+    @pydantic.model_validator(mode="after")
+    def _thresholds_in_order(self) -> Self:
+        if self.canny_low > self.canny_high:
+            raise RequestError("canny_low", self.canny_low, f"at most canny_high, which is {self.canny_high}")
+        return self
+
+
+class ControlNet(Preprocess):
+    """Structure to image."""
+
+    mode: ClassVar[str] = "controlnet"
+    help: ClassVar[str] = "structure to image"
+
+    prompt: Prompt
+    scale: float = Field(
+        0.8,
+        ge=0,
+        le=2,
+        description="How strictly the picture keeps the structure; 0.65 to 1.0 is the usual range, 0 is not at all.",
+    )
+    steps: Steps = None
+    seed: Seed = 0
+    lora: LoraFile = ""
+    lora_strength: LoraStrength = LORA_STRENGTH
+
+    def resolved(self, kind: WeightsKind) -> ControlNet:
+        """Return this request with every open value filled in for the weights in use, a random seed included."""
+        filled = {"steps": self.steps or CONTROLNET_STEPS, "seed": self.seed or random_seed(), "weights": kind}
+        filled["lora_strength"] = self.lora_strength if self.lora else LORA_STRENGTH  # means nothing without one
+        return self.model_copy(update=filled)
+
+
+# By name, every mode that draws.
+MODES: Mapping[str, type[Request]] = {request.mode: request for request in (TextToImage, ControlNet)}
 
 
 def random_seed() -> int:

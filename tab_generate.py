@@ -14,8 +14,8 @@ from ui_lora import LoraSlot
 from ui_parts import KEPT, QUIET, Output, Situation, Stopping, Update, bounds, help_line, said
 
 
-def lay_out(engine: Engine, page: gr.Blocks, weights_line: gr.HTML) -> None:
-    """Lay out the tab and wire it. `weights_line` stands above all tabs and says which weights draw."""
+def lay_out(engine: Engine, page: gr.Blocks, tab: gr.Tab, weights_line: gr.HTML) -> Output:
+    """Lay out the tab and wire it; return its output. `weights_line` stands above all tabs: which weights draw."""
     first: Model = TextToImage.model_fields["model"].default
     now, usual = Situation.of(engine, TextToImage, first), MODELS[first]
 
@@ -139,6 +139,8 @@ def lay_out(engine: Engine, page: gr.Blocks, weights_line: gr.HTML) -> None:
     samples.click(lambda sample: sample[0], samples, prompt_field, **QUIET)
     model_field.input(by_model, situation, of_model, **QUIET)
     page.load(by_weights, situation, of_weights, **QUIET)
+    tab.select(by_weights, situation, of_weights, **QUIET)
+    return output
 
 
 def endpoint(engine: Engine) -> None:

@@ -6,10 +6,12 @@ shows. Each tab is a module of its own. Knows nothing of pipelines, of colours, 
 
 import gradio as gr
 
+import tab_controlnet
 import tab_generate
 import theme
 from engine import Engine
-from request import Request, TextToImage
+from request import ControlNet, TextToImage
+from ui_parts import QUIET, Output
 
 TITLE = "Z-Image Studio"
 MODEL_ZOO = "https://github.com/Tongyi-MAI/Z-Image#-model-zoo"
@@ -24,16 +26,25 @@ def build(engine: Engine) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.HTML(_header(), elem_id="header")
         weights_line = gr.HTML(elem_id="weights")
-        with gr.Tabs(), gr.Tab(_title(TextToImage)):
-            tab_generate.lay_out(engine, page, weights_line)
+        with gr.Tabs() as tabs:
+            with gr.Tab("Text to Image", id=TextToImage.mode) as tab:
+                drawn = tab_generate.lay_out(engine, page, tab, weights_line)
+            with gr.Tab("ControlNet", id=ControlNet.mode) as tab:
+                image_field = tab_controlnet.lay_out(engine, tab, weights_line)
+        _use_as_control_image(drawn, tabs, image_field)
         tab_generate.endpoint(engine)
+        tab_controlnet.endpoints(engine)
     # The engine owns the one queue, which is fair and bounded; Gradio's own must not stand before it.
     page.queue(default_concurrency_limit=None)
     return page
 
 
-def _title(mode: type[Request]) -> str:
-    return mode.help.title().replace(" To ", " to ")
+def _use_as_control_image(drawn: Output, tabs: gr.Tabs, image_field: gr.Image) -> None:
+    """Offer a finished picture to the ControlNet tab."""
+    with drawn.downloads:
+        use = gr.Button("Use as control image", size="sm")
+    chosen = gr.Tabs(selected=ControlNet.mode)
+    use.click(lambda picture: (chosen, picture), drawn.picture, [tabs, image_field], **QUIET)
 
 
 def _header() -> str:

@@ -17,6 +17,7 @@ import annotated_types
 import gradio as gr
 from gradio.blocks import Block
 from gradio.utils import get_upload_folder
+from PIL import Image
 
 import metadata
 from engine import Engine
@@ -25,6 +26,7 @@ from request import SIZES, Event, Failure, Model, Queued, Request, Result, Sizes
 
 STAGES = {
     "loading": "Loading",
+    "preprocessing": "Preparing the control image:",
     "encoding": "Reading the prompt",
     "denoising": "Drawing",
     "decoding": "Developing the picture",
@@ -233,6 +235,13 @@ def uploaded(file: gr.FileData, field: str = "image") -> str:
     return path
 
 
+def cached(image: Image.Image, name: str) -> dict:
+    """Write a picture as PNG where Gradio serves files from, under a name of its own; return it as its file."""
+    folder = tempfile.mkdtemp(dir=get_upload_folder())
+    image.save(Path(folder) / name)
+    return gr.FileData(path=str(Path(folder) / name)).model_dump()
+
+
 def publish(endpoint: Callable[..., Iterator[tuple[dict | None, dict]]], mode: type[Request]) -> None:
     """Make an endpoint of `endpoint`, named like the mode; its arguments and docstring are what programs see."""
     # gr.api makes an output of each member of a returned tuple, and does not look inside Iterator.
@@ -319,6 +328,8 @@ def failed(failure: Failure | StudioError) -> str:
     facts = failure.values
     if failure.code != RequestError.code:
         text = _upper(failure.text)
+    elif facts["field"] == "image" and facts["value"] == "None":
+        text = "Choose an image first."
     elif facts["field"] == "prompt":
         text = f"What should the picture show? The prompt takes {facts['allowed']}."
     elif facts["field"] == "lora":

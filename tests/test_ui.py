@@ -22,7 +22,7 @@ import theme
 import ui
 import ui_parts
 from errors import RequestError
-from request import MODELS, TextToImage
+from request import MODELS, ControlNet, Preprocess, TextToImage
 
 PROMPT = "a fox on a black background"
 
@@ -47,16 +47,17 @@ def component(config: dict, label: str) -> dict:
 # --- the endpoint ---
 
 
-def test_there_is_one_public_endpoint_and_it_takes_every_field(client: Client) -> None:
+def test_public_endpoints_take_every_field(client: Client) -> None:
     endpoints = client.view_api(return_format="dict", print_info=False)
-    assert list(endpoints["named_endpoints"]) == ["/generate"]
+    assert sorted(endpoints["named_endpoints"]) == ["/controlnet", "/generate", "/preprocess"]
     assert not endpoints["unnamed_endpoints"]
-    parameters = endpoints["named_endpoints"]["/generate"]["parameters"]
-    taken = {one["parameter_name"]: one["parameter_default"] for one in parameters if one["parameter_has_default"]}
-    fields = TextToImage.model_fields
-    assert [one["parameter_name"] for one in parameters] == list(fields)
-    usual = {name: field.default for name, field in fields.items() if not field.is_required()}
-    assert taken == usual | {"lora": None}  # a file, which a program uploads
+    for request in (TextToImage, ControlNet, Preprocess):
+        parameters = endpoints["named_endpoints"][f"/{request.mode}"]["parameters"]
+        taken = {one["parameter_name"]: one["parameter_default"] for one in parameters if one["parameter_has_default"]}
+        fields = request.model_fields
+        assert {one["parameter_name"] for one in parameters} == set(fields)
+        usual = {name: field.default for name, field in fields.items() if not field.is_required()}
+        assert taken == usual | ({"lora": None} if "lora" in fields else {})  # a file, which a program uploads
 
 
 def test_endpoint_gives_the_very_file_that_the_engine_made(client: Client, draw) -> None:
@@ -172,7 +173,7 @@ def test_help_lines_and_ranges_are_the_requests_own(config: dict) -> None:
 
 def test_every_other_listener_is_private_and_none_limits_the_others(config: dict) -> None:
     public = [one["api_name"] for one in config["dependencies"] if one["api_visibility"] != "private"]
-    assert public == ["generate"]
+    assert sorted(public) == ["controlnet", "generate", "preprocess"]
 
 
 # --- the server ---
