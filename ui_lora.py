@@ -15,7 +15,7 @@ from gradio.blocks import Block
 from engine import Engine
 from errors import RequestError
 from request import LORA_STRENGTH, MODELS, Model, Request
-from ui_parts import QUIET, Situation, Update, bounds, failed, help_line
+from ui_parts import QUIET, Situation, Update, bounds, failed, help_line, uploaded
 
 SLOT_HEIGHT = 92  # pixels; Gradio's own drop zone is 400 tall
 
@@ -84,9 +84,14 @@ class LoraSlot:
         return [self.use, self.file, self.strength]
 
     @staticmethod
-    def fields(use: bool, path: str | None, strength: float) -> dict[str, Any]:
-        """Return the request's fields for what the components hold."""
-        return {"lora": path, "lora_strength": strength} if use and path else {}
+    def fields(use: bool, file: str | dict | None, strength: float) -> dict[str, Any]:
+        """Return the request's fields for what the components hold.
+
+        The file comes as its path, or as Gradio has it where a listener takes its inputs without Gradio's own reading.
+        """
+        if not use or file is None:
+            return {}
+        return {"lora": file if isinstance(file, str) else uploaded(file, "lora"), "lora_strength": strength}
 
     def _looked_at(self, engine: Engine, mode: type[Request], path: str | None, model: Model) -> Update:
         """Say what a file is, or why it cannot be used, by its header alone."""
