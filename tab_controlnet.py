@@ -10,7 +10,8 @@ import gradio as gr
 import ui_parts
 from engine import Engine
 from errors import StudioError
-from request import CONTROLNET_STEPS, PREPROCESSORS, ControlNet, Preprocess, Preprocessor, WeightsChoice
+from request import CONTROLNET_STEPS, LORA_STRENGTH, PREPROCESSORS, ControlNet, Preprocess, Preprocessor, WeightsChoice
+from ui_lora import LoraSlot
 from ui_parts import KEPT, QUIET, Output, Situation, Stopping, Update, bounds, help_line, said
 
 
@@ -71,6 +72,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
                 info=help_line(ControlNet, "steps"),
                 buttons=[],
             )
+            slot = LoraSlot.lay_out(engine, ControlNet, prompt_field, ControlNet.model)
             with gr.Accordion("Advanced", open=False):
                 with gr.Row() as thresholds:
                     low_field, high_field = (
@@ -128,15 +130,21 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
         scale: float,
         steps: int,
         seed: float | None,
+        use_lora: bool,
+        lora: dict | None,
+        lora_strength: float,
         visitor: gr.Request,
     ) -> Iterator[Update]:
         """Carry out the form, showing each event."""
         values = {**_fields(image, preprocessor, low, high), "prompt": prompt, "scale": scale, "steps": steps}
-        with closing(ui_parts.run(engine, ControlNet, visitor, values | {"seed": seed})) as events:
+        values |= {"seed": seed, **slot.fields(use_lora, lora, lora_strength)}
+        with closing(ui_parts.run(engine, ControlNet, visitor, values)) as events:
             yield from output.follow(events, stopping.begin(visitor))
 
     seen = [image_field, preprocessor_field, low_field, high_field]
-    run = generate.click(draw, [*seen, prompt_field, scale_field, steps_field, seed_field], output.shown, **raw)
+    run = generate.click(
+        draw, [*seen, prompt_field, scale_field, steps_field, seed_field, *slot.inputs], output.shown, **raw
+    )
     run.failure(lambda: said(f"That did not work; the server's log says why. {KEPT}"), None, output.status, **QUIET)
     # While one preview is made, of what is asked for in the meantime only the last is.
     changes = [image_field.change, preprocessor_field.input, low_field.change, high_field.change]
@@ -170,6 +178,8 @@ def endpoints(engine: Engine) -> None:
         scale: float = 0.8,
         steps: int | None = None,
         seed: int = 0,
+        lora: gr.FileData | None = None,
+        lora_strength: float = LORA_STRENGTH,
     ) -> Iterator[tuple[dict | None, dict]]:
         """Draw a picture that keeps the structure of another. Returns the PNG file and its parameters.
 
@@ -186,6 +196,8 @@ def endpoints(engine: Engine) -> None:
             "scale": scale,
             "steps": steps,
             "seed": seed,
+            "lora": "" if lora is None else ui_parts.uploaded(lora, "lora"),
+            "lora_strength": lora_strength,
         }
         yield from ui_parts.answer(engine, ControlNet, visitor, values)
 
