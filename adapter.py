@@ -103,6 +103,8 @@ def _load(file: LoraFile, identity: Identity) -> Adapter:
                         raise lora.refused(name, "a file that nobody changes meanwhile")
                     if not torch.isfinite(values.float()).all():
                         raise lora.refused(name, f"finite numbers; {tensor!r} holds NaN or infinity")
+                    # fp8 is for storing alone: bf16 holds the same numbers, and can be computed with
+                    values = values.bfloat16() if values.itemsize == 1 else values
                     parts[part] = values.reshape(matrix(tuple(values.shape)))
                 changes.append(Change(layer.source.targets, layer.source.kind, layer.scale, parts))
     except (OSError, SafetensorError) as problem:

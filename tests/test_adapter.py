@@ -548,6 +548,17 @@ def test_a_lora_that_would_change_nothing_is_refused(zero: str, tmp_path: Path) 
         parsed(write(tmp_path / "a.safetensors", tensors))
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.float64])
+def test_numbers_of_any_float_are_read_as_they_are(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = {name: one.to(dtype) for name, one in loras.peft(PAIRS).items()}
+    (change,) = (
+        one
+        for one in parsed(write(tmp_path / "a.safetensors", tensors)).changes
+        if "layers.0.attention.to_q" in one.targets
+    )
+    assert torch.equal(change.tensors["up"].double(), tensors["layers.0.attention.to_q.lora_B.weight"].double())
+
+
 def test_a_file_that_goes_away_is_refused(tmp_path: Path) -> None:
     file = lora.read(write(tmp_path / "a.safetensors", loras.peft(PAIRS)))
     file.path.unlink()
