@@ -207,7 +207,7 @@ def endpoints(engine: Engine) -> None:
         canny_low: int = 100,
         canny_high: int = 200,
         weights: WeightsChoice = "auto",
-    ) -> tuple[gr.FileData, dict]:
+    ) -> Iterator[tuple[dict | None, dict]]:
         """Make a control image from an uploaded one, of the size that a picture will have. Returns a PNG file."""
         path = ui_parts.uploaded(image)
         values = {"preprocessor": preprocessor, "canny_low": canny_low, "canny_high": canny_high, "weights": weights}
@@ -216,7 +216,8 @@ def endpoints(engine: Engine) -> None:
         except StudioError as error:
             raise ui_parts.refusal(error) from error
         facts = {"digest": control.digest, "notes": [note.text for note in control.notes]}
-        return ui_parts.cached(control.image, "control.png"), facts
+        with ui_parts.as_file(control.image, "control.png") as file:
+            yield file, facts
 
     ui_parts.publish(controlnet, ControlNet)
-    gr.api(preprocess, api_name=Preprocess.mode)
+    ui_parts.publish(preprocess, Preprocess)

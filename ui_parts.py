@@ -235,11 +235,13 @@ def uploaded(file: gr.FileData, field: str = "image") -> str:
     return path
 
 
-def cached(image: Image.Image, name: str) -> dict:
-    """Write a picture as PNG where Gradio serves files from, under a name of its own; return it as its file."""
-    folder = tempfile.mkdtemp(dir=get_upload_folder())
-    image.save(Path(folder) / name)
-    return gr.FileData(path=str(Path(folder) / name)).model_dump()
+@contextmanager
+def as_file(image: Image.Image, name: str) -> Iterator[dict]:
+    """Hand over a picture as a PNG file to download; Gradio takes a copy while it is there."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        image.save(path)
+        yield gr.FileData(path=str(path)).model_dump()
 
 
 def publish(endpoint: Callable[..., Iterator[tuple[dict | None, dict]]], mode: type[Request]) -> None:

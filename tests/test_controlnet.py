@@ -182,7 +182,7 @@ def test_latents_agree_with_diffusers(edges: Image.Image) -> None:
     class Encoder(torch.nn.Module):
         """The miniature's encoder behind the interface of diffusers' autoencoders."""
 
-        dtype = torch.float32
+        dtype, device = torch.float32, torch.device("cpu")
         config = SimpleNamespace(block_out_channels=(1, 1, 1, 1), shift_factor=0.0, scaling_factor=1.0)
 
         def encode(self, pictures: torch.Tensor) -> SimpleNamespace:
