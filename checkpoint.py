@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 MAX_HEADER = 25_000_000  # bytes; the hub's own limit (huggingface_hub.constants.SAFETENSORS_MAX_HEADER_LENGTH)
 HASHED_WHOLE = 256_000_000  # bytes; above it a fingerprint samples: reading 10 GB takes longer than a picture
@@ -22,46 +25,99 @@ SAMPLES, SAMPLE = 64, 65_536
 
 
 @dataclass(frozen=True)
-class Header:
-    """What a safetensors file says about itself: tensor name -> shape, and where the tensors' data starts."""
+class Tensor:
+    """One tensor as a header declares it: safetensors' name of its dtype, its shape, and its bytes in the data."""
 
-    shapes: Mapping[str, tuple[int, ...]]
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says about itself: its tensors, its metadata, and where the tensors' data starts."""
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
     data_start: int
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> shape."""
+        return {name: one.shape for name, one in self.tensors.items()}
+
+
+# Bits per number of safetensors' dtypes (safetensors 0.8, tensor.rs).
+_BITS = {"BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32}
+_BITS |= {"I64": 64, "U64": 64, "F64": 64, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8}
+_BITS |= {"F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 
 
 def read_header(path: Path) -> Header:
-    """Read a safetensors file's header, and check that the file is as long as the header says.
+    """Read a safetensors file's header, and check that the file is as long as the header says; kept for next time.
 
     Raises:
         ValueError: it is not a safetensors file, or it is cut short; the message names the path.
         OSError: it cannot be read.
     """
     status = path.stat()
-    return _read_header(str(path), status.st_size, status.st_mtime_ns)
+    return _kept_header(str(path), status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
-def _read_header(path: str, size: int, _changed: int) -> Header:
+def _kept_header(path: str, _size: int, _changed: int) -> Header:
+    return parse_header(Path(path))
+
+
+def parse_header(path: Path, limit: int = MAX_HEADER) -> Header:
+    """Read a safetensors file's header of at most `limit` bytes, and check it against itself and the file's length.
+
+    Raises:
+        ValueError: it is not a safetensors file, it is cut short, or its header contradicts itself.
+        OSError: it cannot be read.
+    """
     with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
         start = file.read(8)
         length = int.from_bytes(start, "little")
         if start == b"version ":
             raise ValueError(f"{path} is a Git LFS pointer, not the file that it stands for")
-        if size < 8 or not 2 <= length <= MAX_HEADER:
+        if size < 8 or not 2 <= length <= limit:
             raise ValueError(f"{path} is not a safetensors file")
         text = file.read(length)
     if len(text) < length:
         raise ValueError(f"{path} is cut short: {size:,} bytes are less than its header")
     try:
-        tensors = json.loads(text)
-        tensors.pop("__metadata__", None)
-        shapes = {name: tuple(int(side) for side in one["shape"]) for name, one in tensors.items()}
-        end = 8 + length + max((int(one["data_offsets"][1]) for one in tensors.values()), default=0)
+        declared = json.loads(text, object_pairs_hook=_unique)
+        metadata = {str(name): str(value) for name, value in (declared.pop("__metadata__", None) or {}).items()}
+        tensors = {name: _tensor(one) for name, one in declared.items()}
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise ValueError(f"{path} is not a safetensors file: its header cannot be read") from None
+    end = 8 + length + max((one.end for one in tensors.values()), default=0)
     if size != end:
         raise ValueError(f"{path} is {'cut short' if size < end else 'too long'}: {size:,} of {end:,} bytes")
-    return Header(shapes, 8 + length)
+    reached = 0
+    for name, one in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        bits = math.prod(one.shape) * _BITS.get(one.dtype, 0)
+        if one.dtype not in _BITS or one.begin != reached or -(-bits // 8) != one.end - one.begin:
+            raise ValueError(f"{path} is not a safetensors file: its header contradicts itself at {name[:200]!r}")
+        reached = one.end
+    return Header(tensors, metadata, 8 + length)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+def _tensor(declared: Mapping[str, Any]) -> Tensor:
+    shape, (begin, end) = tuple(declared["shape"]), declared["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+        raise ValueError("not a natural number")
+    return Tensor(str(declared["dtype"]), shape, begin, end)
 
 
 def model_hash(files: Sequence[Path]) -> str:

@@ -13,17 +13,19 @@ import json
 import logging
 import os
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import device
+import lora
 import metadata
 import weights
 from engine import Engine, Settings
 from errors import Cancelled, RequestError, StudioError
-from request import Event, Failure, Queued, Request, Result, Stage, Step, TextToImage
+from request import MODES, Event, Failure, Preprocess, Queued, Request, Result, Stage, Step, TextToImage
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,14 +55,15 @@ def build_parser() -> Parser:
     serve.add_argument("--insecure", action="store_true", help="allow other machines without --auth")
     serve.set_defaults(run=_serve)
 
-    generate = commands.add_parser(TextToImage.mode, parents=[common], help=TextToImage.help)
-    generate.add_argument("prompt", nargs="?", help=_help(TextToImage, "prompt"))
-    _add_fields(generate, TextToImage, skip={"prompt", "weights"})
-    generate.add_argument("--from", dest="replay", metavar="FILE.png", help="take what is not given from a picture")
-    generate.add_argument("--out", type=Path, metavar="FILE.png", help="where to write (default: z-image-SEED.png)")
-    generate.set_defaults(run=_generate)
+    for request in MODES.values():
+        _add_mode(commands, common, request)
 
-    inspect = commands.add_parser("inspect", parents=[common], help="what a picture says about how it was made")
+    preprocess = commands.add_parser(Preprocess.mode, parents=[common], help=Preprocess.help)
+    _add_fields(preprocess, Preprocess)
+    preprocess.add_argument("--out", type=Path, metavar="FILE.png", required=True, help="where to write")
+    preprocess.set_defaults(run=_preprocess)
+
+    inspect = commands.add_parser("inspect", parents=[common], help="what a picture or a LoRA file holds")
     inspect.add_argument("file", type=Path)
     inspect.set_defaults(run=_inspect)
 
@@ -91,12 +94,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(Failure.of(Cancelled()), args.json)
 
 
-def _add_fields(parser: argparse.ArgumentParser, request: type[Request], skip: set[str]) -> None:
+def _add_fields(parser: Parser, request: type[Request]) -> None:
     """Give every field of a request its flag. Values stay text: the request alone judges them."""
     for name, field in request.model_fields.items():
-        if name not in skip:
-            flag = (field.json_schema_extra or {}).get("flag", "--" + name.replace("_", "-"))
-            parser.add_argument(flag, dest=name, metavar=flag.removeprefix("--").upper(), help=_help(request, name))
+        if name == "prompt" and field.is_required():
+            parser.add_argument(name, nargs="?", help=_help(request, name))
+        elif name != "weights":  # one of the common ones
+            extra = field.json_schema_extra or {}
+            flag = extra.get("flag", "--" + name.replace("_", "-"))
+            if flag is None:  # a part of another flag's value
+                continue
+            metavar = extra.get("metavar", flag.removeprefix("--").upper())
+            parser.add_argument(flag, dest=name, metavar=metavar, help=_help(request, name))
+
+
+def _add_mode(commands: Any, common: Parser, request: type[Request]) -> None:
+    """Add a mode's command."""
+    parser = commands.add_parser(request.mode, parents=[common], help=request.help)
+    _add_fields(parser, request)
+    parser.add_argument("--from", dest="replay", metavar="FILE.png", help="take what is not given from a picture")
+    name = metadata.file_stem(request.model_construct(seed="SEED"))
+    parser.add_argument("--out", type=Path, metavar="FILE.png", help=f"where to write (default: {name}.png)")
+    parser.set_defaults(run=_draw, request=request)
 
 
 def _help(request: type[Request], name: str) -> str:
@@ -111,19 +130,21 @@ def _serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def _generate(args: argparse.Namespace) -> int:
-    given = {name: getattr(args, name) for name in TextToImage.model_fields if getattr(args, name) is not None}
+def _draw(args: argparse.Namespace) -> int:
+    fields = args.request.model_fields
+    given = {name: value for name in fields if (value := getattr(args, name, None)) is not None}
+    given |= _lora(given)
     if args.replay:
-        replayed = metadata.read_png(Path(args.replay)).request().model_dump()
+        replayed = _replayed(args.request, Path(args.replay), "lora" in given)
         given = {**replayed, **given, "weights": args.weights if args.weights != "auto" else replayed["weights"]}
-    request = TextToImage.parse(**given)
+    request = args.request.parse(**given)
     if args.out is not None:
         _check_out(args.out)
     result = _follow(_engine(args), request)
     if isinstance(result, Failure):
         return _fail(result, args.json)
 
-    out = args.out or _free_name(f"z-image-{result.request.seed}")
+    out = args.out or _free_name(metadata.file_stem(result.request))
     sidecar = metadata.save(result, out)
     for note in result.notes:
         _say(note.text)
@@ -136,7 +157,61 @@ def _generate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _preprocess(args: argparse.Namespace) -> int:
+    given = {name: getattr(args, name) for name in Preprocess.model_fields if getattr(args, name) is not None}
+    request = Preprocess.parse(**given)
+    _check_out(args.out)
+    control = _engine(args).control_image(request)
+    control.image.save(args.out)
+    for note in control.notes:
+        _say(note.text)
+    notes = [note.text for note in control.notes]
+    facts = {"file": str(args.out), "size": control.image.size, "digest": control.digest, "notes": notes}
+    print(json.dumps(facts, ensure_ascii=False) if args.json else args.out)
+    return 0
+
+
+def _lora(given: dict[str, Any]) -> dict[str, str]:
+    """Part `--lora FILE:STRENGTH`. What stands before a colon may also be a drive, and a file's name may hold one."""
+    match = re.fullmatch(
+        r"(.+\.safetensors):([^:/\\]*)|(..+):(\d*\.?\d+)", given.get("lora", ""), re.IGNORECASE | re.DOTALL
+    )
+    if match is None:
+        return {}
+    return {"lora": match[1] or match[3], "lora_strength": match[2] if match[1] else match[4]}
+
+
+def _replayed(request: type[Request], picture: Path, lora_given: bool) -> dict[str, Any]:
+    """Return the fields of the request that drew a picture, which must be of this command's mode.
+
+    Raises:
+        RequestError: it is another mode's, or it was drawn with a LoRA that is not at hand.
+    """
+    found = metadata.read_png(picture)
+    if found.mode != request.mode:
+        raise RequestError("from", picture.name, f"a picture made by {request.mode}; this one is of {found.mode}")
+    if found.values.get("lora") and not lora_given:
+        _check_same_lora(found)
+    return found.request().model_dump()
+
+
+def _check_same_lora(found: metadata.Parameters) -> None:
+    """Refuse to replay with another file of the same name; a picture holds a LoRA's name and digest, not its place."""
+    name = found.values["lora"]
+    wanted = (
+        f"the file that drew this picture (SHA-256 {found.inputs.get('lora', 'unknown')}); give it with --lora FILE"
+    )
+    try:
+        digest = lora.identify(lora.read(lora.find(name))).digest
+    except RequestError:
+        raise RequestError("lora", name, wanted) from None
+    if digest != found.inputs.get("lora"):
+        raise RequestError("lora", name, wanted)
+
+
 def _inspect(args: argparse.Namespace) -> int:
+    if args.file.suffix.lower() == lora.SUFFIX:
+        return _inspect_lora(args)
     found = metadata.read_png(args.file)
     facts = {
         "file": str(args.file),
@@ -146,6 +221,16 @@ def _inspect(args: argparse.Namespace) -> int:
         "fingerprints": dict(found.fingerprints),
         "not_restored": dict(found.not_restored),
     }
+    _print_facts(facts, args.json)
+    return 0
+
+
+def _inspect_lora(args: argparse.Namespace) -> int:
+    file = lora.read(args.file)
+    identity = lora.identify(file)
+    facts = {"file": str(args.file), **file.report.facts(), "hash": identity.hash, "sha256": identity.digest}
+    if not args.json:
+        facts["matched"] = f"{len(file.report.matched)} modules (--json lists them)"
     _print_facts(facts, args.json)
     return 0
 
@@ -180,7 +265,7 @@ def _engine(args: argparse.Namespace) -> Engine:
     return Engine(Settings(weights=args.weights, device=args.device))
 
 
-def _follow(engine: Engine, request: TextToImage) -> Result | Failure:
+def _follow(engine: Engine, request: Request) -> Result | Failure:
     """Run a request, saying on stderr how far it is; return its last event."""
     said = ""
     for event in engine.run(request):

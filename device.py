@@ -232,6 +232,7 @@ class MemoryPlan:
         tiled_vae_above: pixels above which the VAE works in tiles.
         reasons: sentences for people.
         fits: whether the plan is expected to run at all; where it is not, the last reason says what is short.
+        lora_copies: bytes that changed copies of weights may take while a LoRA is used; see docs/adr/0010.
     """
 
     resident: tuple[str, ...]
@@ -241,6 +242,7 @@ class MemoryPlan:
     tiled_vae_above: int
     reasons: tuple[str, ...]
     fits: bool = True
+    lora_copies: int = 0
 
 
 @dataclass(frozen=True)
@@ -298,7 +300,7 @@ def memory_plan(
     """
     if kind == "mini":
         reasons = ("the miniature takes well under 1 GB: everything stays in memory",)
-        return MemoryPlan((*_ALL, "controlnet"), True, None, False, TILED_AT_MOST, reasons)
+        return MemoryPlan((*_ALL, "controlnet"), True, None, False, TILED_AT_MOST, reasons, lora_copies=GIB)
 
     dtype = dtype or ("float32" if device_kind == "cpu" else "bfloat16")
     scale = 2 if dtype == "float32" else 1
@@ -338,7 +340,8 @@ def memory_plan(
     left = room - row.bytes(scale) - HEADROOM // 3
     per_pixel = VAE_NUMBERS_PER_PIXEL * 2 * scale
     tiled = min(max(left // per_pixel, TILED_AT_LEAST), TILED_AT_MOST)
-    return MemoryPlan(row.resident, both, limit, offload, tiled, tuple(reasons), fits)
+    copies = 0 if offload else max(0, room - row.bytes(scale) - HEADROOM)
+    return MemoryPlan(row.resident, both, limit, offload, tiled, tuple(reasons), fits, copies)
 
 
 def _with(row: _Row, parts: tuple[str, ...]) -> _Row:

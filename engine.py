@@ -14,25 +14,48 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import device
+import lora
 import metadata
 import mini
+import preprocess
 import weights
-from errors import InternalError, OutOfMemory, QueueFull, StudioError
-from request import Event, Failure, Note, Queued, Result, Stage, TextToImage, WeightsChoice, WeightsKind
+from errors import InternalError, OutOfMemory, QueueFull, StudioError, WeightsMissing
+from request import (
+    MODELS,
+    PREPROCESSORS,
+    SIZES,
+    ControlNet,
+    Event,
+    Failure,
+    Note,
+    Preprocess,
+    Queued,
+    Request,
+    Result,
+    Stage,
+    TextToImage,
+    WeightsChoice,
+    WeightsKind,
+)
 
 if TYPE_CHECKING:
-    from pipeline import Pipeline
+    from PIL import Image
+
+    from pipeline import Picture, Pipeline, Progress
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 QUEUE_LIMIT = 32  # waiting requests; about as many as people are willing to wait behind
+CONTROLS_KEPT = 16  # control images, 3 MB each at full size: one or two for every visitor of a busy page
 POLL_SECONDS = 0.25  # how often a waiting request says that it waits, and so can be cancelled
 
 
@@ -139,6 +162,28 @@ class _Clock:
         return {stage: round(taken, 3) for stage, taken in seconds.items()}
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What a mode hands back for its result.
+
+    Attributes:
+        image: the picture, RGB or RGBA, 8 bit.
+        notes: what the user should know.
+        inputs: digests of the files that the request names, by field.
+        fingerprints: identities of weights used beyond those in `Chosen`, by name.
+        lora: the LoRA that it was drawn with.
+    """
+
+    image: Image.Image
+    notes: tuple[Note, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    lora: metadata.Lora | None = None
+
+
+Drawing = Generator[Event, None, Drawn]
+
+
 class Engine:
     """Owns the pipeline and the queue in front of it. One instance serves every front of a process."""
 
@@ -147,6 +192,14 @@ class Engine:
         self._turns = Turns(settings.queue_limit)
         self._pipeline: Pipeline | None = None
         self._built_for: WeightsKind | None = None
+        self._plan: device.MemoryPlan | None = None
+        self._controls: OrderedDict[tuple, preprocess.Control] = OrderedDict()
+        self._preprocessing = threading.Lock()
+        # Each mode's way from a resolved request to a picture; what all modes share is in `_work`.
+        self._modes: Mapping[type[Request], Callable[[weights.Chosen, Request], Drawing]] = {
+            TextToImage: self._text_to_image,
+            ControlNet: self._structure_to_image,
+        }
 
     def weights_in_use(self, mode: str, model: str, asked: WeightsChoice = "auto") -> weights.Chosen:
         """Return which weights a request would use; a request's own choice comes before the process's.
@@ -156,15 +209,61 @@ class Engine:
         """
         return weights.choose(asked if asked != "auto" else self.settings.weights, mode, model)
 
+    def inspect_lora(self, path: Path) -> lora.Report:
+        """Return what a LoRA file is, from its header alone.
+
+        Raises:
+            RequestError: it cannot be used at all.
+        """
+        return lora.read(path).report
+
+    def control_image(self, request: Preprocess) -> preprocess.Control:
+        """Return the control image of a request, of the size that its picture will have.
+
+        Works beside the queue, on the processor. The last few are kept: a picture is drawn with the very image that
+        was shown before it.
+
+        Raises:
+            RequestError: the picture cannot be used.
+            WeightsMissing: the preprocessor's model is not on this machine.
+        """
+        sizes = SIZES[self._kind_for_control(request.weights)]
+        low_high = (request.canny_low, request.canny_high) if request.preprocessor == "canny" else ()
+        key = (preprocess.digest(Path(request.image)), request.preprocessor, low_high, sizes)
+        try:
+            with self._preprocessing:
+                if key not in self._controls:
+                    self._controls[key] = preprocess.control(request, sizes)
+                    if len(self._controls) > CONTROLS_KEPT:
+                        self._controls.popitem(last=False)
+                self._controls.move_to_end(key)
+                return self._controls[key]
+        except StudioError:
+            raise
+        except MemoryError as error:
+            raise OutOfMemory("the memory did not suffice for the picture; a smaller one needs less") from error
+        except Exception as error:
+            log.exception("internal error")
+            raise InternalError(type(error).__name__, str(error)) from error
+
+    def _kind_for_control(self, asked: WeightsChoice) -> WeightsKind:
+        """Return whose sizes a control image has; a ControlNet that is missing is the drawing's concern."""
+        for mode in (ControlNet.mode, TextToImage.mode):
+            try:
+                return self.weights_in_use(mode, ControlNet.model, asked).kind
+            except WeightsMissing:
+                continue
+        return "full"
+
     def examples(self, kind: WeightsKind) -> list[str]:
         """Return prompts that work with these weights."""
         return list(EXAMPLES[kind])
 
-    def run(self, request: TextToImage, client: str = "") -> Generator[Event, None, None]:
+    def run(self, request: Request, client: str = "") -> Generator[Event, None, None]:
         """Carry out one request, as events.
 
         Args:
-            request: a validated request.
+            request: a validated request of any mode.
             client: who asks; the queue is fair among clients.
 
         Yields:
@@ -176,7 +275,7 @@ class Engine:
             log.info("no picture: %s", error)
             yield Failure.of(error)
 
-    def draw(self, request: TextToImage, client: str = "") -> Result:
+    def draw(self, request: Request, client: str = "") -> Result:
         """Carry out one request and wait for its picture: `run` for notebooks and scripts.
 
         Raises:
@@ -185,7 +284,7 @@ class Engine:
         *_, result = self._events(request, client)
         return result
 
-    def _events(self, request: TextToImage, client: str) -> Generator[Event, None, None]:
+    def _events(self, request: Request, client: str) -> Generator[Event, None, None]:
         try:
             with self._turns.ticket(client) as ticket:
                 while ahead := self._turns.wait(ticket, POLL_SECONDS):
@@ -199,48 +298,76 @@ class Engine:
         except Exception as error:
             raise self._translate(error) from error
 
-    def _work(self, request: TextToImage) -> Generator[Event, None, None]:
+    def _work(self, request: Request) -> Generator[Event, None, None]:
         clock = _Clock()
         chosen = self.weights_in_use(request.mode, request.model, request.weights)
         request = request.resolved(chosen.kind)
         log.info("%s with %s weights: %s", request.mode, chosen.kind, request.model_dump_json())
 
-        pipeline = yield from clock.watch(self._ready(chosen, request))
-        picture = yield from clock.watch(
-            pipeline.text_to_image(
-                prompt=request.prompt,
-                negative_prompt=request.negative_prompt,
-                steps=request.steps,
-                cfg=request.cfg,
-                width=request.width,
-                height=request.height,
-                seed=request.seed,
-            )
-        )
+        drawn = yield from clock.watch(self._modes[type(request)](chosen, request))
         seconds = clock.read()
 
-        provenance = metadata.Provenance(
-            chosen.kind, {part: weights.fingerprint(files) for part, files in chosen.files.items()}
-        )
-        notes = (*picture.notes, *_miniature_notes(request, chosen.kind))
+        fingerprints = {part: weights.fingerprint(files) for part, files in chosen.files.items()}
+        fingerprints |= drawn.fingerprints
+        provenance = metadata.Provenance(chosen.kind, fingerprints, drawn.inputs, drawn.lora)
         yield Result(
-            png=metadata.encode_png(picture.image, request, provenance),
+            png=metadata.encode_png(drawn.image, request, provenance),
             sidecar={
                 **metadata.describe(request, provenance),
                 "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "seconds": seconds,
-                "notes": [note.text for note in notes],
+                "notes": [note.text for note in drawn.notes],
             },
             request=request,
+            size=drawn.image.size,
             weights=chosen.kind,
             weights_note=chosen.reason,
             seconds=seconds,
-            notes=notes,
+            notes=drawn.notes,
         )
 
-    def _ready(self, chosen: weights.Chosen, request: TextToImage) -> Generator[Event, None, Pipeline]:
+    def _text_to_image(self, chosen: weights.Chosen, request: TextToImage) -> Drawing:
+        file = _lora_of(request, chosen.kind)
+        pipeline = yield from self._ready(chosen, request)
+        drawing = pipeline.text_to_image(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            steps=request.steps,
+            cfg=request.cfg,
+            width=request.width,
+            height=request.height,
+            seed=request.seed,
+        )
+        picture, worn = yield from _wearing(pipeline, file, request, drawing)
+        notes = (*picture.notes, *worn.notes, *_miniature_notes(request, chosen.kind))
+        return Drawn(picture.image, notes, worn.inputs, lora=worn.lora)
+
+    def _structure_to_image(self, chosen: weights.Chosen, request: ControlNet) -> Drawing:
+        yield Stage("preprocessing", PREPROCESSORS[request.preprocessor].title)
+        control = self.control_image(request)
+        file = _lora_of(request, chosen.kind)
+        pipeline = yield from self._ready(chosen, request)
+        width, height = control.image.size
+        drawing = pipeline.text_to_image(
+            prompt=request.prompt,
+            negative_prompt="",
+            steps=request.steps,
+            cfg=MODELS[request.model].cfg,
+            width=width,
+            height=height,
+            seed=request.seed,
+            control=(control.image, request.scale),
+        )
+        picture, worn = yield from _wearing(pipeline, file, request, drawing)
+        notes = (*control.notes, *picture.notes, *worn.notes, *_miniature_notes(request, chosen.kind))
+        return Drawn(picture.image, notes, {"image": control.digest, **worn.inputs}, lora=worn.lora)
+
+    def _ready(self, chosen: weights.Chosen, request: Request) -> Generator[Event, None, Pipeline]:
         """Return the pipeline with the request's models loaded, built anew where the kind of weights changed."""
-        if self._pipeline is None or self._built_for != chosen.kind:
+        planned = self._plan is not None and (
+            "controlnet" in self._plan.resident or "controlnet" not in chosen.files
+        )  # a plan made without it may not leave room for it
+        if self._pipeline is None or self._built_for != chosen.kind or not planned:
             yield Stage("loading", "program")  # torch and diffsynth take seconds to import
             self._drop_pipeline()
             device.prepare_environment(os.environ)
@@ -259,13 +386,13 @@ class Engine:
                     f"these weights do not fit this machine yet: {'; '.join(plan.reasons)}. "
                     "Weights mini draws with the miniature."
                 )
-            self._pipeline = Pipeline(on.kind, getattr(torch, on.dtype), plan.keep_both_transformers)
-            self._built_for = chosen.kind
+            self._pipeline = Pipeline(on.kind, getattr(torch, on.dtype), plan.keep_both_transformers, plan.lora_copies)
+            self._built_for, self._plan = chosen.kind, plan
         yield from self._pipeline.load(chosen, request.model)
         return self._pipeline
 
     def _drop_pipeline(self) -> None:
-        self._pipeline = self._built_for = None
+        self._pipeline = self._built_for = self._plan = None
         gc.collect()  # modules hold cycles
 
     def _translate(self, error: Exception) -> StudioError:
@@ -279,18 +406,67 @@ class Engine:
         return InternalError(type(error).__name__, str(error))
 
 
-def _miniature_notes(request: TextToImage, kind: WeightsKind) -> list[Note]:
-    """Say which words of the prompt mean nothing to the miniature."""
-    unknown = mini.unknown_words(request.prompt) if kind == "mini" else []
-    if not unknown:
+@dataclass(frozen=True)
+class Worn:
+    """What a request's LoRA adds to its result; nothing where there is none."""
+
+    notes: tuple[Note, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    lora: metadata.Lora | None = None
+
+
+def _lora_of(request: Request, kind: WeightsKind) -> lora.LoraFile | None:
+    """Return the file of the LoRA that a request names, judged by its header alone: before anything is loaded.
+
+    Raises:
+        RequestError: it cannot be used, or not with these weights.
+    """
+    if not request.lora:
+        return None
+    file = lora.read(lora.find(request.lora))
+    file.report.check_fits(kind)
+    return file
+
+
+def _wearing(
+    pipeline: Pipeline, file: lora.LoraFile | None, request: Request, drawing: Progress
+) -> Generator[Event, None, tuple[Picture, Worn]]:
+    """Carry out `drawing` with the request's LoRA, if it has one."""
+    if file is None:
+        return (yield from drawing), Worn()
+    yield Stage("loading", "LoRA")
+    adapter = pipeline.loras.get(file)
+    picture = yield from pipeline.wearing(adapter, request.lora_strength, drawing)
+    report = adapter.report
+    notes = [Note("lora_partly", sentence) for sentence in report.warnings()]
+    if report.base not in (None, request.model):
+        trained, used = MODELS[report.base].title, MODELS[request.model].title
+        notes.append(Note("lora_base", f"The LoRA was trained on {trained}; with {used} it may do less, or harm."))
+    used = metadata.Lora(file.report.name, adapter.identity.hash, request.lora_strength)
+    return picture, Worn(tuple(notes), {"lora": adapter.identity.digest}, used)
+
+
+def _miniature_notes(request: Request, kind: WeightsKind) -> list[Note]:
+    """Say which words of the prompt, or which preprocessor, mean nothing to the miniature."""
+    if kind != "mini":
         return []
+    notes = []
+    used = getattr(request, "preprocessor", "none")
+    if used not in (*mini.CONTROLS, "none"):
+        known = ", ".join(PREPROCESSORS[name].title for name in mini.CONTROLS)
+        text = f"The miniature was not taught {PREPROCESSORS[used].title}. It knows {known}."
+        notes.append(Note("unknown_control", text, {"preprocessor": used}))
+    unknown = mini.unknown_words(request.prompt)
+    if not unknown:
+        return notes
     return [
+        *notes,
         Note(
             "unknown_words",
             f"The miniature does not know: {', '.join(unknown)}. It knows things on a plain background, "
             f"such as {', '.join(mini.known_things()[::32])}; their colours, sizes, places and small numbers.",
             {"words": unknown},
-        )
+        ),
     ]
 
 

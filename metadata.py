@@ -13,14 +13,14 @@ import io
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from errors import RequestError
-from request import MODELS, SEED_MAX, Request, Result, TextToImage, WeightsKind
+from request import MODELS, MODES, SEED_MAX, Request, Result, TextToImage, WeightsKind
 
 APP_VERSION = "0.1.0"
 SCHEMA = 1
@@ -38,51 +38,89 @@ _NEGATIVE = "Negative prompt:"
 
 
 @dataclass(frozen=True)
+class Lora:
+    """A LoRA that a picture was drawn with: its name, the 12 hex digits that galleries look up, and how much of it."""
+
+    name: str
+    hash: str
+    strength: float
+
+
+@dataclass(frozen=True)
 class Provenance:
-    """Which weights drew a picture: `fingerprints` maps each part's name to the identity of its files."""
+    """Where a picture comes from.
+
+    Attributes:
+        weights: the kind of weights that drew it.
+        fingerprints: maps each part's name to the identity of its files.
+        inputs: maps each field of the request that names a file of the user's to the file's digest.
+        lora: the LoRA that was used.
+    """
 
     weights: WeightsKind
     fingerprints: Mapping[str, str]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    lora: Lora | None = None
 
 
-def describe(request: TextToImage, provenance: Provenance) -> dict[str, Any]:
+def describe(request: Request, provenance: Provenance) -> dict[str, Any]:
     """Return the JSON of the `z-image-studio` chunk for a resolved request."""
-    return {
+    # Where a file lay is nobody's business, and would make the same request's PNG another one elsewhere.
+    names = {name: Path(getattr(request, name)).name for name in provenance.inputs}
+    described = {
         "schema": SCHEMA,
         "app": f"Z-Image Studio {APP_VERSION}",
         "mode": request.mode,
-        "request": request.model_dump(),
+        "request": request.model_dump() | names,
         "weights": {"kind": provenance.weights, "fingerprints": dict(provenance.fingerprints)},
     }
+    if provenance.lora:
+        described["lora"] = asdict(provenance.lora)
+    return described | ({"inputs": dict(provenance.inputs)} if provenance.inputs else {})
 
 
-def a1111_text(request: TextToImage, provenance: Provenance) -> str:
-    """Return the text of the `parameters` chunk for a resolved request."""
+def a1111_text(request: Request, provenance: Provenance, size: tuple[int, int]) -> str:
+    """Return the text of the `parameters` chunk for a resolved request and a picture of `size` (width, height)."""
     title = MODELS[request.model].title + (" miniature" if provenance.weights == "mini" else "")
     pairs = {
         "Steps": request.steps,
         "Sampler": SAMPLER,
-        "CFG scale": f"{request.cfg:g}",
+        "CFG scale": f"{getattr(request, 'cfg', MODELS[request.model].cfg):g}",
         "Seed": request.seed,
-        "Size": f"{request.width}x{request.height}",
+        "Size": f"{size[0]}x{size[1]}",
         "Model": title,
+        **_lora_pairs(provenance.lora),
         "Version": f"Z-Image Studio {APP_VERSION}",
     }
     lines = [request.prompt]
-    if request.negative_prompt:
-        lines.append(f"{_NEGATIVE} {request.negative_prompt}")
+    if negative := getattr(request, "negative_prompt", ""):
+        lines.append(f"{_NEGATIVE} {negative}")
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items()))
     return "\n".join(lines)
 
 
-def encode_png(image: Image.Image, request: TextToImage, provenance: Provenance) -> bytes:
+def _lora_pairs(lora: Lora | None) -> dict[str, str]:
+    """Return what A1111 writes of a LoRA. Readers split it by commas and colons, which a name must not have then."""
+    if lora is None:
+        return {}
+    name = re.sub(r"[,:]", "_", lora.name)
+    return {"Lora hashes": f"{name}: {lora.hash}", "Lora strength": f"{lora.strength:g}"}
+
+
+def encode_png(image: Image.Image, request: Request, provenance: Provenance) -> bytes:
     """Return a PNG of `image` with both text chunks; the same arguments give the same bytes."""
     chunks = PngImagePlugin.PngInfo()  # writes tEXt, or iTXt where the text is more than Latin-1
-    chunks.add_text(PARAMETERS_CHUNK, a1111_text(request, provenance))
+    chunks.add_text(PARAMETERS_CHUNK, a1111_text(request, provenance, image.size))
     chunks.add_text(REQUEST_CHUNK, json.dumps(describe(request, provenance), sort_keys=True))
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=chunks)
     return buffer.getvalue()
+
+
+def file_stem(request: Request) -> str:
+    """Return how a picture's file is called by default, without its ending."""
+    mode = () if isinstance(request, TextToImage) else (request.mode,)
+    return "-".join(("z-image", *mode, str(request.seed)))
 
 
 def save(result: Result, path: Path) -> Path:
@@ -102,6 +140,7 @@ class Parameters:
         values: fields of a request, by name, as far as they could be read.
         fingerprints: identities of the weights that drew it; empty when only A1111's text was found.
         not_restored: what the picture names and a request has no place for, by the name it has there.
+        inputs: digests of the user's files that it was made with, by field; the fields hold the files' bare names.
     """
 
     source: str
@@ -109,6 +148,7 @@ class Parameters:
     values: Mapping[str, Any]
     fingerprints: Mapping[str, str]
     not_restored: Mapping[str, str]
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
     def request(self) -> Request:
         """Return the request that draws the picture again.
@@ -116,9 +156,9 @@ class Parameters:
         Raises:
             RequestError: the picture holds a value that is not possible here.
         """
-        if self.mode != TextToImage.mode:
-            raise RequestError("mode", self.mode, TextToImage.mode)
-        return TextToImage.parse(**self.values)
+        if self.mode not in MODES:
+            raise RequestError("mode", self.mode, ", ".join(MODES))
+        return MODES[self.mode].parse(**self.values)
 
 
 def read_png(path: Path) -> Parameters:
@@ -175,10 +215,11 @@ def parse_a1111(text: str) -> Parameters:
 
 
 def _from_own_chunk(chunk: Mapping[str, Any]) -> Parameters:
-    fields = dict(chunk["request"])
-    known = {name: value for name, value in fields.items() if name in TextToImage.model_fields}
+    fields, mode = dict(chunk["request"]), MODES.get(chunk["mode"], TextToImage)
+    known = {name: value for name, value in fields.items() if name in mode.model_fields}
     rest = {name: str(value) for name, value in fields.items() if name not in known}
-    return Parameters(REQUEST_CHUNK, chunk["mode"], known, dict(chunk["weights"]["fingerprints"]), rest)
+    fingerprints, inputs = dict(chunk["weights"]["fingerprints"]), dict(chunk.get("inputs", {}))
+    return Parameters(REQUEST_CHUNK, chunk["mode"], known, fingerprints, rest, inputs)
 
 
 def _text_chunks(path: Path) -> dict[str, str]:

@@ -35,6 +35,14 @@ TRANSFORMER_CONFIG: dict = {
     "axes_lens": [1024, 64, 64],
 }
 
+# Keyword arguments of `mini_models.MiniControlNet`, in the shape of the Union's: control layers beside every other
+# transformer layer; 16 channels of the control image, 1 of an inpainting mask and 16 of the picture under it.
+CONTROLNET_FILE = "Z-Image-Turbo-Fun-Controlnet-Union-2.1-8steps.safetensors"
+CONTROLNET_FOLDER = FOLDER / "Z-Image-Turbo-Fun-Controlnet-Union-2.1"
+CONTROLNET_CONFIG: dict = {"control_layers_places": [0, 2, 4], "n_refiner_layers": 1, "control_in_dim": 33}
+
+CONTROLS = ("canny", "gray", "scribble")  # the preprocessors that it was trained with
+
 # Keyword arguments of transformers' Qwen3Config.
 TEXT_ENCODER_CONFIG: dict = {
     "vocab_size": 3072,
@@ -56,6 +64,7 @@ TEXT_ENCODER_CONFIG: dict = {
 TRANSFORMER_HASH = "87a5ca02d725630eb8007ad83654adb4"
 TEXT_ENCODER_HASH = "9c85dde171b4701e2810f714c4963b6f"
 VAE_HASH = "db586bf62efdeec038ee33d705b7ec2a"
+CONTROLNET_HASH = "368812adebd469580d516965502d75f1"
 
 MODEL_CONFIGS: tuple[dict, ...] = (
     {
@@ -80,6 +89,11 @@ MODEL_CONFIGS: tuple[dict, ...] = (
         "model_name": "flux_vae_decoder",
         "model_class": "mini_models.MiniVAEDecoder",
         "state_dict_converter": "mini_models.vae_decoder_state_dict",
+    },
+    {
+        "model_hash": CONTROLNET_HASH,
+        "model_name": "z_image_controlnet",
+        "model_class": "mini_models.MiniControlNet",
     },
 )
 

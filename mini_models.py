@@ -1,4 +1,4 @@
-"""The miniature's torch classes: a tiny Qwen3 text encoder and a small 16-channel, 8x autoencoder.
+"""The miniature's torch classes: a tiny Qwen3 text encoder, a small 16-channel, 8x autoencoder, a tiny ControlNet.
 
 DiffSynth loads them by their dotted path (see `mini.register`). Imports torch, so nothing of the app imports this
 module before the first request. Knows nothing about files or pipelines.
@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from diffsynth.models.z_image_controlnet import ZImageControlNet, ZImageControlTransformerBlock
 from torch import nn
 from torch.nn import functional as F
 
-from mini import TEXT_ENCODER_CONFIG
+from mini import CONTROLNET_CONFIG, TEXT_ENCODER_CONFIG, TRANSFORMER_CONFIG
 
 LATENT_CHANNELS = 16
 LATENT_BOUND = 4.0  # raw latents are squashed into -4..4
@@ -30,6 +31,30 @@ class MiniTextEncoder(nn.Module):
     def forward(self, *args, **kwargs):
         """Pass through to Qwen3Model; the pipeline reads `hidden_states[-2]`."""
         return self.model(*args, **kwargs)
+
+
+class MiniControlNet(ZImageControlNet):
+    """DiffSynth's ControlNet at the miniature's size; the original's blocks have a fixed width of 3840."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        places, refiners = CONTROLNET_CONFIG["control_layers_places"], CONTROLNET_CONFIG["n_refiner_layers"]
+        dim = TRANSFORMER_CONFIG["dim"]
+        self.control_layers = nn.ModuleList(_control_block(place) for place in places)
+        embedder = nn.Linear(2 * 2 * CONTROLNET_CONFIG["control_in_dim"], dim)  # patches of 2 x 2
+        self.control_all_x_embedder = nn.ModuleDict({"2-1": embedder})
+        self.control_noise_refiner = nn.ModuleList(_control_block(place) for place in range(refiners))
+        self.control_layers_mapping = {place: index for index, place in enumerate(places)}
+
+
+def _control_block(place: int) -> ZImageControlTransformerBlock:
+    return ZImageControlTransformerBlock(
+        layer_id=place,
+        dim=TRANSFORMER_CONFIG["dim"],
+        n_heads=TRANSFORMER_CONFIG["n_heads"],
+        n_kv_heads=TRANSFORMER_CONFIG["n_kv_heads"],
+        block_id=place,
+    )
 
 
 class Residual(nn.Module):

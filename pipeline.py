@@ -21,13 +21,15 @@ from pathlib import Path
 
 import torch
 from diffsynth.core import ModelConfig
+from diffsynth.diffusion.base_pipeline import ControlNetInput
 from diffsynth.models.model_loader import ModelPool
 from diffsynth.models.z_image_dit import TimestepEmbedder, ZImageDiT
-from diffsynth.pipelines.z_image import ZImagePipeline, ZImageUnit_PromptEmbedder
+from diffsynth.pipelines.z_image import ZImagePipeline, ZImageUnit_PAIControlNet, ZImageUnit_PromptEmbedder
 from PIL import Image
 from transformers import AutoTokenizer
 
 import mini
+from adapter import Adapter, Adapters, applied
 from request import Model, Note, Stage, Step
 from weights import Chosen
 
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 
 TEXT_TOKENS = 512  # what Z-Image's text encoder was trained with, chat template included
 SIGMA_SHIFT = 3.0  # scheduler_config.json of both official models
+BLANKS_KEPT = 8  # encoded blank pictures, by size: half a megabyte each at 1024 x 1024
 EMBEDDINGS_KEPT = 32  # 512 tokens x 2560 bf16 numbers are 2.6 MB each at full size
 
 Progress = Generator[Stage | Step, None, "Picture"]
@@ -56,11 +59,14 @@ class Pipeline:
         device: a torch device name: "cuda", "mps" or "cpu".
         dtype: the dtype that weights are held and computed in.
         keep_both: whether Base and Turbo may be in memory together.
+        lora_copies: bytes that changed copies of weights may take while a LoRA is used.
     """
 
-    def __init__(self, device: str, dtype: torch.dtype, keep_both: bool) -> None:
+    def __init__(self, device: str, dtype: torch.dtype, keep_both: bool, lora_copies: int = 0) -> None:
         _send_prints_to_log()
         self.keep_both = keep_both
+        self.lora_copies = lora_copies
+        self.loras = Adapters()
         self.transformers: dict[Model, ZImageDiT] = {}
         # DiffSynth's own default device is the CPU on a Mac.
         self.pipe = ZImagePipeline(device=device, torch_dtype=dtype)
@@ -68,9 +74,14 @@ class Pipeline:
         for unit in self.pipe.units:
             if isinstance(unit, ZImageUnit_PromptEmbedder):
                 unit.encode_prompt = self._encode_prompt
+        self.pipe.units = [
+            ControlUnit() if isinstance(unit, ZImageUnit_PAIControlNet) else unit for unit in self.pipe.units
+        ]
 
     def load(self, chosen: Chosen, model: Model) -> Generator[Stage, None, None]:
         """Load what `model` needs and is not in memory yet, yielding a stage before each part.
+
+        The ControlNet is loaded where `chosen` has one, so when its mode is used for the first time.
 
         Raises:
             FileNotFoundError, ValueError: a file is absent, or DiffSynth does not know what it holds.
@@ -89,6 +100,9 @@ class Pipeline:
             pool = self._read(chosen.files["vae"])
             pipe.vae_encoder = pool.fetch_model("flux_vae_encoder")
             pipe.vae_decoder = pool.fetch_model("flux_vae_decoder")
+        if pipe.controlnet is None and "controlnet" in chosen.files:
+            yield Stage("loading", "ControlNet")
+            pipe.controlnet = self._read(chosen.files["controlnet"]).fetch_model("z_image_controlnet")
         if model not in self.transformers:
             yield Stage("loading", f"transformer ({model})")
             if not self.keep_both:
@@ -110,6 +124,7 @@ class Pipeline:
         width: int,
         height: int,
         seed: int,
+        control: tuple[Image.Image, float] | None = None,
     ) -> Progress:
         """Draw one picture with the transformer loaded last.
 
@@ -121,6 +136,8 @@ class Pipeline:
             width: pixels, a multiple of 16.
             height: pixels, a multiple of 16.
             seed: of the CPU's generator, so that it means the same noise on every device.
+            control: a control image, RGB of `width` x `height`, and how strictly it is kept, 0 to 2; at 0 the picture
+                is the one without it.
 
         Returns:
             The picture, as the generator's return value.
@@ -134,6 +151,8 @@ class Pipeline:
             "rand_device": "cpu",
             "num_inference_steps": steps,
         }
+        if control is not None and control[1]:
+            shared["controlnet_inputs"] = [ControlNetInput(image=control[0], scale=control[1])]
         positive, negative = {"prompt": prompt}, {"negative_prompt": negative_prompt}
         pipe.scheduler.set_timesteps(steps, denoising_strength=1.0, shift=SIGMA_SHIFT)
 
@@ -169,6 +188,11 @@ class Pipeline:
             image = pipe.vae_output_to_image(pipe.vae_decoder(shared["latents"]))
             pipe.load_models_to_device([])
         return Picture(image, shared["latents"], notes)
+
+    def wearing(self, adapter: Adapter, strength: float, drawing: Progress) -> Progress:
+        """Carry out `drawing` with a LoRA on the transformer loaded last; afterwards its weights are what they were."""
+        with applied(self.pipe.dit, adapter, strength, self.lora_copies, self.pipe.torch_dtype):
+            return (yield from drawing)
 
     def _read(self, files: Sequence[Path]) -> ModelPool:
         """Have DiffSynth recognise and load one model's files."""
@@ -221,12 +245,50 @@ class Pipeline:
         return self.pipe.tokenizer(text).input_ids
 
 
+class ControlUnit(ZImageUnit_PAIControlNet):
+    """DiffSynth's unit for a control image, which encodes a blank picture too, in vain, each time.
+
+    The ControlNet also knows inpainting; without a mask, that part of its input is an empty mask and a mid-gray
+    picture. Encoding that takes as long as encoding the control image: 49 s on a CPU at full size.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._blanks: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()
+
+    def process(
+        self, pipe: ZImagePipeline, controlnet_inputs: list[ControlNetInput] | None, height: int, width: int
+    ) -> dict[str, object]:
+        """Return `control_context`, (1, 33, 1, height / 8, width / 8), and `control_scale`."""
+        if controlnet_inputs is None:
+            return {}
+        (wanted,) = controlnet_inputs
+        pipe.load_models_to_device(self.onload_model_names)
+        control = pipe.vae_encoder(pipe.preprocess_image(wanted.image))
+        mask = torch.zeros((1, 1, height // 8, width // 8), dtype=pipe.torch_dtype, device=pipe.device)
+        context = torch.cat([control, mask, self._blank(pipe, height, width)], dim=1)
+        return {"control_context": context.unsqueeze(2), "control_scale": wanted.scale}
+
+    def _blank(self, pipe: ZImagePipeline, height: int, width: int) -> torch.Tensor:
+        if (height, width) not in self._blanks:
+            picture = torch.zeros((1, 3, height, width), dtype=pipe.torch_dtype, device=pipe.device)
+            self._blanks[height, width] = pipe.vae_encoder(picture)
+            if len(self._blanks) > BLANKS_KEPT:
+                self._blanks.popitem(last=False)
+        self._blanks.move_to_end((height, width))
+        return self._blanks[height, width]
+
+
 def follow_weight_dtype(embedder: TimestepEmbedder) -> None:
-    """Let a timestep embedder compute in the dtype of its weights; DiffSynth's casts to bf16 and fails in any other."""
+    """Let a timestep embedder compute in the dtype of its layers; DiffSynth's casts to bf16 and fails in any other.
+
+    Under VRAM management a layer may hold another dtype than it computes in; of a quantized one only the bias tells.
+    """
 
     def forward(self: TimestepEmbedder, t: torch.Tensor) -> torch.Tensor:
         frequencies = self.timestep_embedding(t, self.frequency_embedding_size)
-        return self.mlp(frequencies.to(self.mlp[0].weight.dtype))
+        first = self.mlp[0]
+        return self.mlp(frequencies.to(getattr(first, "computation_dtype", None) or first.bias.dtype))
 
     embedder.forward = types.MethodType(forward, embedder)
 

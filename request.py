@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from errors import RequestError, StudioError
 
@@ -23,6 +23,8 @@ WeightsChoice = Literal["auto", "full", "mini"]
 WeightsKind = Literal["full", "mini"]
 
 SEED_MAX = 2**32 - 1
+CONTROLNET_STEPS = 9  # Turbo with the ControlNet's "8 steps" file (its model card)
+PATH_MAX_CHARS = 4_096  # what Linux takes
 PROMPT_MAX_CHARS = 10_000  # far above the text encoder's 512 tokens; a bound on what is parsed at all
 
 
@@ -70,13 +72,43 @@ MODELS: Mapping[Model, ModelDefaults] = {
 }
 
 
+@dataclass(frozen=True)
+class PreprocessorFacts:
+    """What a choice of preprocessor is called, and what it takes from a picture."""
+
+    title: str
+    help: str
+
+
+Preprocessor = Literal["canny", "softedge", "lineart", "scribble", "gray", "depth", "pose", "none"]
+
+PREPROCESSORS: Mapping[Preprocessor, PreprocessorFacts] = {
+    "canny": PreprocessorFacts("Canny", "Thin outlines."),
+    "softedge": PreprocessorFacts("Soft edge", "Outlines, the stronger the brighter."),
+    "lineart": PreprocessorFacts("Line art", "Dark lines of a drawing on light paper."),
+    "scribble": PreprocessorFacts("Scribble", "Thick, rough outlines, which leave more to the prompt."),
+    "gray": PreprocessorFacts("Gray", "Light and shade, without colours."),
+    "depth": PreprocessorFacts("Depth", "How far away things are: near is white."),
+    "pose": PreprocessorFacts("Pose", "How people stand, sit or move."),
+    "none": PreprocessorFacts("Pre-processed", "The picture as it is, made by another tool or from here."),
+}
+
+
 def _random_when_unset(value: Any) -> Any:
     """Map every spelling of "random" (None, empty, 0, -1) to 0."""
     return 0 if value is None or value == "" or value == -1 or value == "-1" else value
 
 
 class Request(BaseModel):
-    """What every mode's request has in common. Instances are frozen, picklable and JSON-serialisable."""
+    """What every mode's request has in common. Instances are frozen, picklable and JSON-serialisable.
+
+    Besides, each mode has `prompt`, `steps`, `seed` and `weights` as fields, made of the types below, and `model` as a
+    field or, where there is no choice, as a class variable.
+
+    Attributes:
+        mode: the mode's name, everywhere: command, endpoint, metadata, `weights.NEEDS`.
+        help: the mode in a few words.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -113,13 +145,57 @@ class Request(BaseModel):
         return f"{noun} from {kind['minimum']} to {kind['maximum']}"
 
 
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("blank")
+    return text
+
+
+# Fields that more than one mode has. A mode sets the default, and may word the help line anew.
+Prompt = Annotated[
+    str, Field(max_length=PROMPT_MAX_CHARS, description="What the picture should show."), AfterValidator(_not_blank)
+]
+Steps = Annotated[
+    int | None,
+    Field(ge=1, le=100, description="Denoising steps: more take longer and seldom help beyond the usual number."),
+]
+Side = Annotated[int | None, Field(ge=1, json_schema_extra={"allowed": SIZES_TEXT})]
+Seed = Annotated[
+    int,
+    Field(ge=0, le=SEED_MAX, description="The same seed gives the same picture; 0 picks one at random."),
+    BeforeValidator(_random_when_unset),
+]
+Weights = Annotated[
+    WeightsChoice,
+    Field(description="Real weights where complete, else the embedded miniature (auto); or one of them by name."),
+]
+LoraFile = Annotated[
+    str,
+    Field(
+        max_length=PATH_MAX_CHARS,
+        description="A LoRA: a .safetensors file that teaches the model a style or a thing.",
+        json_schema_extra={"allowed": "the path of a .safetensors file", "metavar": "FILE[:STRENGTH]"},
+    ),
+]
+LoraStrength = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1.5,
+        description="How much of the LoRA: 1 is as it was trained, 0 is none.",
+        json_schema_extra={"flag": None},  # on the command line it is a part of --lora
+    ),
+]
+LORA_STRENGTH = 0.8  # what people use first: at 1 a LoRA of the usual training outshouts the prompt
+
+
 class TextToImage(Request):
     """Text to image."""
 
     mode: ClassVar[str] = "generate"
     help: ClassVar[str] = "text to image"
 
-    prompt: str = Field(max_length=PROMPT_MAX_CHARS, description="What the picture should show.")
+    prompt: Prompt
     model: Model = Field("turbo", description="Turbo is quick; Base is slower and listens to a negative prompt.")
     negative_prompt: str = Field(
         "",
@@ -127,27 +203,16 @@ class TextToImage(Request):
         description="What the picture should not show (Base only).",
         json_schema_extra={"flag": "--negative"},
     )
-    steps: int | None = Field(
-        None, ge=1, le=100, description="Denoising steps: more take longer and seldom help beyond the usual number."
-    )
+    steps: Steps = None
     cfg: float | None = Field(
         None, ge=1, le=20, description="How strictly to follow the prompt (Base only; 4 is usual, 1 is off)."
     )
-    width: int | None = Field(None, ge=1, description="Width in pixels.", json_schema_extra={"allowed": SIZES_TEXT})
-    height: int | None = Field(None, ge=1, description="Height in pixels.", json_schema_extra={"allowed": SIZES_TEXT})
-    seed: Annotated[int, BeforeValidator(_random_when_unset)] = Field(
-        0, ge=0, le=SEED_MAX, description="The same seed gives the same picture; 0 picks one at random."
-    )
-    weights: WeightsChoice = Field(
-        "auto", description="Real weights where complete, else the embedded miniature (auto); or one of them by name."
-    )
-
-    @pydantic.field_validator("prompt")
-    @classmethod
-    def _not_blank(cls, prompt: str) -> str:
-        if not prompt.strip():
-            raise ValueError("blank")
-        return prompt
+    width: Side = Field(None, description="Width in pixels.")
+    height: Side = Field(None, description="Height in pixels.")
+    seed: Seed = 0
+    lora: LoraFile = ""
+    lora_strength: LoraStrength = LORA_STRENGTH
+    weights: Weights = "auto"
 
     @property
     def defaults(self) -> ModelDefaults:
@@ -171,8 +236,9 @@ class TextToImage(Request):
         filled: dict[str, Any] = {
             "steps": self.steps or model.steps,
             "cfg": self.cfg if self.cfg is not None else model.cfg,
-            "seed": self.seed or random.SystemRandom().randint(1, SEED_MAX),
+            "seed": self.seed or random_seed(),
             "weights": kind,
+            "lora_strength": self.lora_strength if self.lora else LORA_STRENGTH,  # means nothing without one
         }
         for side in ("width", "height"):
             asked = getattr(self, side)
@@ -180,6 +246,68 @@ class TextToImage(Request):
                 raise RequestError(side, asked, f"{sizes} with these weights", nearest=sizes.nearest(asked))
             filled[side] = asked or sizes.native
         return self.model_copy(update=filled)
+
+
+ImageFile = Annotated[
+    str,
+    Field(max_length=PATH_MAX_CHARS, json_schema_extra={"allowed": "the name of a picture file"}),
+    AfterValidator(_not_blank),
+]
+Threshold = Annotated[int, Field(ge=0, le=1000)]
+
+
+class Preprocess(Request):
+    """A control image alone: what a preprocessor takes from a picture, at the size that a picture will have."""
+
+    mode: ClassVar[str] = "preprocess"
+    help: ClassVar[str] = "the control image alone"
+    model: ClassVar[Model] = "turbo"
+
+    image: ImageFile = Field(description="The picture whose structure is kept.")
+    preprocessor: Preprocessor = Field("canny", description="What is taken from the picture.")
+    canny_low: Threshold = Field(100, description="Canny: how faint an edge may be that goes on from a strong one.")
+    canny_high: Threshold = Field(200, description="Canny: how strong an edge must be to begin.")
+    weights: Weights = "auto"
+
+    @pydantic.model_validator(mode="after")
+    def _thresholds_in_order(self) -> Self:
+        if self.canny_low > self.canny_high:
+            raise RequestError("canny_low", self.canny_low, f"at most canny_high, which is {self.canny_high}")
+        return self
+
+
+class ControlNet(Preprocess):
+    """Structure to image."""
+
+    mode: ClassVar[str] = "controlnet"
+    help: ClassVar[str] = "structure to image"
+
+    prompt: Prompt
+    scale: float = Field(
+        0.8,
+        ge=0,
+        le=2,
+        description="How strictly the picture keeps the structure; 0.65 to 1.0 is the usual range, 0 is not at all.",
+    )
+    steps: Steps = None
+    seed: Seed = 0
+    lora: LoraFile = ""
+    lora_strength: LoraStrength = LORA_STRENGTH
+
+    def resolved(self, kind: WeightsKind) -> ControlNet:
+        """Return this request with every open value filled in for the weights in use, a random seed included."""
+        filled = {"steps": self.steps or CONTROLNET_STEPS, "seed": self.seed or random_seed(), "weights": kind}
+        filled["lora_strength"] = self.lora_strength if self.lora else LORA_STRENGTH  # means nothing without one
+        return self.model_copy(update=filled)
+
+
+# By name, every mode that draws.
+MODES: Mapping[str, type[Request]] = {request.mode: request for request in (TextToImage, ControlNet)}
+
+
+def random_seed() -> int:
+    """Return a seed nobody can foresee."""
+    return random.SystemRandom().randint(1, SEED_MAX)
 
 
 def _as_request_error(cls: type[Request], first: Mapping[str, Any]) -> RequestError:
@@ -233,6 +361,7 @@ class Result:
         png: the PNG file, its parameters inside.
         sidecar: the JSON that belongs beside it.
         request: the request with every value that was used.
+        size: width and height in pixels.
         weights: `full` or `mini`.
         weights_note: one sentence on which weights drew it, and why.
         seconds: wall time of each stage, and `total`.
@@ -241,7 +370,8 @@ class Result:
 
     png: bytes
     sidecar: Mapping[str, Any]
-    request: TextToImage
+    request: Request
+    size: tuple[int, int]
     weights: WeightsKind
     weights_note: str
     seconds: Mapping[str, float]

@@ -17,7 +17,7 @@ from pathlib import Path
 from string import Template
 from typing import Literal
 
-from checkpoint import MAX_HEADER, entries, flat, model_hash
+from checkpoint import MAX_HEADER, entries, flat, model_hash, read_header
 from checkpoint import fingerprint as fingerprint
 from errors import RequestError, WeightsMissing
 
@@ -50,7 +50,7 @@ class Part:
 
     `pattern` is a glob inside `repo`; `also` are other names that the repository goes by (ModelScope's). `size` is what
     is fetched and lies on disk, in bytes: tensors as published, without the headers' few kilobytes. `hash` is the
-    `model_hash` that the files must have; a part without one is no safetensors model.
+    `model_hash` that the files must have; a part without one is known by its size alone.
     """
 
     name: str
@@ -95,6 +95,14 @@ PARTS: Mapping[str, Part] = {
             "ControlNet",
             _CONTROLNET,
             also=("PAI/Z-Image-Turbo-Fun-Controlnet-Union-2.1",),
+        ),
+        # Published in fp32. No hash: later releases of transformers name its tensors anew when they read it.
+        Part(
+            "depth",
+            "depth-anything/Depth-Anything-V2-Small-hf",
+            "model.safetensors",
+            99_140_356,
+            "the preprocessor Depth",
         ),
         Part("upscaler", "lllyasviel/Annotators", "RealESRGAN_x4plus.pth", 67_040_989, "upscale"),
     )
@@ -161,7 +169,7 @@ def choose(
     *,
     root: Path | None = None,
     environ: Mapping[str, str] = os.environ,
-    mini_root: Path = MINI_ROOT,
+    mini_root: Path | None = None,
 ) -> Chosen:
     """Decide which weights a request uses. Full and miniature parts are never mixed.
 
@@ -175,7 +183,7 @@ def choose(
         model: "turbo" or "base".
         root: a folder of repositories to look in first, instead of the one that Z_IMAGE_MODELS names.
         environ: the environment to take the places from.
-        mini_root: the miniature's folder.
+        mini_root: the miniature's folder, instead of this repository's.
 
     Raises:
         WeightsMissing: what this request needs is not there.
@@ -198,7 +206,7 @@ def choose(
     if weights == "full" or (weights == "auto" and some_model_is_real):
         raise _missing(missing)
 
-    mini = [_look_in_miniature(PARTS[name], mini_root) for name in names]
+    mini = [_look_in_miniature(PARTS[name], mini_root or MINI_ROOT) for name in names]
     if absent := [one for one in mini if not one.present]:
         raise _no_miniature(absent, missing)
     if weights == "mini":
@@ -224,6 +232,19 @@ def inventory(environ: Mapping[str, str] = os.environ, root: Path | None = None)
     if explicit is not None and not explicit.is_dir():
         raise RequestError("Z_IMAGE_MODELS", str(explicit), "an existing folder, or not set")
     return [_find(part, environ, root) for part in PARTS.values()]
+
+
+def find(name: str, environ: Mapping[str, str] = os.environ, root: Path | None = None) -> Found:
+    """Look for one part that is chosen by itself, such as a preprocessor's model.
+
+    Raises:
+        WeightsMissing: it is not on this machine, or not whole.
+        RequestError: an explicit folder that does not exist.
+    """
+    found = next(one for one in inventory(environ, root) if one.part.name == name)
+    if not found.present:
+        raise _missing([found], f"{found.part.needed_by} needs a model that is not on this machine")
+    return found
 
 
 # --- where: an ordered table -------------------------------------------------------------------------------------
@@ -369,11 +390,12 @@ def _part_files(folder: Path, part: Part, official: bool) -> tuple[Path, ...]:
         return ()
     files = tuple(folder / name for name in (_shards(folder, names) if "*" in pattern else names))
     sizes = [_whole(path).stat().st_size for path in files]
-    if part.hash is None:
-        if official and sizes != [part.size]:
-            raise _UnusableError(f"{files[0]} has {sizes[0]:,} bytes instead of {part.size:,}")
-        return files
     try:
+        if part.hash is None:
+            size = sizes[0] - (read_header(files[0]).data_start if files[0].suffix == ".safetensors" else 0)
+            if official and size != part.size:
+                raise _UnusableError(f"{files[0]} has {size:,} bytes instead of {part.size:,}")
+            return files
         found = model_hash(files)
     except ValueError as error:
         raise _UnusableError(str(error)) from None

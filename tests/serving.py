@@ -27,15 +27,15 @@ class Server:
 
 
 @functools.cache
-def server(*flags: str) -> Server:
-    """Start a server, once for all tests; it stops when the tests end."""
+def server(*flags: str, root: Path = ROOT) -> Server:
+    """Start the server of the program in `root`, once for all tests; it stops when the tests end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder = Path(tempfile.mkdtemp(prefix="studio-server-"))
     command = [sys.executable, "cli.py", "serve", "--weights", "mini", "--device", "cpu", "--port", str(port), *flags]
     with open(folder / "log.txt", "wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=root, stdout=log, stderr=subprocess.STDOUT)
     atexit.register(_stop, process)
     running = Server(f"http://127.0.0.1:{port}/", folder / "log.txt")
     _await(running, process)

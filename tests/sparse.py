@@ -30,6 +30,7 @@ LAYOUT: Mapping[str, tuple[str, str, float]] = {
     "base": (TRANSFORMER, "BF16", 10e9),
     "text_encoder": ("text_encoder/model.safetensors", "BF16", 4e9),
     "vae": ("vae/diffusion_pytorch_model.safetensors", "BF16", 10e9),
+    "depth": ("model.safetensors", "F32", 10e9),
     "controlnet": ("Z-Image-Turbo-Fun-Controlnet-Union-2.1-8steps.safetensors", "BF16", 10e9),
 }
 TOKENIZER = {
@@ -73,6 +74,12 @@ def _model_class(part: str) -> Callable:
         from diffsynth.models.z_image_controlnet import ZImageControlNet
 
         return ZImageControlNet
+    if part == "depth":
+        from transformers import DepthAnythingForDepthEstimation
+
+        import depth
+
+        return lambda: DepthAnythingForDepthEstimation(depth.config())
     from diffsynth.models.z_image_dit import ZImageDiT
 
     return ZImageDiT

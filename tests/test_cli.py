@@ -151,7 +151,16 @@ def test_models_lists_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_every_field_of_a_request_has_a_flag() -> None:
-    for flag in ("--model", "--negative", "--steps", "--cfg", "--width", "--height", "--seed", "--weights"):
+    for flag in (
+        "--model",
+        "--negative",
+        "--steps",
+        "--cfg",
+        "--width",
+        "--height",
+        "--seed",
+        "--lora FILE[:STRENGTH]",
+    ):
         assert flag in cli.build_parser()._subparsers._group_actions[0].choices["generate"].format_help()
 
 

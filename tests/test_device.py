@@ -265,3 +265,13 @@ def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
     write(tmp_path / "cgroup", "0::/\n")
     write(tmp_path / "m" / "memory.max", "max\n")
     assert device.cgroup_memory(tmp_path / "m", tmp_path / "cgroup") == (None, 0)
+
+
+def test_copies_for_a_lora_take_only_what_the_plan_leaves() -> None:
+    copies = {
+        gigabytes: device.memory_plan("cuda", gigabytes * 10**9, None, 64 * 10**9, "generate").lora_copies
+        for gigabytes in (12, 24, 48, 80)
+    }
+    assert copies[12] == 0  # streamed: hooks
+    assert copies[24] < copies[48] < device.SIZES["transformer"] < copies[80]
+    assert device.memory_plan("cpu", None, None, 8 * 10**9, "generate", "mini").lora_copies > 10**8

@@ -17,27 +17,42 @@ ALLOWED = {
     "mini": {"errors"},
     "mini_models": {"mini"},
     "checkpoint": set(),
+    "architectures": set(),
+    "lora_dialects": set(),
+    "lora": {"lora_dialects", "architectures", "checkpoint", "errors"},
+    "adapter": {"lora", "lora_dialects"},
     "weights": {"errors", "checkpoint"},
     "metadata": {"request", "errors"},
-    "pipeline": {"mini", "weights", "device", "request", "errors"},
-    "engine": {"pipeline", "metadata", "mini", "weights", "device", "request", "errors"},
-    "ui": {"theme", "engine", "request", "metadata", "errors"},
-    "cli": {"app", "engine", "request", "metadata", "weights", "device", "errors"},
+    "depth": set(),
+    "pose": set(),
+    "preprocess": {"depth", "pose", "weights", "request", "errors"},
+    "pipeline": {"adapter", "mini", "weights", "device", "request", "errors"},
+    "engine": {"preprocess", "pipeline", "lora", "metadata", "mini", "weights", "device", "request", "errors"},
+    "ui_parts": {"engine", "request", "metadata", "errors"},
+    "ui_lora": {"ui_parts", "engine", "request", "errors"},
+    "tab_generate": {"ui_lora", "ui_parts", "engine", "request", "errors"},
+    "tab_controlnet": {"ui_lora", "ui_parts", "engine", "request", "errors"},
+    "ui": {"tab_generate", "tab_controlnet", "ui_parts", "theme", "engine", "request"},
+    "cli": {"app", "engine", "request", "metadata", "weights", "lora", "device", "errors"},
     "app": {"ui", "theme", "engine", "weights", "device", "errors"},
     "install": set(),
 }
 
 # Third-party packages that only some modules may import, and whether they may do so at the top of the file.
 HEAVY = {
-    "torch": {"pipeline", "mini_models"},
-    "diffsynth": {"pipeline"},
-    "transformers": {"pipeline"},
-    "gradio": {"ui", "app", "theme"},
+    "torch": {"pipeline", "adapter", "mini_models", "depth"},
+    "diffsynth": {"pipeline", "mini_models"},
+    "transformers": {"pipeline", "depth"},
+    "cv2": set(),
+    "ai_edge_litert": set(),
+    "gradio": {"ui", "ui_lora", "ui_parts", "tab_generate", "tab_controlnet", "app", "theme"},
 }
 HEAVY_LAZILY = {
     "torch": {"engine", "device"},
     "diffsynth": {"mini"},
     "transformers": {"mini_models"},
+    "cv2": {"preprocess", "pose"},
+    "ai_edge_litert": {"pose"},
     "gradio": set(),
 }
 
@@ -79,9 +94,8 @@ def test_heavy_packages_are_imported_where_they_belong(package: str) -> None:
 
 @pytest.mark.parametrize("module", ["app", "cli", "engine"])
 def test_importing_a_front_loads_no_torch(module: str) -> None:
-    code = (
-        f"import sys, {module}; print([name for name in ('torch', 'diffsynth', 'transformers') if name in sys.modules])"
-    )
+    heavy = "('torch', 'diffsynth', 'transformers', 'cv2')"
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -69,7 +69,7 @@ def test_a1111_text_can_be_read_back(prompt: str, negative: str, seed: int) -> N
     if not prompt or re.search(r"^Negative prompt:", prompt, re.M):
         return  # the format cannot tell such a line from its own
     request = resolved(prompt=prompt, negative_prompt=negative, seed=seed, model="base")
-    found = parse_a1111(a1111_text(request, PROVENANCE))
+    found = parse_a1111(a1111_text(request, PROVENANCE, PICTURE.size))
     assert found.values == {**request.model_dump(exclude_defaults=True), "weights": "mini", "model": "base"}
     assert not found.not_restored
 
@@ -110,7 +110,7 @@ def test_nonsense_does_not_crash_and_is_not_lost(text: str) -> None:
 
 def test_damaged_chunk_of_ours_falls_back_on_a1111_text(tmp_path: Path) -> None:
     chunks = PngImagePlugin.PngInfo()
-    chunks.add_text("parameters", a1111_text(resolved(), PROVENANCE))
+    chunks.add_text("parameters", a1111_text(resolved(), PROVENANCE, PICTURE.size))
     chunks.add_text("z-image-studio", '{"schema": 1, "request": [')
     PICTURE.save(tmp_path / "damaged.png", pnginfo=chunks)
     found = read_png(tmp_path / "damaged.png")

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import loras
 import pytest
+import torch
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from serving import ROOT, server
@@ -63,7 +65,7 @@ def open_page(browser: Browser) -> Iterator[Open]:
         page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
         page.goto(server().url)
         page.locator("#generate").wait_for()
-        page.locator("#status p").wait_for()
+        page.locator("#generate-status p").wait_for()
         return page
 
     expect.set_options(timeout=PATIENCE)
@@ -110,23 +112,23 @@ def start_long_work(page: Page) -> None:
     set_steps(page, 100)
     write(page, PROMPT)
     generate(page)
-    page.locator("#status .bar[aria-valuenow]").wait_for()
+    page.locator("#generate-status .bar[aria-valuenow]").wait_for()
 
 
 def picture_bytes(page: Page) -> bytes:
-    source = page.locator("#picture img").get_attribute("src")
+    source = page.locator("#generate-picture img").get_attribute("src")
     return page.request.get(source).body()
 
 
 def finished(page: Page) -> None:
-    page.locator("#status b").wait_for()
+    page.locator("#generate-status b").wait_for()
 
 
 @pytest.mark.parametrize("size", [DESKTOP, TABLET, PHONE], ids=NAMES.get)
 def test_prompt_to_picture(open_page: Open, size: tuple[int, int]) -> None:
     page = open_page(size)
     shoot(page, "1-empty")
-    place = page.locator("#picture").bounding_box()
+    place = page.locator("#generate-picture").bounding_box()
     write(page, PROMPT)
     generate(page)
     page.get_by_role("progressbar").wait_for()
@@ -134,10 +136,10 @@ def test_prompt_to_picture(open_page: Open, size: tuple[int, int]) -> None:
     shoot(page, "2-working")
     finished(page)
     expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
-    picture = page.locator("#picture img")
+    picture = page.locator("#generate-picture img")
     expect(picture).to_have_attribute("alt", PROMPT)
     shoot(page, "3-picture")
-    shown, now = picture.bounding_box(), page.locator("#picture").bounding_box()
+    shown, now = picture.bounding_box(), page.locator("#generate-picture").bounding_box()
     assert (now["width"], now["height"]) == (place["width"], place["height"])
     assert now["x"] == place["x"]
     native = Image.open(io.BytesIO(picture_bytes(page))).width
@@ -151,7 +153,7 @@ def test_the_picture_is_our_file_byte_for_byte(open_page: Open, draw, tmp_path: 
     set_seed(page, "7")
     generate(page)
     finished(page)
-    expect(page.locator("#status b")).to_have_text("7")
+    expect(page.locator("#generate-status b")).to_have_text("7")
     made = draw(prompt=PROMPT, seed=7).png
     assert picture_bytes(page) == made
     with page.expect_download() as download:
@@ -164,8 +166,8 @@ def test_the_picture_is_our_file_byte_for_byte(open_page: Open, draw, tmp_path: 
     with page.expect_download() as download:
         page.get_by_role("button", name="Download parameters").click()
     assert download.value.suggested_filename == "z-image-7.json"
-    page.locator("#output .label-wrap").click()
-    expect(page.locator("#parameters")).to_contain_text("fingerprints")
+    page.locator("#generate-output .label-wrap").click()
+    expect(page.locator("#generate-parameters")).to_contain_text("fingerprints")
     shoot(page, "4-parameters")
     page.get_by_role("button", name="Fullscreen").click()
     page.get_by_role("button", name="Exit fullscreen").wait_for()
@@ -186,12 +188,53 @@ def test_choosing_a_model_moves_its_defaults(open_page: Open) -> None:
     write(page, PROMPT)
     generate(page)
     finished(page)
-    expect(page.locator("#status")).to_contain_text("Base, 2 steps, 128 × 128")
+    expect(page.locator("#generate-status")).to_contain_text("Base, 2 steps, 128 × 128")
     choose(page, "Turbo")
     expect(steps).to_have_value("8")
     expect(page.get_by_label("Negative prompt")).to_be_hidden()
     generate(page)  # what was written for Base is not sent with Turbo, which would refuse it
-    expect(page.locator("#status")).to_contain_text("Turbo, 8 steps, 128 × 128")
+    expect(page.locator("#generate-status")).to_contain_text("Turbo, 8 steps, 128 × 128")
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=NAMES.get)
+def test_a_lora_is_looked_at_on_upload_and_used(open_page: Open, size: tuple[int, int], tmp_path: Path) -> None:
+    told = {"modelspec.trigger_phrase": "neon", "modelspec.title": "Neon & more"}
+    path = loras.write(tmp_path / "style.safetensors", loras.kohya(loras.random_pairs()), told)
+    page = open_page(size)
+    form = page.locator("#generate-controls")
+    slot, about = form.locator(".lora-file"), form.locator(".lora-about")
+    expect(slot).to_be_hidden()
+    form.get_by_label("Use a LoRA").check()
+    expect(slot).to_contain_text("LoRA for Z-Image Turbo")
+    assert slot.bounding_box()["height"] < 150
+    slot.locator("input[type=file]").set_input_files(path)
+    expect(about).to_contain_text("Neon & more")
+    expect(about).to_contain_text("42 of 42 layers matched, rank 4, trained on unknown")
+    write(page, "a fox on a black background")
+    form.locator(".trigger-words").get_by_text("neon").click()
+    expect(page.get_by_label("Prompt", exact=False).first).to_have_value("a fox on a black background, neon")
+    choose(page, "Base")
+    expect(slot).to_contain_text("LoRA for Z-Image")
+    choose(page, "Turbo")
+    set_steps(page, 2)
+    generate(page)
+    finished(page)
+    shoot(page, "lora")
+    with Image.open(io.BytesIO(picture_bytes(page))) as picture:
+        assert '"name": "style"' in picture.info["z-image-studio"]
+
+
+def test_a_file_that_is_no_lora_is_refused_at_once(open_page: Open, tmp_path: Path) -> None:
+    path = loras.write(tmp_path / "flux.safetensors", {"double_blocks.0.img_attn.proj.lora_A.weight": torch.ones(2)})
+    page = open_page()
+    form = page.locator("#generate-controls")
+    form.get_by_label("Use a LoRA").check()
+    form.locator(".lora-file input[type=file]").set_input_files(path)
+    expect(form.locator(".lora-about .failed")).to_contain_text("This LoRA cannot be used. Wanted: a LoRA for Z-Image;")
+    expect(form.locator(".lora-about .failed")).to_contain_text("this looks like one for FLUX")
+    write(page, PROMPT)
+    generate(page)
+    expect(page.locator("#generate-status .failed")).to_contain_text("this looks like one for FLUX")
 
 
 @pytest.mark.parametrize("way", ["button", "key"])
@@ -202,7 +245,7 @@ def test_cancel(open_page: Open, way: str) -> None:
         page.get_by_role("button", name="Cancel").click()
     else:
         page.keyboard.press("Escape")
-    expect(page.locator("#status")).to_contain_text("Cancelled")
+    expect(page.locator("#generate-status")).to_contain_text("Cancelled")
     expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
     expect(page.get_by_label("Prompt", exact=False).first).to_have_value(PROMPT)
     shoot(page, "6-cancelled")
@@ -215,12 +258,12 @@ def test_cancel(open_page: Open, way: str) -> None:
 def test_wrong_values_get_a_sentence_and_the_form_stays(open_page: Open) -> None:
     page = open_page()
     generate(page)
-    expect(page.locator("#status .failed")).to_contain_text("What should the picture show?")
+    expect(page.locator("#generate-status .failed")).to_contain_text("What should the picture show?")
     shoot(page, "7-error")
     write(page, PROMPT)
     set_seed(page, "1.5")
     generate(page)
-    expect(page.locator("#status .failed")).to_contain_text("Seed takes a whole number from 0 to 4294967295")
+    expect(page.locator("#generate-status .failed")).to_contain_text("Seed takes a whole number from 0 to 4294967295")
     expect(page.get_by_label("Prompt", exact=False).first).to_have_value(PROMPT)
     page.get_by_label("Seed").fill("")  # empty is random
     generate(page)
@@ -232,7 +275,7 @@ def test_unknown_words_are_named(open_page: Open) -> None:
     write(page, "a zeppelin-shaped gramophone")
     generate(page)
     finished(page)
-    expect(page.locator("#status .note").first).to_contain_text("gramophone")
+    expect(page.locator("#generate-status .note").first).to_contain_text("gramophone")
     shoot(page, "8-note")
 
 
@@ -253,7 +296,7 @@ def test_a_second_visitor_sees_its_place_and_then_its_picture(open_page: Open) -
     start_long_work(first)
     write(second, PROMPT)
     generate(second)
-    expect(second.locator("#status")).to_contain_text("Waiting: one request comes before yours")
+    expect(second.locator("#generate-status")).to_contain_text("Waiting: one request comes before yours")
     shoot(second, "9-waiting")
     first.get_by_role("button", name="Cancel").click()
     finished(second)
@@ -308,7 +351,7 @@ def test_it_fits_without_sideways_scrolling(open_page: Open, size: tuple[int, in
     page.get_by_label("Negative prompt").wait_for()
     shoot(page, "11-everything")
     assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
-    form, output = page.locator("#controls").bounding_box(), page.locator("#output").bounding_box()
+    form, output = page.locator("#generate-controls").bounding_box(), page.locator("#generate-output").bounding_box()
     if size[0] >= 768:
         assert output["x"] >= form["x"] + form["width"]
     else:
@@ -327,7 +370,7 @@ def test_every_control_has_a_name(open_page: Open) -> None:
         .map((one) => one.outerHTML.slice(0, 120))
     """)
     assert unnamed == []
-    expect(page.locator("#status [role=status]")).to_have_count(1)
+    expect(page.locator("#generate-status [role=status]")).to_have_count(1)
 
 
 def test_the_page_is_about_what_a_request_takes(open_page: Open) -> None:

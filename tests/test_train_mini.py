@@ -295,3 +295,44 @@ def test_sigma_draws():
     assert high.min() >= 0.88 and high.max() <= 1.0
     assert every.min() < 0.15 and every.max() > 0.99
     assert 0.5 < every.median() < 0.75
+
+
+# --- the example LoRA ---
+
+
+def test_gilding_turns_things_to_gold_and_leaves_the_background():
+    from PIL import Image, ImageDraw
+
+    from train_mini.lora import gilded
+
+    picture = Image.new("RGB", (128, 128), (40, 90, 200))
+    ImageDraw.Draw(picture).ellipse((32, 32, 96, 96), fill=(250, 250, 255))
+    ImageDraw.Draw(picture).ellipse((48, 48, 80, 80), fill=(20, 160, 60))
+    golden = gilded(picture)
+    assert golden.getpixel((4, 4)) == (40, 90, 200)
+    for place in ((36, 64), (64, 64)):
+        red, green, blue = golden.getpixel(place)
+        assert red > green > blue
+    assert golden.getpixel((36, 64)) > golden.getpixel((64, 64))  # bright stays bright
+
+
+def test_training_prompts_are_words_the_miniature_knows():
+    import mini
+    from train_mini.lora import prompts
+
+    assert prompts(20, 1) == prompts(20, 1) != prompts(20, 2)
+    assert all(not mini.unknown_words(prompt) for prompt in prompts(60, 3))
+
+
+def test_exported_lora_is_read_and_names_what_it_was_trained_on(tmp_path):
+    import checkpoint
+    import lora
+    import weights
+    from train_mini.lora import export
+
+    down, up = torch.ones(2, 192), torch.ones(192, 2)
+    state = {"layers.0.attention.to_q.lora_A.weight": down, "layers.0.attention.to_q.lora_B.weight": up}
+    file = lora.read(export(state, tmp_path / "gold.safetensors"))
+    assert (file.report.matched, file.report.base) == (("layers.0.attention.to_q",), "turbo")
+    base = weights.MINI_ROOT / file.header.metadata["trained_on"]
+    assert file.header.metadata["trained_on_fingerprint"] == checkpoint.fingerprint([base])

@@ -9,8 +9,10 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
+import loras
 import pytest
-from gradio_client import Client
+from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from serving import ROOT, server
 
@@ -18,8 +20,9 @@ import app
 import metadata
 import theme
 import ui
+import ui_parts
 from errors import RequestError
-from request import MODELS, TextToImage
+from request import MODELS, ControlNet, Preprocess, TextToImage
 
 PROMPT = "a fox on a black background"
 
@@ -44,15 +47,17 @@ def component(config: dict, label: str) -> dict:
 # --- the endpoint ---
 
 
-def test_there_is_one_public_endpoint_and_it_takes_every_field(client: Client) -> None:
+def test_public_endpoints_take_every_field(client: Client) -> None:
     endpoints = client.view_api(return_format="dict", print_info=False)
-    assert list(endpoints["named_endpoints"]) == ["/generate"]
+    assert sorted(endpoints["named_endpoints"]) == ["/controlnet", "/generate", "/preprocess"]
     assert not endpoints["unnamed_endpoints"]
-    parameters = endpoints["named_endpoints"]["/generate"]["parameters"]
-    taken = {one["parameter_name"]: one["parameter_default"] for one in parameters if one["parameter_has_default"]}
-    fields = TextToImage.model_fields
-    assert [one["parameter_name"] for one in parameters] == list(fields)
-    assert taken == {name: field.default for name, field in fields.items() if not field.is_required()}
+    for request in (TextToImage, ControlNet, Preprocess):
+        parameters = endpoints["named_endpoints"][f"/{request.mode}"]["parameters"]
+        taken = {one["parameter_name"]: one["parameter_default"] for one in parameters if one["parameter_has_default"]}
+        fields = request.model_fields
+        assert {one["parameter_name"] for one in parameters} == set(fields)
+        usual = {name: field.default for name, field in fields.items() if not field.is_required()}
+        assert taken == usual | ({"lora": None} if "lora" in fields else {})  # a file, which a program uploads
 
 
 def test_endpoint_gives_the_very_file_that_the_engine_made(client: Client, draw) -> None:
@@ -127,6 +132,26 @@ def test_a_second_visitor_is_told_its_place(client: Client) -> None:
     other.close()
 
 
+def test_endpoint_takes_an_uploaded_lora(client: Client, draw, tmp_path: Path) -> None:
+    path = loras.write(tmp_path / "style.safetensors", loras.kohya(loras.random_pairs()))
+    file, sidecar = client.predict(
+        prompt=PROMPT, steps=2, seed=7, lora=handle_file(str(path)), lora_strength=0.9, api_name="/generate"
+    )
+    assert Path(file).read_bytes() == draw(prompt=PROMPT, steps=2, lora=str(path), lora_strength=0.9).png
+    assert sidecar["lora"]["name"] == "style"
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_endpoint_opens_no_file_that_was_not_uploaded(client: Client, tmp_path: Path, marked: bool) -> None:
+    path = loras.write(tmp_path / "secret.safetensors", loras.kohya(loras.random_pairs()))
+    given = {"path": str(path)} | ({"meta": {"_type": "gradio.FileData"}} if marked else {})
+    fields = [PROMPT, "turbo", "", 1, None, None, None, 7, given, 0.8, "auto"]
+    answer = httpx.post(f"{server().url}gradio_api/call/generate", json={"data": fields})
+    said = httpx.get(f"{server().url}gradio_api/call/generate/{answer.json()['event_id']}", timeout=120).text
+    assert "event: error" in said
+    assert "event: complete" not in said
+
+
 # --- the form ---
 
 
@@ -148,7 +173,7 @@ def test_help_lines_and_ranges_are_the_requests_own(config: dict) -> None:
 
 def test_every_other_listener_is_private_and_none_limits_the_others(config: dict) -> None:
     public = [one["api_name"] for one in config["dependencies"] if one["api_visibility"] != "private"]
-    assert public == ["generate"]
+    assert sorted(public) == ["controlnet", "generate", "preprocess"]
 
 
 # --- the server ---
@@ -234,7 +259,7 @@ def test_both_colour_modes_are_the_same_palette() -> None:
 
 
 def test_our_own_javascript_stays_small() -> None:
-    assert len((theme.ASSETS / "page.js").read_bytes()) + len(ui.STATUS_JS) + len(ui.HEAD) < 20_000
+    assert len((theme.ASSETS / "page.js").read_bytes()) + len(ui_parts.STATUS_JS) + len(ui.HEAD) < 20_000
 
 
 def test_requests_at_once_all_get_their_own_picture(client: Client) -> None:

@@ -32,7 +32,7 @@ def full_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("full") / "hub"
     write_hub_snapshot(cache, TURBO, TURBO_PARTS)
     write_hub_snapshot(cache, BASE, ["base"])
-    for part in ("controlnet", "upscaler"):
+    for part in ("controlnet", "depth", "upscaler"):
         write_hub_snapshot(cache, weights.PARTS[part].repo, [part])
     return cache
 
@@ -98,6 +98,19 @@ def test_sizes_and_hashes_are_those_of_diffsynths_models(part: str, full_cache: 
     files = found(cached(environ, full_cache), part).files
     assert weights.model_hash(files) == weights.PARTS[part].hash
     assert weights.PARTS[part].hash in weights.KNOWN_HASHES
+
+
+def test_size_of_the_depth_model_is_that_of_its_shapes(full_cache: Path, environ: dict[str, str]) -> None:
+    assert sum(map(math.prod, sparse.official_shapes("depth").values())) * 4 == weights.PARTS["depth"].size
+    assert weights.find("depth", cached(environ, full_cache)).source == "Hugging Face cache"
+
+
+def test_a_part_that_is_missing_is_named_with_its_use(environ: dict[str, str]) -> None:
+    with pytest.raises(
+        WeightsMissing, match=r"^the preprocessor Depth needs a model .* \(99 MB\); to fetch them"
+    ) as why:
+        weights.find("depth", environ)
+    assert why.value.values["bytes"] == weights.PARTS["depth"].size
 
 
 def test_diffsynth_registers_and_computes_the_same_hashes(

@@ -1,0 +1,398 @@
+"""A LoRA's numbers: read once, added to a transformer exactly, and taken away exactly.
+
+A transformer's own weights are never written to. Where memory allows, a layer computes with a changed copy of its
+weight, and the untouched original is put back afterwards: a step then costs what it costs without a LoRA. Where it does
+not, and where a layer holds its weight in a form of its own (offloaded, quantized), a hook adds the difference to the
+layer's output. Either way strength is linear, and what was there before is there again: see docs/adr/0010.
+
+Imports torch. Knows nothing of pipelines or requests; works on any module tree with ZImageDiT's names.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch.nn import functional as F
+
+import lora
+from lora import Identity, LoraFile, Report
+from lora_dialects import matrix
+
+KEPT_FILES, KEPT_BYTES = 8, 2 << 30  # of parsed files, in the host's memory
+PROBE_ROWS = 512  # unit vectors at a time, to read a weight out of a layer that hides it
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one source of the file does: to which modules (rows one after the other), with which tensors by part."""
+
+    targets: tuple[str, ...]
+    kind: str
+    scale: float
+    tensors: Tensors
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA ready to be applied, on the host, in its file's dtypes."""
+
+    report: Report
+    identity: Identity
+    changes: tuple[Change, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Memory that its tensors take."""
+        return sum(one.nbytes for change in self.changes for one in change.tensors.values())
+
+
+class Adapters:
+    """The files used last, parsed: the same file again is neither read nor converted, and a copy of it only hashed."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, Adapter] = OrderedDict()
+        self._identities: OrderedDict[tuple[str, int, int, int], Identity] = OrderedDict()
+
+    def get(self, file: LoraFile) -> Adapter:
+        """Return a file's adapter.
+
+        Raises:
+            RequestError: a tensor holds NaN or infinity, nothing in the file changes anything, or it cannot be read.
+        """
+        try:
+            status = file.path.stat()
+        except OSError as problem:
+            raise lora.refused(file.report.name, f"a file that can be read ({problem.strerror})") from None
+        mark = (str(file.path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino)
+        identity = self._identities.get(mark) or lora.identify(file)
+        adapter = self._kept.pop(identity.digest, None) or _load(file, identity)
+        self._kept[identity.digest] = adapter
+        self._identities[mark] = identity
+        while len(self._kept) > 1 and (
+            len(self._kept) > KEPT_FILES or sum(one.bytes for one in self._kept.values()) > KEPT_BYTES
+        ):
+            self._kept.popitem(last=False)
+        if len(self._identities) > 8 * KEPT_FILES:
+            self._identities.popitem(last=False)
+        return adapter
+
+
+def _load(file: LoraFile, identity: Identity) -> Adapter:
+    """Read the tensors that are used, and check their numbers."""
+    name, changes = file.report.name, []
+    try:
+        with safe_open(file.path, framework="pt") as tensors:
+            for layer in file.layers:
+                parts = {
+                    # Cloned, because the file is mapped and may go away: an upload does.
+                    part: tensors.get_tensor(tensor).clone()
+                    for part, tensor in layer.source.parts.items()
+                    if part != "alpha"
+                }
+                for part, values in parts.items():
+                    tensor = layer.source.parts[part]
+                    if tuple(values.shape) != file.header.tensors[tensor].shape:
+                        raise lora.refused(name, "a file that nobody changes meanwhile")
+                    if not torch.isfinite(values.float()).all():
+                        raise lora.refused(name, f"finite numbers; {tensor!r} holds NaN or infinity")
+                    # fp8 is for storing alone: bf16 holds the same numbers, and can be computed with
+                    values = values.bfloat16() if values.itemsize == 1 else values
+                    parts[part] = values.reshape(matrix(tuple(values.shape)))
+                changes.append(Change(layer.source.targets, layer.source.kind, layer.scale, parts))
+    except (OSError, SafetensorError) as problem:
+        raise lora.refused(name, f"a file that can be read ({problem})") from None
+    if not any(_does_something(change) for change in changes):
+        raise lora.refused(name, "a LoRA that changes something; every weight of this one is zero")
+    return Adapter(file.report, identity, tuple(changes))
+
+
+def _does_something(change: Change) -> bool:
+    parts = change.tensors
+    if "magnitude" in parts or any(parts[part].any() for part in ("diff", "diff_b", "up_bias") if part in parts):
+        return True
+    factors = [values for part, values in parts.items() if part not in ("diff", "diff_b", "up_bias")]
+    return bool(factors) and change.scale != 0 and all(bool(values.any()) for values in factors)
+
+
+# --- what a change adds ------------------------------------------------------------------------------------------
+
+
+def difference(change: Change, parts: Tensors) -> torch.Tensor | None:
+    """Return what is added to the weight at strength 1, as fp32 [rows, columns] (of a norm [rows]); None where nothing.
+
+    Args:
+        change: the change.
+        parts: its tensors, in fp32, on the device to compute on.
+    """
+    if change.kind == "LoRA":
+        return change.scale * (parts["up"] @ parts["down"])
+    if change.kind == "LoHa":
+        first, second = parts["hada_w1_a"] @ parts["hada_w1_b"], parts["hada_w2_a"] @ parts["hada_w2_b"]
+        return change.scale * first * second
+    if change.kind == "LoKr":
+        return change.scale * torch.kron(*_kronecker(parts))
+    return parts.get("diff")
+
+
+def _kronecker(parts: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return LoKr's two factors, each multiplied out where it is given as a product of two."""
+    first, second = (
+        parts[one] if one in parts else parts[one + "_a"] @ parts[one + "_b"] for one in ("lokr_w1", "lokr_w2")
+    )
+    return first, second
+
+
+def _bias(change: Change, parts: Tensors) -> torch.Tensor | None:
+    """Return what is added to the bias at strength 1, [rows]."""
+    return change.scale * parts["up_bias"] if "up_bias" in parts else parts.get("diff_b")
+
+
+def _ratio(weight: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
+    """Return DoRA's magnitude over the weight's norm: [rows, 1], or [1, columns] where it is one for each column."""
+    by_column = magnitude.ndim == 2 and magnitude.shape[0] == 1
+    norm = weight.norm(dim=0 if by_column else 1, keepdim=True)
+    return (magnitude if by_column else magnitude.reshape(-1, 1)) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+
+
+def changed(weight: torch.Tensor, change: Change, parts: Tensors, strength: float) -> torch.Tensor:
+    """Return a weight with a change in it, all in fp32: weight + strength x (the weight at strength 1 - weight).
+
+    Args:
+        weight: [rows, columns]; of a fused source its modules' rows together.
+        change: the change.
+        parts: its tensors, in fp32.
+        strength: how much of it.
+    """
+    if change.kind == "LoRA" and "magnitude" not in parts:  # the usual one, in a single pass over the weight
+        return torch.addmm(weight, parts["up"], parts["down"], alpha=strength * change.scale)
+    added = difference(change, parts)
+    if added is None:
+        return weight
+    if "magnitude" in parts:
+        whole = weight + added
+        added = whole * _ratio(whole, parts["magnitude"]) - weight
+    return weight + strength * added
+
+
+# --- putting it on -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def applied(
+    transformer: torch.nn.Module, adapter: Adapter, strength: float, room: int, dtype: torch.dtype
+) -> Iterator[None]:
+    """Let a transformer compute with a LoRA inside the block; afterwards it is what it was, whatever happens.
+
+    Args:
+        transformer: ZImageDiT, plain, under DiffSynth's VRAM management, or quantized.
+        adapter: what to apply.
+        strength: 0 and up; 0 changes nothing at all.
+        room: bytes of the device's memory that changed copies of weights may take. Where all of them together need
+            more, hooks do the work.
+        dtype: what is computed in, where a layer does not say so itself.
+    """
+    with ExitStack() as undo:
+        if strength:
+            modules = [[_module(transformer, target) for target in change.targets] for change in adapter.changes]
+            copied = {id(module): _copy_bytes(module) for group in modules for module in group}
+            fits = sum(size or 0 for size in copied.values()) <= room
+            for change, group in zip(adapter.changes, modules, strict=True):
+                if fits and all(copied[id(module)] is not None for module in group):
+                    _copy(change, group, strength, undo)
+                else:
+                    _hook(change, group, strength, dtype, undo)
+        yield
+
+
+def _module(transformer: torch.nn.Module, name: str) -> torch.nn.Module:
+    # By attributes: `get_submodule` does not look through DiffSynth's wrappers.
+    return functools.reduce(getattr, name.split("."), transformer)
+
+
+def _copy_bytes(module: torch.nn.Module) -> int | None:
+    """Return what a changed copy of a module's weight takes; None where the module's weight is not plainly its own."""
+    weight = module._parameters.get("weight")  # not `module.weight`: a wrapper hands on its inner module's
+    plain = _is_plain(weight) and (weight.ndim == 1 or type(module).forward is torch.nn.Linear.forward)
+    return weight.nbytes if plain else None
+
+
+def _is_plain(tensor: torch.Tensor | None) -> bool:
+    return type(tensor) is torch.nn.Parameter and tensor.dtype.is_floating_point and not tensor.is_meta
+
+
+def _on(device: torch.device, change: Change) -> dict[str, torch.Tensor]:
+    return {part: values.to(device).float() for part, values in change.tensors.items()}
+
+
+def _copy(change: Change, modules: Sequence[torch.nn.Module], strength: float, undo: ExitStack) -> None:
+    """Give modules changed copies of their weights, and put the originals back at the end."""
+    weights = [module._parameters["weight"] for module in modules]
+    parts = _on(weights[0].device, change)
+    with torch.no_grad():
+        together = torch.cat([weight.float() for weight in weights]) if len(weights) > 1 else weights[0].float()
+        pieces = changed(together, change, parts, strength).split([len(weight) for weight in weights])
+        bias = _bias(change, parts)
+        biases = bias.split([len(weight) for weight in weights]) if bias is not None else [None] * len(modules)
+    for module, weight, piece, added in zip(modules, weights, pieces, biases, strict=True):
+        _replace(module, "weight", piece.to(weight.dtype), undo)
+        if added is not None:
+            old = module._parameters.get("bias")
+            _replace(module, "bias", (strength * added + (0 if old is None else old.float())).to(weight.dtype), undo)
+
+
+def _replace(module: torch.nn.Module, name: str, values: torch.Tensor, undo: ExitStack) -> None:
+    undo.callback(module._parameters.__setitem__, name, module._parameters.get(name))
+    module._parameters[name] = torch.nn.Parameter(values, requires_grad=False)
+
+
+def _hook(
+    change: Change, modules: Sequence[torch.nn.Module], strength: float, dtype: torch.dtype, undo: ExitStack
+) -> None:
+    """Let modules add the change to what they compute, until the end."""
+    if modules[0].weight.ndim == 1:
+        _hook_norm(change, modules[0], strength, undo)
+        return
+    device, dtype = _computes_on(modules[0], dtype)
+    parts = _on(device, change)
+    bias, ratio = _bias(change, parts), None
+    with torch.no_grad():
+        if "magnitude" in parts:
+            whole = torch.cat([_weight_of(module, device, dtype) for module in modules])
+            added = difference(change, parts)
+            ratio = _ratio(whole if added is None else whole + added, parts["magnitude"])
+        apply = _times(change, parts, dtype)
+    row = 0
+    for module in modules:
+        rows = slice(row, row + module.out_features)
+        row = rows.stop
+        own = ratio if ratio is None or ratio.shape[0] == 1 else ratio[rows]
+        _hook_linear(module, apply(rows), strength, own, None if bias is None else bias[rows], dtype, undo)
+
+
+Add = Callable[[torch.Tensor, torch.Tensor, float], None]  # (y [n, rows], x [n, columns], by): y += by x difference(x)
+
+
+def _times(change: Change, parts: Tensors, dtype: torch.dtype) -> Callable[[slice], Add]:
+    """Return, for some rows of a change, what adds its product with an input to an output, in place.
+
+    Factors stay factors, since the product of two thin matrices is much less work than that of one thick one.
+    """
+    if change.kind == "LoKr":
+        first, second = (one.to(dtype) for one in _kronecker(parts))
+
+        def kron(rows: slice) -> Add:
+            def add(y: torch.Tensor, x: torch.Tensor, by: float) -> None:
+                inner = x.unflatten(-1, (first.shape[1], second.shape[1])) @ second.T  # [n, b, c]
+                y.add_((first @ inner).flatten(-2)[:, rows], alpha=by * change.scale)
+
+            return add
+
+        return kron
+    if change.kind == "LoHa":
+        # The element-wise product of two products is one product, of the factors' row-wise Kronecker products.
+        up = (parts["hada_w1_a"].unsqueeze(2) * parts["hada_w2_a"].unsqueeze(1)).flatten(1)
+        down = (parts["hada_w1_b"].unsqueeze(1) * parts["hada_w2_b"].unsqueeze(0)).flatten(0, 1)
+        if len(down) * (len(up) + down.shape[1]) > len(up) * down.shape[1]:  # no longer thin
+            up, down = up @ down, None
+    elif change.kind == "LoRA":
+        up, down = parts["up"], parts["down"]
+    else:
+        up, down = parts.get("diff"), None
+    up, down = (None if one is None else one.to(dtype) for one in (up, down))
+
+    def thin(rows: slice) -> Add:
+        mine = None if up is None else up[rows].T
+
+        def add(y: torch.Tensor, x: torch.Tensor, by: float) -> None:
+            if mine is not None:
+                y.addmm_(x if down is None else F.linear(x, down), mine, alpha=by * change.scale)
+
+        return add
+
+    return thin
+
+
+def _hook_linear(
+    module: torch.nn.Module,
+    add: Add,
+    strength: float,
+    ratio: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    undo: ExitStack,
+) -> None:
+    """Add to a linear layer's output. With DoRA's ratio r the weight W becomes W + s (r (W + D) - W)."""
+    shift = None if bias is None else (strength * bias).to(dtype)
+    by_column = ratio is not None and ratio.shape[0] == 1
+    entered: list[torch.Tensor] = []
+
+    def before(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        # W (x + s (r - 1) x) + s D (r x): the first product is the layer's own, of another input.
+        entered.append(inputs[0] * ratio[0].to(inputs[0].dtype))
+        return (torch.lerp(inputs[0], entered[0], strength), *inputs[1:])
+
+    def after(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        x = entered.pop() if by_column else inputs[0]
+        x, y = x.reshape(-1, x.shape[-1]).to(output.dtype), output.view(-1, output.shape[-1])
+        if ratio is None or by_column:
+            add(y, x, strength)
+        else:
+            own = ratio.T.to(y.dtype)
+            turned = y.clone() if layer.bias is None else y - layer.bias.to(y)
+            y.sub_(turned, alpha=strength)
+            add(turned, x, 1.0)
+            y.addcmul_(turned, own, value=strength)
+        if shift is not None:
+            y.add_(shift)
+        return output
+
+    if by_column:
+        undo.callback(module.register_forward_pre_hook(before).remove)
+    undo.callback(module.register_forward_hook(after).remove)
+
+
+def _hook_norm(change: Change, module: torch.nn.Module, strength: float, undo: ExitStack) -> None:
+    """Add to an RMS norm's output: the difference of its weight times what was normed."""
+    values = strength * change.tensors["diff"].float()
+
+    def after(norm: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        x = inputs[0].float()
+        normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps)
+        return output + (normed * values.to(x.device)).to(output.dtype)
+
+    undo.callback(module.register_forward_hook(after).remove)
+
+
+def _computes_on(module: torch.nn.Module, dtype: torch.dtype) -> tuple[torch.device, torch.dtype]:
+    """Return where and in what a layer computes: DiffSynth's wrappers say so, other layers do it where they lie."""
+    device = getattr(module, "computation_device", None) or module.weight.device
+    own = getattr(module, "computation_dtype", None) or dtype
+    return torch.device(device), own if own.itemsize > 1 else dtype  # fp8 products come out in the input's dtype
+
+
+def _weight_of(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Return the weight that a layer computes with, fp32 [rows, columns], in whatever form it is held."""
+    if _is_plain(weight := module._parameters.get("weight")):
+        return weight.to(device).float()
+    # Packed, or on the disk: the layer's answers to the unit vectors are its weight's columns.
+    waits = getattr(module, "state", None) == 0  # DiffSynth's wrappers answer only where they were fetched before
+    if waits:
+        module.onload()
+    bias = 0.0 if module.bias is None else module.bias.to(device).float()
+    columns = []
+    for start in range(0, module.in_features, PROBE_ROWS):
+        count = min(PROBE_ROWS, module.in_features - start)
+        units = torch.zeros(count, module.in_features, device=device, dtype=dtype)
+        units[range(count), range(start, start + count)] = 1
+        columns.append(module(units).float() - bias)
+    if waits:
+        module.offload()
+    return torch.cat(columns).T

@@ -1,0 +1,486 @@
+"""A LoRA file looked at before anything is loaded: what it is, what it would change, whether it may be used at all.
+
+Reads the header alone, and the few bytes of its alphas. What cannot be used is refused with a sentence that names the
+tensor, or the architecture that the file looks made for; what can be used gives a `Report`. No file is silently
+ignored: one that changes nothing is an error.
+
+Knows nothing of torch, of pipelines or of fronts. The names of tensors are `lora_dialects`' matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import architectures
+import lora_dialects
+from checkpoint import Header, parse_header
+from errors import RequestError
+from lora_dialects import SIZES, BadLayerError, Parsed, SizeName, Source
+
+Base = Literal["turbo", "base"]
+
+ROOT = Path(__file__).resolve().parent
+FOLDERS = (ROOT / "loras", ROOT / "weights" / "mini" / "loras")  # the user's own, and the example
+
+SUFFIX = ".safetensors"
+MAX_HEADER = 8_000_000  # bytes; every layer in every part is some 200 kB, a trainer's whole list of tags a few MB
+MAX_FILE = 4 << 30  # bytes; rank 256 in every linear layer of Z-Image is 2.4 GB in bf16
+# What numbers may be stored as; anything else is no LoRA's.
+FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+_UNPACK = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i"}
+HASH_DIGITS = 12  # what galleries look up
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One source of a file with what the header says of it: its rank (None where it has none) and its scale.
+
+    `scale` is alpha / rank (alpha / sqrt(rank) where the file says so), 1 without an alpha.
+    """
+
+    source: Source
+    rank: int | None
+    scale: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a LoRA file is, as far as its header tells. JSON-serialisable through `facts`.
+
+    Attributes:
+        name: the file's name without its ending.
+        bytes: its length.
+        dialect: how its names are written, for people.
+        ranks: the lowest and the highest rank; None where nothing has one.
+        alphas: the lowest and the highest alpha; None where the file gives none.
+        size: which transformer its shapes fit.
+        matched: the transformer's modules that it changes.
+        layers: how many layers the file has for the transformer, left out or not.
+        left_out: layers and tensors that have no place in the transformer, as the file names them.
+        repeats: layers left out because others of the file say the same.
+        text_encoder: layers for a text encoder, which are not used.
+        base: the model that it was trained on, where the metadata says so.
+        trigger_words: words that call it, where the metadata gives some.
+        title: the name that its maker gave it, or empty.
+    """
+
+    name: str
+    bytes: int
+    dialect: str
+    ranks: tuple[int, int] | None
+    alphas: tuple[float, float] | None
+    size: SizeName
+    matched: tuple[str, ...]
+    layers: int
+    left_out: tuple[str, ...]
+    repeats: tuple[str, ...]
+    text_encoder: tuple[str, ...]
+    base: Base | None
+    trigger_words: tuple[str, ...]
+    title: str
+
+    @property
+    def used(self) -> int:
+        """How many of the file's layers for the transformer are used."""
+        return self.layers - len(self.left_out)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the report as a dictionary for JSON and for people."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "bytes": self.bytes,
+            "dialect": self.dialect,
+            "rank": _span(self.ranks),
+            "alpha": _span(self.alphas),
+            "fits": SIZES[self.size].title,
+            "trained_on": self.base or "unknown",
+            "trigger_words": list(self.trigger_words),
+            "layers": f"{self.used} of {self.layers} matched",
+            "matched": list(self.matched),
+            "left_out": list(self.left_out),
+            "repeats": list(self.repeats),
+            "text_encoder": list(self.text_encoder),
+        }
+
+    def warnings(self) -> list[str]:
+        """Return sentences on what of the file is not used."""
+        said = []
+        if self.left_out:
+            said.append(
+                f"{len(self.left_out)} of {self.layers} layers of the LoRA have no place in Z-Image and are left out: "
+                f"{_some(self.left_out)}."
+            )
+        if self.text_encoder:
+            said.append(f"The LoRA's {len(self.text_encoder)} layers for the text encoder are not used.")
+        return said
+
+    def check_fits(self, size: SizeName) -> None:
+        """Refuse weights that the LoRA was not made for.
+
+        Raises:
+            RequestError: its shapes are another size's.
+        """
+        if size != self.size:
+            raise refused(self.name, f"a LoRA for {SIZES[size].title}; this one was made for {SIZES[self.size].title}")
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A file that may be used: where it lies, its header, what it changes, and the report."""
+
+    path: Path
+    header: Header
+    layers: tuple[Layer, ...]
+    report: Report
+
+
+def refused(name: str, allowed: str) -> RequestError:
+    """Return the error of a file that cannot be used."""
+    return RequestError("lora", name, allowed)
+
+
+def find(named: str) -> Path:
+    """Return the file that a user names: a path, or a file's bare name in one of FOLDERS, with its ending or without.
+
+    A file that is nowhere is returned as it was named; reading it says so.
+    """
+    try:
+        path = Path(named).expanduser()
+        if not path.is_file() and path.name == named:
+            inside = [folder / name for folder in FOLDERS for name in (named, named + SUFFIX)]
+            return next((one for one in inside if one.is_file()), path)
+    except (OSError, RuntimeError):  # longer than any file's name, or the home of nobody
+        return Path(named)
+    return path
+
+
+def read(path: Path) -> LoraFile:
+    """Look at a file's header and judge it.
+
+    Raises:
+        RequestError: there is no such file, it is not whole, it is no LoRA for Z-Image, or a layer of it is broken.
+    """
+    name = path.stem
+    header, size = _header(path, name)
+    try:
+        parsed = lora_dialects.parse(header.tensors)
+        known = [source for source in parsed.sources if source.targets]
+        if not known:
+            raise refused(name, f"a LoRA for Z-Image; {_what_else(header, parsed)}")
+        used, repeats = lora_dialects.without_repeats(known)
+        fits, ranks = _fitting(used, header, name)
+        layers = _layers(path, header, used, ranks)
+    except BadLayerError as problem:
+        raise refused(name, f"a LoRA for Z-Image whose layers are whole; {_clean(str(problem))}") from None
+    left_out = [source.name for source in parsed.sources if not source.targets] + list(parsed.rest)
+    return LoraFile(
+        path,
+        header,
+        layers,
+        Report(
+            name=_clean(name),
+            bytes=size,
+            dialect=_dialect(used),
+            ranks=_bounds(layer.rank for layer in layers if layer.rank is not None),
+            alphas=_bounds(
+                layer.scale * layer.rank for layer in layers if layer.rank is not None and "alpha" in layer.source.parts
+            ),
+            size=fits,
+            matched=tuple(target for source in used for target in source.targets),
+            layers=len(used) + len(left_out),
+            left_out=tuple(_clean(one) for one in left_out),
+            repeats=tuple(_clean(source.name) for source in repeats),
+            text_encoder=tuple(_clean(one) for one in parsed.text_encoder),
+            base=_likely_base(header.metadata),
+            trigger_words=_trigger_words(header.metadata),
+            title=_clean(header.metadata.get("modelspec.title") or header.metadata.get("ss_output_name") or ""),
+        ),
+    )
+
+
+def _header(path: Path, name: str) -> tuple[Header, int]:
+    """Return the header and the file's length, refusing what is no whole LoRA-sized safetensors file."""
+    wanted = f"a {SUFFIX} file of up to {MAX_FILE >> 30} GiB"
+    try:
+        if not path.is_file():
+            raise refused(str(path), f"{wanted} that exists")
+        size = path.stat().st_size
+        if size > MAX_FILE:
+            raise refused(name, f"{wanted}; this one has {size / (1 << 30):.1f} GiB")
+        header = parse_header(path, MAX_HEADER)
+    except ValueError as problem:
+        raise refused(name, f"{wanted}; {str(problem).replace(str(path), 'this one')}") from None
+    except OSError as problem:
+        raise refused(name, f"{wanted}; this one cannot be read ({problem.strerror})") from None
+    return header, size
+
+
+def _fitting(used: Sequence[Source], header: Header, name: str) -> tuple[SizeName, dict[str, int | None]]:
+    """Return the size that the shapes fit, and each source's rank.
+
+    Raises:
+        RequestError: they fit no size, and look like another architecture's.
+        BadLayerError: they fit no size, or not all of them fit.
+    """
+    shapes = header.shapes
+    found = {size: [lora_dialects.misfits(source, size, shapes) for source in used] for size in SIZES}
+    # The size that most layers fit; where none does, the one with the fewest tensors amiss.
+    size = min(found, key=lambda size: (sum(map(bool, found[size])), sum(map(len, found[size]))))
+    problems = [problem for layer in found[size] for problem in layer]
+    if all(found[size]) and (other := _other_kin(header)):
+        raise refused(name, f"a LoRA for Z-Image; this looks like one for {other}")
+    if problems:
+        raise problems[0]
+    return size, {source.name: lora_dialects.rank(source, shapes) for source in used}
+
+
+def _layers(path: Path, header: Header, used: Sequence[Source], ranks: Mapping[str, int | None]) -> tuple[Layer, ...]:
+    """Add each source's scale, and check what its numbers are stored as."""
+    declared = _declared_alphas(header.metadata)
+    layers = []
+    with open(path, "rb") as file:
+        for source in used:
+            rank, alpha = ranks[source.name], None
+            for part, tensor in source.parts.items():
+                if part == "alpha":
+                    alpha = _number(file, header, tensor)
+                elif header.tensors[tensor].dtype not in FLOATS:
+                    raise BadLayerError(f"{tensor!r} is stored as {header.tensors[tensor].dtype}, not as floats")
+            if alpha is None:
+                alpha = declared(source)
+            layers.append(Layer(source, rank, 1.0 if alpha is None or rank is None else alpha / declared.root(rank)))
+    return tuple(layers)
+
+
+def _number(file: Any, header: Header, name: str) -> float:
+    """Read a tensor that is a single number.
+
+    Raises:
+        BadLayerError: it is not one, or not finite.
+    """
+    tensor = header.tensors[name]
+    file.seek(header.data_start + tensor.begin)
+    data = file.read(tensor.end - tensor.begin)
+    if tensor.dtype == "BF16":  # the upper half of an F32
+        value = struct.unpack("<f", b"\0\0" + data)[0]
+    elif tensor.dtype in _UNPACK:
+        value = float(struct.unpack(_UNPACK[tensor.dtype], data)[0])
+    else:
+        raise BadLayerError(f"{name!r} is stored as {tensor.dtype}, not as a number")
+    if not math.isfinite(value):
+        raise BadLayerError(f"{name!r} is {value}")
+    return value
+
+
+# --- what a file's metadata says ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """Alphas and ways to scale that are in the metadata instead of in tensors."""
+
+    alpha: float | None
+    patterns: Mapping[str, float]
+    square_root: bool
+
+    def __call__(self, source: Source) -> float | None:
+        """Return the alpha of a source that brings none of its own."""
+        own = source.name.removeprefix(source.prefix)
+        # PEFT's rule: a pattern is the whole name or its end after a dot.
+        for pattern, alpha in self.patterns.items():
+            if own == pattern or own.endswith("." + pattern):
+                return alpha
+        return self.alpha
+
+    def root(self, rank: int) -> float:
+        """Return what an alpha is divided by."""
+        return math.sqrt(rank) if self.square_root else float(rank)
+
+
+def _declared_alphas(metadata: Mapping[str, str]) -> _Declared:
+    """Read what diffusers writes on saving (`lora_adapter_metadata`) and what LyCORIS was called with."""
+    config = {
+        key.removeprefix("transformer."): value for key, value in _json(metadata, "lora_adapter_metadata").items()
+    }
+    alpha, patterns = config.get("lora_alpha"), config.get("alpha_pattern")
+    finite = {
+        str(name): float(one)
+        for name, one in (patterns.items() if isinstance(patterns, dict) else ())
+        if isinstance(one, int | float) and math.isfinite(one)
+    }
+    trained_with = _json(metadata, "ss_network_args")
+    rooted = bool(config.get("use_rslora")) or str(trained_with.get("rs_lora", "")).lower() == "true"
+    usable = isinstance(alpha, int | float) and not isinstance(alpha, bool) and math.isfinite(alpha)
+    return _Declared(float(alpha) if usable else None, finite, rooted)
+
+
+def _json(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    """Return an entry of the metadata that is a JSON object; anything else is an empty one."""
+    try:
+        found = json.loads(metadata.get(key, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+_BASE_KEYS = (
+    *("ss_base_model_version", "ss_sd_model_name", "modelspec.architecture", "modelspec.implementation", "base_model"),
+    *("base_model_name_or_path", "ss_pretrained_model_name_or_path", "model_name_or_path", "modelspec.usage_hint"),
+)
+
+
+def _likely_base(metadata: Mapping[str, str]) -> Base | None:
+    """Return the model that the metadata names; a bare "Z-Image" may be either, since trainers write it for both."""
+    config = _json(metadata, "lora_adapter_metadata")
+    texts = [metadata.get(key, "") for key in _BASE_KEYS]
+    texts += [str(value) for key, value in config.items() if key.endswith("base_model_name_or_path")]
+    text = "\n".join(texts).lower()
+    if re.search(r"z[-_ ]?image[-_ ]?turbo|turbo", text):
+        return "turbo"
+    return "base" if re.search(r"z[-_ ]?image[-_ ]?base|tongyi-mai/z-image$", text, re.MULTILINE) else None
+
+
+_TRIGGER_KEYS = (
+    *("modelspec.trigger_phrase", "ss_trigger_words", "trigger_words", "trigger_word", "trigger_phrase"),
+    *("instance_prompt", "activation_text", "trigger"),
+)
+MOST_TRIGGERS, LONGEST_TRIGGER = 12, 80
+
+
+def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the words that the metadata gives; those that every training picture was tagged with count too."""
+    found: list[str] = []
+    for key in _TRIGGER_KEYS:
+        text = metadata.get(key, "")
+        try:
+            listed = json.loads(text)
+        except (ValueError, RecursionError):
+            listed = None
+        found += [str(one) for one in listed] if isinstance(listed, list) else text.split(",")
+    pictures = metadata.get("ss_num_train_images", "")
+    if not any(one.strip() for one in found) and pictures.isdigit() and int(pictures):
+        counts: Counter[str] = Counter()
+        for tags in _json(metadata, "ss_tag_frequency").values():
+            if isinstance(tags, dict):
+                counts.update({str(tag): n for tag, n in tags.items() if type(n) is int and n > 0})
+        found = [tag for tag, count in counts.most_common(MOST_TRIGGERS) if count >= int(pictures)]
+    words = (_clean(one) for one in found)
+    return tuple(dict.fromkeys(one for one in words if 0 < len(one) <= LONGEST_TRIGGER))[:MOST_TRIGGERS]
+
+
+def _clean(text: str) -> str:
+    """Return a text from outside in one line without control characters, of bounded length."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text[:300]).split())
+
+
+# --- what else a file may be -------------------------------------------------------------------------------------
+
+
+def _other_kin(header: Header) -> str | None:
+    """Return an architecture that only shapes or metadata tell."""
+    claimed = architectures.claimed(header.metadata)
+    return architectures.by_width(header.shapes) or (f'"{_clean(claimed)}", as its metadata says' if claimed else None)
+
+
+def _what_else(header: Header, parsed: Parsed) -> str:
+    """Say what a file is that has no layer for Z-Image's transformer."""
+    names = header.tensors
+    if not names:
+        return "this file is empty"
+    other = architectures.by_names(header.shapes) or _other_kin(header)
+    if not parsed.any_layers:
+        if other is None and any(lora_dialects.spellings("full").get(_module(name)) for name in names):
+            return "this is a whole transformer, not a LoRA"
+        what = f"; its tensors look like {other}" if other else ""
+        return f"this file has no LoRA in it{what} (for example {_some(names)})"
+    if other is not None:
+        return f"this looks like one for {other}"
+    if not parsed.sources:
+        return f"this one is for a text encoder alone ({len(parsed.text_encoder)} layers)"
+    return f"none of its {len(parsed.sources)} layers matches ({_some(source.name for source in parsed.sources)})"
+
+
+def _module(tensor: str) -> str:
+    for prefix in ("model.diffusion_model.", "diffusion_model.", "transformer.", "dit."):
+        tensor = tensor.removeprefix(prefix)
+    return tensor.rpartition(".")[0].replace(".", "_")
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(_clean(name)[:100] for name in names[:3]) + rest
+
+
+# --- for people --------------------------------------------------------------------------------------------------
+
+
+def _dialect(used: Sequence[Source]) -> str:
+    """Describe how a file is written: its kinds, the names of the pairs, what stands before a module's name."""
+    kinds = Counter(source.kind + (" with DoRA" if "magnitude" in source.parts else "") for source in used)
+    pairs = dict.fromkeys(source.pair for source in used if source.kind == "LoRA")
+    prefixes = dict.fromkeys(source.prefix for source in used)
+    said = [" and ".join(kind for kind, _ in kinds.most_common())]
+    said += [f"names {' and '.join(pairs)}"] if pairs else []
+    said.append("prefix " + " and ".join(_clean(one) or "none" for one in prefixes))
+    said += ["fused qkv"] if any(source.fused for source in used) else []
+    return ", ".join(said)
+
+
+def _bounds(values: Iterable[Any]) -> tuple[Any, Any] | None:
+    values = list(values)
+    return (min(values), max(values)) if values else None
+
+
+def _span(bounds: tuple[float, float] | None) -> str:
+    if bounds is None:
+        return "none"
+    low, high = (f"{one:g}" for one in bounds)
+    return low if low == high else f"{low} to {high}"
+
+
+# --- identity ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells one LoRA from another: `digest` of the whole file, `hash` as galleries write it (12 hex digits)."""
+
+    digest: str
+    hash: str
+
+
+def identify(file: LoraFile) -> Identity:
+    """Read the file once and return who it is.
+
+    The short hash is what trainers put into the metadata (`sshs_model_hash`), else the SHA-256 of the tensors' data.
+
+    Raises:
+        RequestError: the file cannot be read any more, or has changed since its header was read.
+    """
+    whole, data = hashlib.sha256(), hashlib.sha256()
+    try:
+        with open(file.path, "rb") as stream:
+            whole.update(stream.read(file.header.data_start))
+            read = file.header.data_start
+            while block := stream.read(1 << 20):
+                whole.update(block)
+                data.update(block)
+                read += len(block)
+    except OSError as problem:
+        raise refused(file.report.name, f"a file that can be read ({problem.strerror})") from None
+    if read != file.report.bytes:
+        raise refused(file.report.name, "a file that nobody changes meanwhile")
+    claimed = file.header.metadata.get("sshs_model_hash", "").lower().removeprefix("0x")
+    short = claimed if re.fullmatch("[0-9a-f]{12,64}", claimed) else data.hexdigest()
+    return Identity(whole.hexdigest(), short[:HASH_DIGITS])

@@ -1,0 +1,421 @@
+"""The names that trainers write into LoRA files, brought to the names of DiffSynth's Z-Image transformer.
+
+A file's tensors are grouped into sources: one module as the file spells it, with its parts ("down", "up", "alpha", ...)
+and the one module of the transformer that it changes (three, for a fused qkv). Works on names and shapes alone.
+
+Knows nothing of torch, of bytes or of metadata.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+Shape = tuple[int, ...]
+SizeName = Literal["full", "mini"]
+Kind = Literal["LoRA", "LoKr", "LoHa", "difference"]
+
+
+class BadLayerError(ValueError):
+    """A layer of the file cannot be used as it stands; the message names the tensor."""
+
+
+# --- the transformer's modules -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Size:
+    """The numbers that a Z-Image transformer's shapes follow from; the names are ZImageDiT's own."""
+
+    title: str
+    dim: int
+    n_layers: int
+    n_refiner_layers: int
+    n_heads: int
+    cap_feat_dim: int
+
+
+# Held against DiffSynth's class, built with its defaults and with mini.TRANSFORMER_CONFIG, by tests/test_lora.py.
+SIZES: Mapping[SizeName, Size] = {
+    "full": Size("Z-Image", dim=3840, n_layers=30, n_refiner_layers=2, n_heads=30, cap_feat_dim=2560),
+    "mini": Size("the embedded miniature", dim=192, n_layers=6, n_refiner_layers=1, n_heads=6, cap_feat_dim=128),
+}
+
+PATCH_NUMBERS = 64  # 2 x 2 latents of 16 channels
+TIME_WIDTH, TIME_HIDDEN, FREQUENCIES = 256, 1024, 256  # of ZImageDiT's timestep embedder
+
+
+@cache
+def weight_shapes(size: SizeName) -> Mapping[str, Shape]:
+    """Return the shape of the weight of every module that has one, by the module's name in ZImageDiT."""
+    of = SIZES[size]
+    dim, time = of.dim, min(of.dim, TIME_WIDTH)
+    shapes: dict[str, Shape] = {
+        "all_x_embedder.2-1": (dim, PATCH_NUMBERS),
+        "all_final_layer.2-1.linear": (PATCH_NUMBERS, dim),
+        "all_final_layer.2-1.adaLN_modulation.1": (dim, time),
+        "t_embedder.mlp.0": (TIME_HIDDEN, FREQUENCIES),
+        "t_embedder.mlp.2": (time, TIME_HIDDEN),
+        "cap_embedder.0": (of.cap_feat_dim,),
+        "cap_embedder.1": (dim, of.cap_feat_dim),
+    }
+    for stack, count in (
+        ("noise_refiner", of.n_refiner_layers),
+        ("context_refiner", of.n_refiner_layers),
+        ("layers", of.n_layers),
+    ):
+        for block in (f"{stack}.{index}" for index in range(count)):
+            shapes |= {f"{block}.attention.{name}": (dim, dim) for name in ("to_q", "to_k", "to_v", "to_out.0")}
+            shapes |= {f"{block}.attention.{name}": (dim // of.n_heads,) for name in ("norm_q", "norm_k")}
+            hidden = int(dim / 3 * 8)
+            shapes |= {f"{block}.feed_forward.{name}": (hidden, dim) for name in ("w1", "w3")}
+            shapes[f"{block}.feed_forward.w2"] = (dim, hidden)
+            shapes |= {
+                f"{block}.{name}": (dim,) for name in ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")
+            }
+            if stack != "context_refiner":
+                shapes[f"{block}.adaLN_modulation.0"] = (4 * dim, time)
+    return shapes
+
+
+# The ends of names that the original code, ComfyUI and some trainers write -> ours.
+_ALIASES = {
+    ".attention.to_out.0": (".attention.to_out", ".attention.out", ".attention.out.0"),
+    ".attention.to_q": (".attention.to.q",),
+    ".attention.to_k": (".attention.to.k",),
+    ".attention.to_v": (".attention.to.v",),
+    ".attention.norm_q": (".attention.q_norm",),
+    ".attention.norm_k": (".attention.k_norm",),
+}
+_FUSED = (".attention.qkv", ".attention.to_qkv", ".attention.to.qkv")
+
+
+@cache
+def spellings(size: SizeName) -> Mapping[str, tuple[str, ...]]:
+    """Return every spelling of a module's name, dots written as underscores, with the modules that it stands for."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in weight_shapes(size):
+        others = [
+            name,
+            name.replace("all_x_embedder.2-1", "x_embedder"),
+            name.replace("all_final_layer.2-1", "final_layer"),
+        ]
+        for end, aliases in _ALIASES.items():
+            if name.endswith(end):
+                others += [name.removesuffix(end) + alias for alias in aliases]
+        found |= {_flat(other): (name,) for other in others}
+        if name.endswith(".attention.to_q"):
+            block = name.removesuffix(".attention.to_q")
+            three = tuple(f"{block}.attention.to_{one}" for one in "qkv")
+            found |= {_flat(block + fused): three for fused in _FUSED}
+    return found
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "_")
+
+
+# --- a file's names ----------------------------------------------------------------------------------------------
+
+_PREFIXES = (
+    *("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "dit.", "_orig_mod."),
+    # dots written as underscores: kohya's trainers (ComfyUI's merges have two), and LyCORIS's
+    *("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_"),
+)
+_FLAT_PREFIXES = ("base_model_model_", "model_diffusion_model_", "diffusion_model_", "transformer_", "dit_", "_")
+_TEXT_ENCODER = re.compile(
+    r"(base_model\.model\.)?(text_encoders?(_\d)?\.|text_model\.|conditioner\.|cond_stage_model\.|te\d?\.|clip_[lg]\.|qwen3\w*\.)"
+    r"|(lora|lycoris)_(te|text_encoder)\d?_"
+)
+
+# The end of a tensor's name -> its part. An adapter's name ("default") may stand before ".weight".
+_PART = re.compile(
+    r"^(?P<module>.+?)\.(?:"
+    r"(?P<pair>lora_A|lora_B|lora_down|lora_up|lora_mid|lora\.down|lora\.up|lora_linear_layer\.down|lora_linear_layer\.up)"
+    r"(?:\.(?!weight|bias)[\w-]+)?(?P<what>\.weight|\.bias)?"
+    r"|(?P<magnitude>dora_scale|lora_magnitude_vector(?:\.[\w-]+)*)"
+    r"|(?P<other>alpha|lokr_w[12](?:_[ab])?|lokr_t[12]|hada_w[12]_[ab]|hada_t[12]|diff|diff_b|w_norm|b_norm|scalar)"
+    r")$"
+)
+_OTHER = {"w_norm": "diff", "b_norm": "diff_b"}
+_NEEDED: Mapping[Kind, tuple[tuple[tuple[str, ...], ...], ...]] = {
+    # one choice of each row has to be there
+    "LoRA": ((("down", "up"),),),
+    "LoKr": ((("lokr_w1",), ("lokr_w1_a", "lokr_w1_b")), (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"))),
+    "LoHa": ((("hada_w1_a", "hada_w1_b"),), (("hada_w2_a", "hada_w2_b"),)),
+    "difference": ((("diff",), ("diff_b",)),),
+}
+_BESIDE = {"alpha", "magnitude"}  # parts that any kind may have
+
+
+@dataclass(frozen=True)
+class Source:
+    """One module as the file spells it.
+
+    `name` is the spelling, `prefix` what of it is no part of the module's own name; `targets` are the transformer's
+    modules that it changes, none where there is no such module; `parts` are the names of its tensors, by what they are.
+    """
+
+    name: str
+    prefix: str
+    targets: tuple[str, ...]
+    parts: Mapping[str, str]
+
+    @property
+    def fused(self) -> bool:
+        """Whether it changes several modules as one: its rows are theirs, one after the other."""
+        return len(self.targets) > 1
+
+    @property
+    def kind(self) -> Kind:
+        """What its tensors make.
+
+        Raises:
+            BadLayerError: they make nothing whole, or two things at once.
+        """
+        kinds = {_kind_of(part) for part in self.parts if part not in _BESIDE}
+        some = next(iter(self.parts.values()))
+        if None in kinds:
+            odd = next(tensor for part, tensor in self.parts.items() if part not in _BESIDE and not _kind_of(part))
+            raise BadLayerError(f"{odd!r} is of a kind that no linear layer takes")
+        if len(kinds) != 1:
+            what = "belong to more than one kind of LoRA" if kinds else "are there without the tensors that they scale"
+            raise BadLayerError(f"{_listed(self.parts.values())} {what}")
+        (kind,) = kinds
+        for choices in _NEEDED[kind]:
+            whole = [choice for choice in choices if set(choice) <= set(self.parts)]
+            begun = [choice for choice in choices if set(choice) & set(self.parts)]
+            if kind == "difference" and whole:
+                continue
+            if len(whole) != 1 or len(begun) > 1:
+                there = next((tensor for choice in begun for part in choice if (tensor := self.parts.get(part))), some)
+                raise BadLayerError(
+                    f"{there!r} has no counterpart" if not whole else f"{there!r} is there in two forms"
+                )
+        return kind
+
+    @property
+    def pair(self) -> str:
+        """How the file names its parts, for people."""
+        names = [tensor.removeprefix(self.name + ".") for part, tensor in self.parts.items() if part not in _BESIDE]
+        return "/".join(sorted(name.removesuffix(".weight") for name in names))
+
+
+def _kind_of(part: str) -> Kind | None:
+    if part in ("down", "up", "up_bias"):
+        return "LoRA"
+    if part.startswith("lokr_w"):
+        return "LoKr"
+    if part.startswith("hada_w"):
+        return "LoHa"
+    return "difference" if part in ("diff", "diff_b") else None
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(repr(name) for name in names[:3]) + (" and others" if len(names) > 3 else "")
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A file's tensors, sorted: `sources` for the transformer, `text_encoder` by module, `rest` as they are."""
+
+    sources: tuple[Source, ...]
+    text_encoder: tuple[str, ...]
+    rest: tuple[str, ...]
+
+    @property
+    def any_layers(self) -> bool:
+        """Whether anything in the file is named like a LoRA's tensor."""
+        return bool(self.sources or self.text_encoder)
+
+
+def parse(tensors: Iterable[str]) -> Parsed:
+    """Sort a file's tensors by name.
+
+    Raises:
+        BadLayerError: two tensors claim the same part of the same module.
+    """
+    modules: dict[str, dict[str, str]] = {}
+    rest = []
+    for tensor in tensors:
+        match = _PART.match(tensor)
+        if match is None:
+            rest.append(tensor)
+            continue
+        parts = modules.setdefault(match["module"], {})
+        part = _part(match)
+        if part in parts:
+            raise BadLayerError(f"{tensor!r} and {parts[part]!r} are the same part of one layer")
+        parts[part] = tensor
+    sources, encoder = [], []
+    for name, parts in modules.items():
+        if _TEXT_ENCODER.match(name):
+            encoder.append(name)
+            continue
+        prefix = _prefix(name)
+        # The full size has every name that the miniature has.
+        targets = spellings("full").get(_flat(name.removeprefix(prefix)), ())
+        sources.append(Source(name, prefix, targets, parts))
+    known = {source.name for source in sources if source.targets}
+    for tensor in rest:
+        if not known.isdisjoint(_above(tensor)):
+            raise BadLayerError(f"{tensor!r} is a part of a layer that is not known here")
+    return Parsed(tuple(sources), tuple(encoder), tuple(rest))
+
+
+def _above(tensor: str) -> Iterator[str]:
+    """Yield the names of the modules that a tensor may belong to."""
+    for dot in re.finditer(r"\.", tensor[:1000]):
+        yield tensor[: dot.start()]
+
+
+def _part(match: re.Match[str]) -> str:
+    if match["magnitude"]:
+        return "magnitude"
+    if match["other"]:
+        return _OTHER.get(match["other"], match["other"])
+    pair = match["pair"]
+    side = "down" if pair.endswith(("_A", "down")) else "up" if pair.endswith(("_B", "up")) else "mid"
+    return side if match["what"] != ".bias" else side + "_bias"
+
+
+def _prefix(name: str) -> str:
+    """Return what stands before the module's own name, however many prefixes are piled up."""
+    rest, prefixes = name, _PREFIXES
+    while found := next((one for one in prefixes if rest.startswith(one) and len(rest) > len(one)), None):
+        rest = rest.removeprefix(found)
+        if found in _PREFIXES and found.endswith("_"):
+            prefixes = _FLAT_PREFIXES
+    return name.removesuffix(rest)
+
+
+def without_repeats(sources: Iterable[Source]) -> tuple[list[Source], list[Source]]:
+    """Part sources into those to use and those that only repeat others: a fused qkv beside its three parts.
+
+    Raises:
+        BadLayerError: two sources change the same module, and neither is a fused form of the other.
+    """
+    sources = list(sources)
+    single = {source.targets[0]: source for source in sources if len(source.targets) == 1}
+    used: list[Source] = []
+    repeats: list[Source] = []
+    taken: dict[str, Source] = {}
+    for source in sources:
+        if source.fused and set(source.targets) <= set(single):
+            repeats.append(source)
+            continue
+        for target in source.targets:
+            if target in taken:
+                raise BadLayerError(f"{source.name!r} and {taken[target].name!r} both change {target}")
+            taken[target] = source
+        used.append(source)
+    return used, repeats
+
+
+# --- shapes ------------------------------------------------------------------------------------------------------
+
+
+def target_shape(source: Source, size: SizeName) -> Shape:
+    """Return the shape of the weight that a source changes: of a fused one, its modules' rows together.
+
+    Raises:
+        BadLayerError: that size has no such module.
+    """
+    shapes = weight_shapes(size)
+    if not all(target in shapes for target in source.targets):
+        raise BadLayerError(f"{source.name!r} has no place in {SIZES[size].title}")
+    rows, *columns = shapes[source.targets[0]]
+    return (rows * len(source.targets), *columns)
+
+
+def matrix(shape: Shape) -> Shape:
+    """Return a shape without the ones at its end: some trainers write a linear layer as a 1 x 1 convolution."""
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def misfits(source: Source, size: SizeName, shapes: Mapping[str, Shape]) -> list[BadLayerError]:
+    """Return what is wrong with the shapes of a source's tensors, one error a tensor, naming it and both shapes.
+
+    Raises:
+        BadLayerError: its tensors make nothing whole.
+    """
+    kind = source.kind
+    try:
+        whole = target_shape(source, size)
+    except BadLayerError as absent:
+        return [absent]
+    has = {part: matrix(shapes[tensor]) for part, tensor in source.parts.items()}
+    return [
+        BadLayerError(
+            f"{source.parts[part]!r} is {_written(shape)}, where {SIZES[size].title} takes {_written(wanted)}"
+        )
+        for part, shape, wanted in _wanted(kind, whole, has)
+        if shape != wanted
+    ]
+
+
+def rank(source: Source, shapes: Mapping[str, Shape]) -> int | None:
+    """Return the rank of a source whose shapes fit, None where it has none."""
+    # LoKr as LyCORIS counts: both factors have the same rank where both have one.
+    parts = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
+    return next((shapes[source.parts[part]][0] for part in parts if part in source.parts), None)
+
+
+def _written(shape: Shape) -> str:
+    return " x ".join(map(str, shape)) or "a single number"
+
+
+def _wanted(kind: Kind, whole: Shape, has: Mapping[str, Shape]) -> Iterator[tuple[str, Shape, Shape]]:
+    """Yield (part, its shape, the shape it must have)."""
+    rows, columns = whole[0], whole[1] if len(whole) > 1 else 0
+    if kind != "difference" and not columns:
+        # a norm's weight is no matrix
+        yield from ((part, shape, whole) for part, shape in has.items() if part not in _BESIDE)
+    if "alpha" in has:
+        yield "alpha", has["alpha"] if math.prod(has["alpha"]) != 1 else (), ()
+    if "magnitude" in has:
+        shape = has["magnitude"]
+        yield "magnitude", shape, shape if shape in ((rows,), (rows, 1), (1, columns)) else (rows, 1)
+    if kind == "LoRA":
+        rank = max(1, has["down"][0] if has["down"] else 0)
+        yield "down", has["down"], (rank, columns)
+        yield "up", has["up"], (rows, rank)
+        if "up_bias" in has:
+            yield "up_bias", has["up_bias"], (rows,)
+    elif kind == "LoHa":
+        for one in ("hada_w1", "hada_w2"):
+            rank = max(1, has[one + "_b"][0] if has[one + "_b"] else 0)
+            yield one + "_a", has[one + "_a"], (rows, rank)
+            yield one + "_b", has[one + "_b"], (rank, columns)
+    elif kind == "LoKr":
+        yield from _wanted_lokr(rows, columns, has)
+    else:
+        if "diff" in has:
+            yield "diff", has["diff"], whole
+        if "diff_b" in has:  # no norm here has a bias
+            yield "diff_b", has["diff_b"], (rows,) if columns else (0,)
+
+
+def _wanted_lokr(rows: int, columns: int, has: Mapping[str, Shape]) -> Iterator[tuple[str, Shape, Shape]]:
+    sides = []
+    for one in ("lokr_w1", "lokr_w2"):
+        parts = [part for part in (one, one + "_a", one + "_b") if part in has]
+        for part in parts:
+            if len(has[part]) != 2 or 0 in has[part]:
+                yield part, has[part], (rows, columns)
+                return
+        left, right = has[parts[0]], has[parts[-1]]
+        if len(parts) == 2:
+            yield parts[1], right, (left[1], right[1])
+        sides.append((left[0], right[1]))
+    (a, b), (c, d) = sides
+    if (a * c, b * d) != (rows, columns):
+        # Not a matter of one tensor alone: the product of both is what has to fit.
+        yield parts[0], (a * c, b * d), (rows, columns)

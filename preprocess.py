@@ -1,0 +1,422 @@
+"""Pictures from outside: opened whatever they are, brought to a size that the models take, turned into control images.
+
+Every mode opens its input with `open_image`. Sizes follow one of two policies: `fit` (ControlNet: resized to an area,
+at most 15 pixels cut) and `pad` (Upscale: nothing is lost, the surplus is cut off again afterwards).
+
+Control images are white on black, as the ControlNet was trained on. What a preprocessor needs is imported and loaded
+when it is first used; one that cannot do its work raises, and never hands back the picture as it was.
+
+Knows nothing of models that draw, or of fronts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+import weights
+from errors import RequestError
+from request import PREPROCESSORS, Note, Preprocess, Preprocessor, Sizes
+
+MAX_PIXELS = 80_000_000  # 240 MB as RGB; below Pillow's own bound (89 million), so that the sentence is ours
+MAX_FILE_BYTES = 256 << 20
+GROUND = (255, 255, 255)  # what shows through transparent places: paper, on which most line drawings are made
+STEP = 16  # the VAE's factor 8 times the transformer's patch of 2
+
+ALLOWED = "a picture file such as PNG, JPEG or WebP"
+# Not opened: EPS and WMF are drawn by programs outside Pillow, which an untrusted file must not start.
+_NOT_OPENED = {"EPS", "WMF"}
+
+# EXIF tag 0x0112 -> what sets the picture upright (CIPA DC-008, orientation).
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A picture from outside: `image` is upright RGB of 8 bits, `digest` the file's "sha256:…"."""
+
+    image: Image.Image
+    digest: str
+    notes: tuple[Note, ...] = ()
+
+
+def open_image(path: Path, field: str = "image") -> Opened:
+    """Read any picture file that Pillow can: upright, opaque, sRGB of 8 bits, the first frame where there are several.
+
+    Transparent places show GROUND. More than 8 bits are scaled, not clipped: whole numbers from 0..65535, others from
+    0..1, and numbers beyond that from their own lowest to their own highest.
+
+    Args:
+        path: the file.
+        field: the request's field that errors name.
+
+    Raises:
+        RequestError: there is no such file, it is no picture, it is damaged, or it is too large to be opened.
+    """
+    data = _read(path, field)
+    notes = []
+    try:
+        # A file that claims too many pixels is refused by Pillow or below, before any pixel is decoded.
+        with Image.open(io.BytesIO(data), formats=_formats()) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise _too_large(path, field, f"{file.width} x {file.height}")
+            if not file.width * file.height:
+                raise ValueError("no pixels")
+            frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # MPO: a photo with its extras
+            file.seek(0)
+            file.load()
+            if frames > 1:
+                text = f"The picture has {frames} frames or pages; the first one is used."
+                notes.append(Note("first_frame", text, {"frames": frames}))
+            upright = _UPRIGHT.get(file.getexif().get(_ORIENTATION, 1))
+            image = _opaque_rgb(file)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_large(path, field, "too many") from None
+    except (RequestError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise RequestError(field, path.name, ALLOWED) from None
+    except Exception as error:  # whatever a damaged file leads one of Pillow's forty decoders into
+        raise RequestError(field, path.name, f"{ALLOWED} that is whole; this one cannot be read ({error})") from error
+    if upright is not None:
+        image = image.transpose(upright)
+    return Opened(image, f"sha256:{hashlib.sha256(data).hexdigest()}", tuple(notes))
+
+
+def digest(path: Path, field: str = "image") -> str:
+    """Return the "sha256:…" of a picture's file.
+
+    Raises:
+        RequestError: there is no such file, or it is too large to be opened.
+    """
+    return f"sha256:{hashlib.sha256(_read(path, field)).hexdigest()}"
+
+
+def _read(path: Path, field: str) -> bytes:
+    if not path.is_file():
+        raise RequestError(field, str(path), f"{ALLOWED} that exists")
+    try:
+        if (size := path.stat().st_size) > MAX_FILE_BYTES:
+            raise RequestError(field, f"{path.name} ({size >> 20} MiB)", f"a file of up to {MAX_FILE_BYTES >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise RequestError(field, str(path), f"{ALLOWED} that can be read ({error.strerror})") from error
+
+
+def _too_large(path: Path, field: str, pixels: str) -> RequestError:
+    return RequestError(
+        field, f"{path.name} ({pixels} pixels)", f"a picture of up to {MAX_PIXELS // 1_000_000} million pixels"
+    )
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in Image.ID if name not in _NOT_OPENED]
+
+
+def _opaque_rgb(image: Image.Image) -> Image.Image:
+    """Return a loaded picture of any mode as RGB of 8 bits: colours in sRGB, over GROUND where it is transparent."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if image.mode == "LAB":
+        return _in_srgb(image, ImageCms.createProfile("LAB"))
+    profile = image.info.get("icc_profile")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, (*GROUND, 255))
+        ground.alpha_composite(image)
+        return _with_profile(ground.convert("RGB"), profile)
+    if image.mode not in ("RGB", "L", "CMYK"):
+        image = image.convert("RGB")
+    return _with_profile(image, profile)
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """[height, width] numbers of any kind -> uint8: by the range of their kind, or by their own where they leave it."""
+    usual = 65535.0 if values.dtype.kind in "iu" else 1.0
+    values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    if low >= 0 and high <= usual:
+        low, high = 0.0, usual
+    return np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+
+
+def _with_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Apply an embedded colour profile (phones save in Display P3); one that does not fit the picture is ignored."""
+    if profile:
+        try:
+            return _in_srgb(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            pass
+    return image.convert("RGB")
+
+
+def _in_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile | ImageCms.core.CmsProfile) -> Image.Image:
+    converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert converted is not None  # only an in-place conversion returns None
+    return converted
+
+
+# --- sizes: the fit policy ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A picture brought to a possible size; `cut` are the pixels lost in width and height, at that size's scale."""
+
+    image: Image.Image
+    cut: tuple[int, int]
+    notes: tuple[Note, ...] = ()
+
+
+def fit(image: Image.Image, sizes: Sizes, area: int | None = None) -> Fitted:
+    """Resize a picture to about `area` pixels, keeping its shape, and cut it to whole steps of `sizes`.
+
+    At most 15 pixels go from each of width and height, evenly from both ends. A shape that is not possible within
+    `sizes` (or any but the one shape, where there is one size only) loses more; the note then says how much.
+
+    Args:
+        image: RGB.
+        sizes: what is possible.
+        area: pixels to aim at; the square of the native side where none is given.
+    """
+    size, scale = fitted_size(image.size, sizes, area)
+    kept = [side / scale for side in size]
+    left, top = ((whole - part) / 2 for whole, part in zip(image.size, kept, strict=True))
+    # Cut and resized at once: the whole of a long, thin picture could be enormous at that scale.
+    box = (max(left, 0), max(top, 0), min(left + kept[0], image.width), min(top + kept[1], image.height))
+    resized = image if image.size == size else image.resize(size, Image.Resampling.LANCZOS, box)
+    cut = tuple(max(0, round(whole * scale) - side) for whole, side in zip(image.size, size, strict=True))
+    return Fitted(resized, cut, _cut_note(image.size, size, cut))
+
+
+def fitted_size(size: tuple[int, int], sizes: Sizes, area: int | None = None) -> tuple[tuple[int, int], float]:
+    """Return the size that `fit` gives a picture of `size`, and the scale that it is resized by before the cut."""
+    width, height = size
+    ratio = width / height
+
+    def possible(side: float) -> float:
+        return min(max(side, sizes.minimum), sizes.maximum)
+
+    across = possible(math.sqrt((area or sizes.native**2) * ratio))
+    across = possible(possible(across / ratio) * ratio)  # what bounds the height bounds the width too
+    down = possible(across / ratio)
+    # A hair more before rounding down, for a side that is whole but for floating point.
+    target = tuple(int(side + 1e-6) // sizes.step * sizes.step for side in (across, down))
+    return target, max(across / width, down / height)
+
+
+def _cut_note(size: tuple[int, int], target: tuple[int, int], cut: tuple[int, int]) -> tuple[Note, ...]:
+    if not any(cut):
+        return ()
+    losses = [
+        (pixels / (pixels + kept), pixels, side)
+        for pixels, kept, side in zip(cut, target, ("width", "height"), strict=True)
+        if pixels
+    ]
+    text = f"The picture of {size[0]} × {size[1]} was brought to {target[0]} × {target[1]}: "
+    if max(cut) < STEP:
+        text += f"{' and '.join(f'{pixels} pixels of its {side}' for _, pixels, side in losses)} were cut off."
+    else:
+        part, _, side = max(losses)
+        text += f"its shape is not possible here, so {part:.1%} of its {side} was cut off, half at each end."
+    return (Note("image_cut", text, {"from": list(size), "to": list(target), "cut": list(cut)}),)
+
+
+# --- sizes: the pad-and-restore policy ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A picture whose sides are whole steps: `size` is what it was before. What was added lies right and below."""
+
+    image: Image.Image
+    size: tuple[int, int]
+
+    def restore(self, image: Image.Image) -> Image.Image:
+        """Cut what was made from the padded picture, at the same scale or a whole multiple of it, to what belongs.
+
+        Raises:
+            ValueError: its size is not a whole multiple of the padded picture's.
+        """
+        factor = image.width // self.image.width
+        if factor < 1 or image.size != (self.image.width * factor, self.image.height * factor):
+            raise ValueError(f"a picture of {image.size} was not made from one of {self.image.size}")
+        width, height = self.size
+        return image.crop((0, 0, width * factor, height * factor))
+
+
+def pad(image: Image.Image, step: int = STEP) -> Padded:
+    """Extend an RGB picture to whole steps by its own mirror image, so that nothing of it is lost or moved."""
+    right, below = (-side % step for side in image.size)
+    if not (right or below):
+        return Padded(image, image.size)
+    pixels = np.pad(np.asarray(image), ((0, below), (0, right), (0, 0)), mode="symmetric")
+    return Padded(Image.fromarray(pixels), image.size)
+
+
+# --- control images ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control image of the size that the picture will have, RGB; `digest` is of the file that it was made from."""
+
+    image: Image.Image
+    digest: str
+    notes: tuple[Note, ...] = ()
+
+
+def control(request: Preprocess, sizes: Sizes) -> Control:
+    """Open a request's picture, fit it to `sizes` and run its preprocessor.
+
+    Raises:
+        RequestError: the picture cannot be used, or the preprocessor finds nothing in it to work with.
+        WeightsMissing: the preprocessor's model is not on this machine.
+    """
+    opened = open_image(Path(request.image))
+    fitted = fit(opened.image, sizes)
+    made = make(fitted.image, request.preprocessor, request.canny_low, request.canny_high)
+    if made is None:
+        raise RequestError(
+            "image", Path(request.image).name, "a picture with a person in it, for the preprocessor pose"
+        )
+    notes = [*opened.notes, *fitted.notes]
+    if request.preprocessor != "none":
+        if is_edges(opened.image):
+            text = f"The picture looks like outlines already: {PREPROCESSORS['none'].title} may fit better."
+            notes.append(Note("already_edges", text))
+        if not any(high for _, high in made.getextrema()):
+            text = f"{PREPROCESSORS[request.preprocessor].title} finds nothing in this picture, so the prompt decides."
+            notes.append(Note("empty_control", text))
+    return Control(made, opened.digest, tuple(notes))
+
+
+def make(image: Image.Image, preprocessor: Preprocessor, low: int = 100, high: int = 200) -> Image.Image | None:
+    """Return what a preprocessor makes of an RGB picture, RGB of its size; None where it finds nothing to draw.
+
+    Args:
+        image: RGB.
+        preprocessor: its name.
+        low: Canny's low threshold, as `canny`.
+        high: Canny's high threshold.
+
+    Raises:
+        WeightsMissing: the preprocessor's model is not on this machine.
+    """
+    if preprocessor == "canny":
+        return canny(image, low, high)
+    return _MAKERS[preprocessor](image)
+
+
+def is_edges(image: Image.Image) -> bool:
+    """Say whether an RGB picture is a control image of outlines: thin white lines on black."""
+    import cv2
+
+    small = image.copy()
+    small.thumbnail((1024, 1024), Image.Resampling.BOX)
+    pixels = np.asarray(small)
+    gray = pixels.max(axis=2)
+    white = gray > 96
+    if not ((gray < 48).mean() > 0.7 and white.mean() > 0.002):
+        return False
+    if (pixels[white].min(axis=1) < 0.8 * gray[white]).mean() > 0.05:  # coloured
+        return False
+    # Lines vanish when a hundredth of the picture is taken off from either side; silhouettes stay.
+    thick = max(3, round(0.02 * max(small.size)))
+    return bool(cv2.erode(white.astype(np.uint8), np.ones((thick, thick), np.uint8)).sum() < 0.1 * white.sum())
+
+
+def canny(image: Image.Image, low: int, high: int) -> Image.Image:
+    """Return an RGB picture's edges, one pixel wide; in a colour picture, of the strongest channel at each place.
+
+    Args:
+        image: RGB.
+        low: how steep an edge must be to go on, in OpenCV's sum of both directions' differences.
+        high: how steep it must be to begin.
+    """
+    import cv2
+
+    return _white_on_black(cv2.Canny(np.asarray(image), low, high))
+
+
+def _soft_edge(image: Image.Image) -> Image.Image:
+    """The steepness of the smoothed picture, the steepest 1 % white."""
+    import cv2
+
+    smooth = cv2.GaussianBlur(np.asarray(image).astype(np.float32), (0, 0), 1.0)
+    steep = np.hypot(cv2.Scharr(smooth, cv2.CV_32F, 1, 0), cv2.Scharr(smooth, cv2.CV_32F, 0, 1)).max(axis=2)
+    # Below a step of 8 in 255 over one pixel (a Scharr kernel sums to 16), it is grain and not an edge.
+    return _white_on_black(np.clip(steep * (255 / max(np.percentile(steep, 99), 16.0 * 8)), 0, 255))
+
+
+def _line_art(image: Image.Image) -> Image.Image:
+    """What is darker than its surroundings, the lines of a drawing, in white."""
+    import cv2
+
+    pixels = np.asarray(image).astype(np.float32)
+    around = cv2.GaussianBlur(pixels, (0, 0), max(image.size) / 80)
+    darker = np.clip((around - pixels).min(axis=2), 0, None)
+    lines = darker[darker > 8]
+    strength = max(16.0, float(np.median(lines))) if lines.size else 16.0
+    return _white_on_black(np.clip(darker * (127 / strength), 0, 255))
+
+
+def _scribble(image: Image.Image) -> Image.Image:
+    """Thick outlines, without small detail: the edges of the smoothed picture, as drawn with a felt pen."""
+    import cv2
+
+    unit = max(image.size) / 512
+    smooth = cv2.GaussianBlur(np.asarray(image), (0, 0), max(2.0 * unit, 0.8))
+    pen = max(3, 2 * round(3 * unit) + 1)
+    thick = cv2.dilate(cv2.Canny(smooth, 40, 80), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (pen, pen)))
+    return _white_on_black(thick)
+
+
+def _gray(image: Image.Image) -> Image.Image:
+    return image.convert("L").convert("RGB")
+
+
+def _depth(image: Image.Image) -> Image.Image:
+    found = weights.find("depth")  # before torch is imported
+    import depth
+
+    return depth.depth(image, found.files[0])
+
+
+def _pose(image: Image.Image) -> Image.Image | None:
+    import pose
+
+    drawn, people = pose.skeletons(image)
+    return drawn if people else None
+
+
+def _white_on_black(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+
+
+_MAKERS: Mapping[Preprocessor, Callable[[Image.Image], Image.Image | None]] = {
+    "softedge": _soft_edge,
+    "lineart": _line_art,
+    "scribble": _scribble,
+    "gray": _gray,
+    "depth": _depth,
+    "pose": _pose,
+    "none": lambda image: image,
+}

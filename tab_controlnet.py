@@ -1,0 +1,223 @@
+"""The ControlNet tab and the endpoints `/controlnet` and `/preprocess`: a picture decides the structure."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+import ui_parts
+from engine import Engine
+from errors import StudioError
+from request import CONTROLNET_STEPS, LORA_STRENGTH, PREPROCESSORS, ControlNet, Preprocess, Preprocessor, WeightsChoice
+from ui_lora import LoraSlot
+from ui_parts import KEPT, QUIET, Output, Situation, Stopping, Update, bounds, help_line, said
+
+
+def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
+    """Lay out the tab and wire it; return the field for the picture, which other tabs may fill.
+
+    `weights_line` stands above all tabs and says which weights draw.
+    """
+    fields = ControlNet.model_fields
+    with gr.Row(elem_classes=["columns"]):
+        with gr.Column(elem_id="controlnet-controls", min_width=280):
+            # As it was uploaded: decoded here, it would lose what only our own reading keeps, and keeps in bounds.
+            image_field = gr.Image(
+                type="filepath",
+                image_mode=None,
+                sources=["upload", "clipboard"],
+                label="Image",
+                height=240,
+                buttons=[],
+                elem_id="controlnet-image",
+            )
+            gr.HTML(f'<p class="hint">{escape(help_line(ControlNet, "image"))}</p>')
+            preprocessor_field = gr.Radio(
+                choices=[(facts.title, name) for name, facts in PREPROCESSORS.items()],
+                value=fields["preprocessor"].default,
+                label="Preprocessor",
+                info=help_line(ControlNet, "preprocessor"),
+                elem_id="preprocessor",
+            )
+            with gr.Column(visible=False, elem_id="preview-column") as preview_column:
+                preview = gr.Image(
+                    type="filepath",
+                    format="png",
+                    image_mode=None,
+                    label="What the picture will follow",
+                    interactive=False,
+                    height=240,
+                    buttons=["fullscreen"],
+                    elem_id="preview",
+                )
+            about_preview = gr.HTML(elem_id="preview-status", elem_classes=["status"])
+            prompt_field = gr.Textbox(
+                label="Prompt", info=help_line(ControlNet, "prompt"), lines=2, max_lines=10, elem_id="controlnet-prompt"
+            )
+            scale_field = gr.Slider(
+                *bounds(ControlNet, "scale"),
+                value=fields["scale"].default,
+                step=0.05,
+                label="Control scale",
+                info=help_line(ControlNet, "scale"),
+                buttons=[],
+            )
+            steps_field = gr.Slider(
+                *bounds(ControlNet, "steps"),
+                value=CONTROLNET_STEPS,
+                step=1,
+                label="Steps",
+                info=help_line(ControlNet, "steps"),
+                buttons=[],
+            )
+            slot = LoraSlot.lay_out(engine, ControlNet, prompt_field, ControlNet.model)
+            with gr.Accordion("Advanced", open=False):
+                with gr.Row() as thresholds:
+                    low_field, high_field = (
+                        gr.Slider(
+                            *bounds(ControlNet, name),
+                            value=fields[name].default,
+                            step=1,
+                            label=label,
+                            info=help_line(ControlNet, name),
+                            buttons=[],
+                            min_width=200,
+                        )
+                        for name, label in (("canny_low", "Low threshold"), ("canny_high", "High threshold"))
+                    )
+                seed_field = gr.Number(fields["seed"].default, label="Seed", info=help_line(ControlNet, "seed"))
+            generate = gr.Button(
+                "Generate", variant="primary", interactive=False, elem_id="controlnet-generate", elem_classes=["go"]
+            )
+        with gr.Column(elem_id="controlnet-output", min_width=280):
+            output = Output.lay_out(ControlNet, ui_parts.idle("Choose an image, describe a picture", "Generate"))
+
+    stopping = Stopping(output)
+
+    # Listeners that take the picture do so without Gradio's own reading of it, whose complaints are not sentences.
+    raw = QUIET | {"preprocess": False}
+
+    def show(image: dict | None, preprocessor: Preprocessor, low: int, high: int) -> Update:
+        """Show the control image that a drawing would follow, or why there is none."""
+        shown: Update = {
+            thresholds: gr.Row(visible=preprocessor == "canny"),
+            generate: gr.Button(interactive=image is not None),
+            preview_column: gr.Column(visible=False),
+            preview: None,
+            about_preview: "",
+        }
+        if image is None:
+            return shown
+        try:
+            control = engine.control_image(Preprocess.parse(**_fields(image, preprocessor, low, high)))
+        except StudioError as error:
+            return shown | {about_preview: ui_parts.failed(error)}
+        facts = PREPROCESSORS[preprocessor]
+        return shown | {
+            preview_column: gr.Column(visible=True),
+            preview: gr.Image(control.image, alt_text=f"{facts.title}: {facts.help}"),
+            about_preview: "".join(f'<p class="note">{escape(note.text)}</p>' for note in control.notes),
+        }
+
+    def draw(
+        image: dict | None,
+        preprocessor: Preprocessor,
+        low: int,
+        high: int,
+        prompt: str,
+        scale: float,
+        steps: int,
+        seed: float | None,
+        use_lora: bool,
+        lora: dict | None,
+        lora_strength: float,
+        visitor: gr.Request,
+    ) -> Iterator[Update]:
+        """Carry out the form, showing each event."""
+        values = {**_fields(image, preprocessor, low, high), "prompt": prompt, "scale": scale, "steps": steps}
+        values |= {"seed": seed, **slot.fields(use_lora, lora, lora_strength)}
+        with closing(ui_parts.run(engine, ControlNet, visitor, values)) as events:
+            yield from output.follow(events, stopping.begin(visitor))
+
+    seen = [image_field, preprocessor_field, low_field, high_field]
+    run = generate.click(
+        draw, [*seen, prompt_field, scale_field, steps_field, seed_field, *slot.inputs], output.shown, **raw
+    )
+    run.failure(lambda: said(f"That did not work; the server's log says why. {KEPT}"), None, output.status, **QUIET)
+    # While one preview is made, of what is asked for in the meantime only the last is.
+    changes = [image_field.change, preprocessor_field.input, low_field.change, high_field.change]
+    shown = [thresholds, generate, preview_column, preview, about_preview]
+    gr.on(changes, show, seen, shown, trigger_mode="always_last", **raw)
+    tab.select(
+        lambda: ui_parts.weights_line(Situation.of(engine, ControlNet, ControlNet.model)), None, weights_line, **QUIET
+    )
+    return image_field
+
+
+def _fields(image: dict | None, preprocessor: Preprocessor, low: int, high: int) -> dict[str, Any]:
+    """Return the request's fields for a control image. Thresholds that are not used, and not shown, are left out."""
+    fields: dict[str, Any] = {"preprocessor": preprocessor}
+    if image is not None:
+        fields["image"] = ui_parts.uploaded(image)
+    return fields | ({"canny_low": low, "canny_high": high} if preprocessor == "canny" else {})
+
+
+def endpoints(engine: Engine) -> None:
+    """Add the endpoints, which programs call by name."""
+
+    def controlnet(
+        visitor: gr.Request,
+        image: gr.FileData,
+        prompt: str,
+        preprocessor: Preprocessor = "canny",
+        canny_low: int = 100,
+        canny_high: int = 200,
+        weights: WeightsChoice = "auto",
+        scale: float = 0.8,
+        steps: int | None = None,
+        seed: int = 0,
+        lora: gr.FileData | None = None,
+        lora_strength: float = LORA_STRENGTH,
+    ) -> Iterator[tuple[dict | None, dict]]:
+        """Draw a picture that keeps the structure of another. Returns the PNG file and its parameters.
+
+        The preprocessor says what is taken from the uploaded image; `none` takes it as it is. A scale of 0.65 to 1.0 is
+        usual. While it works it gives no file, and how far it is in place of the parameters.
+        """
+        values = {
+            "image": ui_parts.uploaded(image),
+            "prompt": prompt,
+            "preprocessor": preprocessor,
+            "canny_low": canny_low,
+            "canny_high": canny_high,
+            "weights": weights,
+            "scale": scale,
+            "steps": steps,
+            "seed": seed,
+            "lora": "" if lora is None else ui_parts.uploaded(lora, "lora"),
+            "lora_strength": lora_strength,
+        }
+        yield from ui_parts.answer(engine, ControlNet, visitor, values)
+
+    def preprocess(
+        image: gr.FileData,
+        preprocessor: Preprocessor = "canny",
+        canny_low: int = 100,
+        canny_high: int = 200,
+        weights: WeightsChoice = "auto",
+    ) -> Iterator[tuple[dict | None, dict]]:
+        """Make a control image from an uploaded one, of the size that a picture will have. Returns a PNG file."""
+        path = ui_parts.uploaded(image)
+        values = {"preprocessor": preprocessor, "canny_low": canny_low, "canny_high": canny_high, "weights": weights}
+        try:
+            control = engine.control_image(Preprocess.parse(image=path, **values))
+        except StudioError as error:
+            raise ui_parts.refusal(error) from error
+        facts = {"digest": control.digest, "notes": [note.text for note in control.notes]}
+        with ui_parts.as_file(control.image, "control.png") as file:
+            yield file, facts
+
+    ui_parts.publish(controlnet, ControlNet)
+    ui_parts.publish(preprocess, Preprocess)

@@ -1,0 +1,425 @@
+"""Structure to picture: through the engine and DiffSynth's own ControlNet input, on the miniature."""
+
+import io
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import controlnets
+import numpy as np
+import pytest
+import sparse
+import torch
+from diffsynth.diffusion.base_pipeline import ControlNetInput
+from diffsynth.models.z_image_controlnet import ZImageControlNet
+from diffsynth.pipelines.z_image import ZImageUnit_PAIControlNet
+from PIL import Image, ImageDraw
+
+import metadata
+import mini
+import preprocess
+import weights
+from checkpoint import model_hash
+from engine import Engine, Settings
+from errors import WeightsMissing
+from pipeline import SIGMA_SHIFT, Pipeline
+from request import CONTROLNET_STEPS, SIZES, ControlNet, Failure, Preprocess, Stage, TextToImage
+
+PROMPT = "a fox on a black background"
+
+
+def load(mode: str, dtype: torch.dtype = torch.float32) -> Pipeline:
+    built = Pipeline("cpu", dtype, keep_both=True)
+    for _ in built.load(weights.choose("mini", mode, "turbo", mini_root=controlnets.mini_root()), "turbo"):
+        pass
+    return built
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return load("controlnet")
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    monkeypatch.setattr(weights, "MINI_ROOT", controlnets.mini_root())
+    return Engine(Settings(weights="mini", device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def edges() -> Image.Image:
+    image = Image.new("RGB", (128, 128))
+    ImageDraw.Draw(image).rectangle((40, 40, 90, 90), outline=(255, 255, 255))
+    return image
+
+
+@pytest.fixture
+def sketch(tmp_path: Path) -> Path:
+    image = Image.new("RGB", (200, 100), (240, 240, 230))
+    ImageDraw.Draw(image).ellipse((60, 10, 140, 90), fill=(200, 30, 30))
+    image.save(tmp_path / "sketch.png")
+    return tmp_path / "sketch.png"
+
+
+def draw(pipeline: Pipeline, control: tuple[Image.Image, float] | None, steps: int = 3):
+    drawing = pipeline.text_to_image(
+        prompt=PROMPT, negative_prompt="", steps=steps, cfg=1.0, width=128, height=128, seed=7, control=control
+    )
+    while True:
+        try:
+            next(drawing)
+        except StopIteration as done:
+            return done.value
+
+
+def ask(image: Path, **values: object) -> ControlNet:
+    return ControlNet.parse(**{"prompt": PROMPT, "image": str(image), "seed": 7, **values})
+
+
+# --- the pipeline
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_control_equals_the_pipelines_own_call(pipeline: Pipeline, edges: Image.Image, scale: float) -> None:
+    ours = draw(pipeline, (edges, scale))
+    units = pipeline.pipe.units
+    unit = next(number for number, unit in enumerate(units) if isinstance(unit, ZImageUnit_PAIControlNet))
+    pipeline.pipe.units = [*units[:unit], ZImageUnit_PAIControlNet(), *units[unit + 1 :]]
+    try:
+        theirs = pipeline.pipe(
+            prompt=PROMPT,
+            cfg_scale=1.0,
+            height=128,
+            width=128,
+            seed=7,
+            rand_device="cpu",
+            num_inference_steps=3,
+            sigma_shift=SIGMA_SHIFT,
+            controlnet_inputs=[ControlNetInput(image=edges, scale=scale)],
+            progress_bar_cmd=iter,
+        )
+    finally:
+        pipeline.pipe.units = units
+    assert ours.image.tobytes() == theirs.tobytes()
+    assert ours.image.tobytes() != draw(pipeline, None).image.tobytes()
+
+
+def test_scale_0_is_the_picture_without_control_and_without_a_controlnet(
+    pipeline: Pipeline, edges: Image.Image
+) -> None:
+    alone = load("generate")
+    assert alone.pipe.controlnet is None
+    free = draw(alone, None)
+    assert torch.equal(draw(pipeline, (edges, 0.0)).latents, free.latents)
+    assert torch.equal(draw(pipeline, None).latents, free.latents)
+    # Nor is it an exception for 0: the ControlNet's part goes to nothing with the scale.
+    assert (draw(pipeline, (edges, 1e-7)).latents - free.latents).abs().max() < 1e-4
+
+
+def test_the_scale_and_the_image_decide_how_far_it_goes(pipeline: Pipeline, edges: Image.Image) -> None:
+    free = draw(pipeline, None).latents
+    distances = [(draw(pipeline, (edges, scale)).latents - free).abs().mean() for scale in (0.1, 0.5, 1.0)]
+    assert 0 < distances[0] < distances[1] < distances[2]
+    turned = edges.transpose(Image.Transpose.ROTATE_90).crop((10, 0, 138, 128))
+    assert not torch.equal(draw(pipeline, (turned, 1.0)).latents, draw(pipeline, (edges, 1.0)).latents)
+
+
+def test_a_blank_picture_is_encoded_once_for_each_size(pipeline: Pipeline, edges: Image.Image) -> None:
+    unit = next(unit for unit in pipeline.pipe.units if isinstance(unit, ZImageUnit_PAIControlNet))
+    wanted = [ControlNetInput(image=edges, scale=1.0)]
+    with torch.no_grad():
+        unit.process(pipeline.pipe, wanted, 128, 128)
+        encoded = []
+        hook = pipeline.pipe.vae_encoder.register_forward_hook(lambda *_: encoded.append(1))
+        ours = unit.process(pipeline.pipe, wanted, 128, 128)
+        hook.remove()
+        theirs = ZImageUnit_PAIControlNet().process(pipeline.pipe, wanted, 128, 128)
+    assert len(encoded) == 1  # the control image alone
+    assert torch.equal(ours["control_context"], theirs["control_context"])
+    assert ours["control_scale"] == theirs["control_scale"]
+
+
+def test_latents_agree_with_diffusers(edges: Image.Image) -> None:
+    """An implementation that shares no code with DiffSynth, on the same weights.
+
+    Two things are switched off here because the implementations differ in them: diffusers takes zeros for the picture
+    under the inpainting mask, where DiffSynth encodes a gray one; and its transformer does not add what the refiner
+    blocks hand to the noise refiner. DiffSynth does both as the authors of the ControlNet do (VideoX-Fun).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the import alone
+        from diffusers import (
+            FlowMatchEulerDiscreteScheduler,
+            ZImageControlNetModel,
+            ZImageControlNetPipeline,
+            ZImageTransformer2DModel,
+        )
+    from transformers import AutoTokenizer, Qwen3Model
+
+    ours = load("controlnet")
+    net = ours.pipe.controlnet
+    with torch.no_grad():
+        for block in net.control_noise_refiner:
+            block.after_proj.weight.zero_()
+            block.after_proj.bias.zero_()
+    unit = next(unit for unit in ours.pipe.units if isinstance(unit, ZImageUnit_PAIControlNet))
+    unit._blanks[128, 128] = torch.zeros(1, 16, 16, 16)
+
+    shape = mini.TRANSFORMER_CONFIG
+    theirs_net = ZImageControlNetModel(
+        **mini.CONTROLNET_CONFIG,
+        control_refiner_layers_places=list(range(mini.CONTROLNET_CONFIG["n_refiner_layers"])),
+        add_control_noise_refiner="control_noise_refiner",
+        dim=shape["dim"],
+        n_heads=shape["n_heads"],
+        n_kv_heads=shape["n_kv_heads"],
+    )
+    assert set(theirs_net.state_dict()) == set(net.state_dict())
+    theirs_net.load_state_dict(net.state_dict())
+
+    class Encoder(torch.nn.Module):
+        """The miniature's encoder behind the interface of diffusers' autoencoders."""
+
+        dtype, device = torch.float32, torch.device("cpu")
+        config = SimpleNamespace(block_out_channels=(1, 1, 1, 1), shift_factor=0.0, scaling_factor=1.0)
+
+        def encode(self, pictures: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(latents=ours.pipe.vae_encoder(pictures))
+
+    turbo = weights.MINI_ROOT / "Z-Image-Turbo"
+    theirs = ZImageControlNetPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(turbo / "scheduler"),
+        vae=Encoder(),
+        text_encoder=Qwen3Model.from_pretrained(turbo / "text_encoder", dtype=torch.float32),
+        tokenizer=AutoTokenizer.from_pretrained(turbo / "tokenizer"),
+        transformer=ZImageTransformer2DModel.from_pretrained(turbo / "transformer", torch_dtype=torch.float32),
+        controlnet=theirs_net,
+    )
+    theirs.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        expected = theirs(
+            prompt=PROMPT,
+            control_image=edges,
+            controlnet_conditioning_scale=0.8,
+            height=128,
+            width=128,
+            num_inference_steps=CONTROLNET_STEPS,
+            guidance_scale=0.0,
+            latents=torch.randn((1, 16, 16, 16), generator=torch.Generator("cpu").manual_seed(7)),
+            output_type="latent",
+        ).images
+    drawn = draw(ours, (edges, 0.8), steps=CONTROLNET_STEPS).latents
+    error = (drawn - expected).abs()
+    print(f"largest difference {error.max():.2e}, mean {error.mean():.2e}, of deviation {expected.std():.2f}")
+    assert error.max() < 1e-3 * max(1.0, float(expected.std()))
+    assert not torch.equal(drawn, draw(ours, None, steps=CONTROLNET_STEPS).latents)
+
+
+# --- weights
+
+
+def test_the_miniatures_controlnet_is_what_its_hash_says() -> None:
+    (file,) = weights.choose("mini", "controlnet", "turbo", mini_root=controlnets.mini_root()).files["controlnet"]
+    assert model_hash([file]) == mini.CONTROLNET_HASH
+    assert file.stat().st_size < 9_000_000
+
+
+def test_a_trained_controlnet_belongs_to_the_transformer_beside_it() -> None:
+    if not controlnets.TRAINED.is_file():
+        pytest.skip("the miniature's ControlNet is not trained yet: it comes after its transformer")
+    from safetensors import safe_open
+
+    with safe_open(controlnets.TRAINED, "pt") as file:
+        trained_on = file.metadata()["trained_on"]
+    assert trained_on == weights.fingerprint([mini.TURBO_FOLDER / mini.TRANSFORMER_FILE])
+
+
+def test_the_full_size_controlnet_is_detected_and_loaded_by_the_same_code(tmp_path: Path) -> None:
+    """A sparse file with the official names and shapes: what is loaded from it is zeros."""
+    sparse.write_part(tmp_path / weights.PARTS["controlnet"].repo, "controlnet")
+    found = weights.find("controlnet", environ={}, root=tmp_path)
+    assert model_hash(found.files) == "1677708d40029ab380a95f6c731a57d7"
+    chosen = weights.Chosen("full", {"controlnet": found.files}, "", "")
+    built = Pipeline("cpu", torch.bfloat16, keep_both=True)
+    # Everything else counts as loaded: this is about one part.
+    built.pipe.tokenizer = built.pipe.text_encoder = built.pipe.vae_decoder = object()
+    built.transformers["turbo"] = None
+    assert list(built.load(chosen, "turbo")) == [Stage("loading", "ControlNet")]
+    assert type(built.pipe.controlnet) is ZImageControlNet
+    shapes = {name: tuple(tensor.shape) for name, tensor in built.pipe.controlnet.state_dict().items()}
+    assert shapes == sparse.official_shapes("controlnet")
+
+
+def test_without_its_controlnet_the_miniature_says_so(
+    engine: Engine, sketch: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    empty = tmp_path / "mini"
+    empty.mkdir()
+    for entry in controlnets.mini_root().iterdir():
+        if entry.name != mini.CONTROLNET_FOLDER.name:
+            (empty / entry.name).symlink_to(entry)
+    monkeypatch.setattr(weights, "MINI_ROOT", empty)
+    *_, failure = engine.run(ask(sketch))
+    assert isinstance(failure, Failure)
+    assert (failure.code, failure.exit_code) == ("weights_missing", WeightsMissing.exit_code)
+    assert "the embedded miniature has no controlnet" in failure.text
+    assert "hf download alibaba-pai/Z-Image-Turbo-Fun-Controlnet-Union-2.1" in failure.text
+    # Its control image can be looked at all the same, at the miniature's size.
+    assert engine.control_image(Preprocess.parse(image=str(sketch))).image.size == (128, 128)
+    assert engine.draw(TextToImage.parse(prompt=PROMPT, steps=1)).size == (128, 128)
+
+
+# --- the engine
+
+
+def test_a_picture_follows_and_says_what_it_is_made_of(engine: Engine, sketch: Path, tmp_path: Path) -> None:
+    *events, result = engine.run(ask(sketch))
+    assert [event.detail for event in events if isinstance(event, Stage) and event.name == "loading"] == [
+        "program",
+        "tokenizer",
+        "text encoder",
+        "autoencoder",
+        "ControlNet",
+        "transformer (turbo)",
+    ]
+    assert events[0] == Stage("preprocessing", "Canny")
+    assert (result.size, result.request.steps) == ((128, 128), CONTROLNET_STEPS)
+    assert [note.code for note in result.notes] == ["image_cut"]  # 2:1 is not possible
+    described = result.sidecar
+    assert described["mode"] == "controlnet"
+    assert described["inputs"] == {"image": preprocess.digest(sketch)}
+    assert described["request"]["image"] == "sketch.png"  # not where it lay
+    assert set(described["weights"]["fingerprints"]) == set(weights.needs("controlnet", "turbo"))
+    path = tmp_path / "picture.png"
+    metadata.save(result, path)
+    found = metadata.read_png(path)
+    assert engine.draw(ControlNet.parse(**{**found.values, "image": str(sketch)})).png == result.png
+
+
+def test_scale_0_draws_what_text_alone_does(engine: Engine, sketch: Path) -> None:
+    pictures = [
+        Image.open(io.BytesIO(engine.draw(request).png)).tobytes()
+        for request in (
+            ask(sketch, scale=0),
+            TextToImage.parse(prompt=PROMPT, seed=7, steps=CONTROLNET_STEPS),
+            ask(sketch, scale=0.8),
+        )
+    ]
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_the_controlnet_is_loaded_when_it_is_first_used(engine: Engine, sketch: Path) -> None:
+    engine.draw(TextToImage.parse(prompt=PROMPT, steps=1))
+    assert engine._pipeline.pipe.controlnet is None
+    loads = [event.detail for event in engine.run(ask(sketch, steps=1)) if getattr(event, "name", "") == "loading"]
+    assert loads == ["ControlNet"]
+    assert [event for event in engine.run(ask(sketch, steps=1)) if getattr(event, "name", "") == "loading"] == []
+
+
+def test_the_drawing_uses_the_very_preview(engine: Engine, sketch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preview = engine.control_image(Preprocess.parse(image=str(sketch)))
+    made = []
+    real = preprocess.control
+    monkeypatch.setattr(preprocess, "control", lambda *a: made.append(a) or real(*a))  # counts; still does the work
+    engine.draw(ask(sketch, steps=1))
+    assert engine.control_image(Preprocess.parse(image=str(sketch))) is preview
+    assert made == []
+    # What does not change the image does not make it anew; what does, does.
+    engine.control_image(Preprocess.parse(image=str(sketch), preprocessor="gray"))
+    engine.control_image(Preprocess.parse(image=str(sketch), preprocessor="gray", canny_low=7))
+    assert len(made) == 1
+    engine.control_image(Preprocess.parse(image=str(sketch), canny_low=7))
+    Image.new("RGB", (50, 50), (9, 9, 9)).save(sketch)
+    assert engine.control_image(Preprocess.parse(image=str(sketch))) is not preview
+    assert len(made) == 3
+
+
+def test_only_recent_previews_are_kept(engine: Engine, sketch: Path) -> None:
+    from engine import CONTROLS_KEPT
+
+    for low in range(CONTROLS_KEPT + 3):
+        engine.control_image(Preprocess.parse(image=str(sketch), canny_low=low))
+    assert len(engine._controls) == CONTROLS_KEPT
+
+
+def test_the_control_image_has_the_size_of_the_picture(engine: Engine, sketch: Path) -> None:
+    for kind, size in (("mini", (128, 128)), ("full", (1440, 720))):
+        assert preprocess.control(Preprocess.parse(image=str(sketch)), SIZES[kind]).image.size == size
+
+
+def test_the_miniature_says_what_it_was_not_taught(engine: Engine) -> None:
+    portrait = Path(__file__).parent / "data" / "astronaut.jpg"
+    notes = engine.draw(ask(portrait, preprocessor="pose", steps=1)).notes
+    (note,) = [note for note in notes if note.code == "unknown_control"]
+    assert "Pose" in note.text and "Canny" in note.text
+    assert not engine.draw(ask(portrait, preprocessor="gray", steps=1)).notes
+
+
+@pytest.mark.parametrize("name", ["absent.png", "text.png"])
+def test_a_picture_that_cannot_be_used_is_a_sentence_and_the_next_request_works(
+    engine: Engine, sketch: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "text.png").write_text("not a picture")
+    *_, failure = engine.run(ask(tmp_path / name))
+    assert isinstance(failure, Failure)
+    assert (failure.exit_code, failure.values["field"]) == (2, "image")
+    assert engine.draw(ask(sketch, steps=1)).png
+
+
+def test_a_missing_depth_model_never_falls_back_on_the_raw_picture(
+    engine: Engine, sketch: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    *_, failure = engine.run(ask(sketch, preprocessor="depth"))
+    assert isinstance(failure, Failure)
+    assert failure.code == "weights_missing"
+    assert "Depth-Anything-V2-Small-hf/model.safetensors (99 MB)" in failure.text
+
+
+# --- the command line
+
+
+def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, controlnets.program() / "cli.py", *map(str, arguments), "--weights", "mini", "--offline"],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_controlnet_command_writes_a_picture_that_can_be_replayed(sketch: Path, tmp_path: Path) -> None:
+    done = command("controlnet", "a green apple", "--image", sketch, "--preprocessor", "canny", "--seed", 3,
+                   "--out", "x.png", cwd=tmp_path)  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "x.png\n"), done.stderr
+    assert "preprocessing Canny" in done.stderr
+    assert metadata.read_png(tmp_path / "x.png").mode == "controlnet"
+    again = command("controlnet", "--from", "x.png", "--image", sketch, "--out", "y.png", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "y.png").read_bytes() == (tmp_path / "x.png").read_bytes()
+
+
+def test_preprocess_command_writes_the_control_image(sketch: Path, tmp_path: Path) -> None:
+    done = command("preprocess", "--image", sketch, "--preprocessor", "canny", "--out", "c.png", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected = preprocess.control(Preprocess.parse(image=str(sketch)), SIZES["mini"]).image
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "c.png")), np.asarray(expected))
+    assert '"size": [128, 128]' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--image", "absent.png"], "image: "),
+        (["--image", "absent.png", "--scale", "3"], "scale: '3' is not possible; allowed: a number from 0 to 2"),
+        (["--image", "absent.png", "--preprocessor", "hed"], "preprocessor: 'hed' is not possible; allowed: canny, "),
+        ([], "image: None is not possible"),
+    ],
+)
+def test_wrong_arguments_get_one_line(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    done = command("controlnet", "fox", *arguments, "--out", "x.png", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(sentence)

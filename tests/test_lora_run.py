@@ -1,0 +1,233 @@
+"""A LoRA through the engine and the command line, on the real miniature: what it does, what is said, what stays."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import loras
+import pytest
+import torch
+from loras import random_pairs, write
+from PIL import Image
+
+import checkpoint
+import cli
+import lora
+import metadata
+import weights
+from engine import Engine, Settings
+from errors import RequestError
+from request import Failure, Result, Stage, Step, TextToImage
+
+PAIRS = random_pairs()
+
+
+@pytest.fixture
+def style(tmp_path: Path) -> Path:
+    return write(tmp_path / "my, style.safetensors", loras.kohya(PAIRS))
+
+
+def ask(**values: object) -> TextToImage:
+    return TextToImage.parse(**{"prompt": "a fox on a black background", "seed": 7, "steps": 2, **values})
+
+
+def pixels(png: bytes) -> bytes:
+    return Image.open(io.BytesIO(png)).tobytes()
+
+
+# --- the engine ---
+
+
+def test_a_lora_changes_the_picture_and_nothing_afterwards(draw, style: Path) -> None:
+    before = draw(steps=2).png
+    worn = draw(steps=2, lora=str(style), lora_strength=1).png
+    assert pixels(worn) != pixels(before)
+    assert draw(steps=2).png == before
+    assert draw(steps=2, lora=str(style), lora_strength=1).png == worn
+    assert pixels(draw(steps=2, lora=str(style), lora_strength=0.5).png) not in (pixels(before), pixels(worn))
+
+
+def test_strength_zero_draws_what_no_lora_draws(draw, style: Path) -> None:
+    assert pixels(draw(steps=2, lora=str(style), lora_strength=0).png) == pixels(draw(steps=2).png)
+
+
+def test_a_strength_without_a_lora_means_nothing(draw) -> None:
+    assert draw(steps=2, lora_strength=1.5).png == draw(steps=2).png
+
+
+def test_picture_carries_name_hash_strength_and_digest(draw, style: Path, tmp_path: Path) -> None:
+    result = draw(steps=2, lora=str(style), lora_strength=0.75)
+    path = tmp_path / "picture.png"
+    metadata.save(result, path)
+    file = lora.read(style)
+    data = style.read_bytes()[file.header.data_start :]
+    short = hashlib.sha256(data).hexdigest()[:12]
+    with Image.open(path) as picture:
+        text, chunk = picture.info["parameters"], json.loads(picture.info["z-image-studio"])
+    assert f'Lora hashes: "my_ style: {short}", Lora strength: 0.75, ' in text
+    assert chunk["lora"] == {"name": "my, style", "hash": short, "strength": 0.75}
+    assert chunk["inputs"] == {"lora": hashlib.sha256(style.read_bytes()).hexdigest()}
+    assert chunk["request"]["lora"] == style.name
+    assert str(tmp_path) not in text + json.dumps(chunk)
+    found = metadata.parse_a1111(text)
+    assert found.not_restored == {"Lora hashes": f"my_ style: {short}", "Lora strength": "0.75"}
+    assert result.sidecar["lora"] == chunk["lora"]
+    assert "lora" not in json.loads(Image.open(io.BytesIO(draw(steps=2).png)).info["z-image-studio"])
+
+
+def test_file_is_judged_before_anything_is_loaded(tmp_path: Path) -> None:
+    engine = Engine(Settings(weights="mini", device="cpu"))
+    bad = write(tmp_path / "flux.safetensors", {"double_blocks.0.img_attn.proj.lora_A.weight": torch.ones(4, 4)})
+    (failure,) = engine.run(ask(lora=str(bad)))
+    assert isinstance(failure, Failure)
+    assert (failure.code, failure.exit_code, failure.values["field"]) == ("bad_request", 2, "lora")
+    assert failure.text.endswith("this looks like one for FLUX")
+    assert engine._pipeline is None
+
+
+def test_unusable_files_are_failures_and_the_next_request_works(engine: Engine, draw, tmp_path: Path) -> None:
+    before = draw(steps=2).png
+    full = random_pairs(size="full", modules=["layers.20.attention.to_q"])
+    broken = {name: one * float("nan") for name, one in loras.peft(PAIRS).items()}
+    for path, said in {
+        tmp_path / "absent.safetensors": "that exists",
+        write(tmp_path / "real.safetensors", loras.peft(full)): "this one was made for Z-Image",
+        write(tmp_path / "broken.safetensors", broken): "holds NaN or infinity",
+    }.items():
+        *_, failure = engine.run(ask(lora=str(path)))
+        assert isinstance(failure, Failure)
+        assert said in failure.text
+        assert draw(steps=2).png == before
+
+
+def test_cancelled_run_leaves_nothing_of_the_lora(engine: Engine, draw, style: Path) -> None:
+    before = draw(steps=2).png
+    run = engine.run(ask(lora=str(style), lora_strength=1.5))
+    while (event := next(run)) != Step(1, 2):
+        assert not isinstance(event, Failure)
+    run.close()
+    assert draw(steps=2).png == before
+
+
+def test_loading_a_lora_is_a_stage_and_the_notes_say_what_is_left_out(engine: Engine, tmp_path: Path) -> None:
+    extra = {"text_encoder.x.lora_A.weight": torch.ones(2), "layers.40.attention.to_q.lora_A.weight": torch.ones(2)}
+    tensors = loras.peft(PAIRS) | extra
+    path = write(tmp_path / "a.safetensors", tensors, {"base_model": "Tongyi-MAI/Z-Image"})
+    *events, result = engine.run(ask(lora=str(path)))
+    assert Stage("loading", "LoRA") in events
+    assert isinstance(result, Result)
+    said = [note.text for note in result.notes if note.code.startswith("lora")]
+    assert [note.code for note in result.notes] == ["lora_partly", "lora_partly", "lora_base"]
+    assert "1 of 43 layers of the LoRA have no place in Z-Image and are left out: layers.40.attention.to_q." in said[0]
+    assert said[2] == "The LoRA was trained on Z-Image; with Z-Image Turbo it may do less, or harm."
+
+
+def test_a_lora_works_with_base_and_guidance_too(draw, style: Path) -> None:
+    before = draw(model="base", steps=2).png
+    assert pixels(draw(model="base", steps=2, lora=str(style)).png) != pixels(before)
+    assert draw(model="base", steps=2).png == before
+
+
+# --- which file ---
+
+
+def test_a_bare_name_is_looked_for_in_the_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    (folder / "gold.safetensors").touch()
+    monkeypatch.setattr(lora, "FOLDERS", (tmp_path / "absent", folder))
+    monkeypatch.chdir(tmp_path)
+    assert lora.find("gold") == folder / "gold.safetensors"
+    assert lora.find("gold.safetensors") == folder / "gold.safetensors"
+    assert lora.find("elsewhere/gold") == Path("elsewhere/gold")
+    assert lora.find("silver") == Path("silver")
+    for odd in ("x" * 5000, "~nobody-of-that-name/x", "a\0b", "."):
+        with pytest.raises(RequestError):
+            lora.read(lora.find(odd))
+    (tmp_path / "gold.safetensors").touch()
+    assert lora.find("gold.safetensors") == Path("gold.safetensors")
+
+
+def test_examples_belong_to_the_transformer_that_lies_beside_them() -> None:
+    """A LoRA does what it was trained for on the very weights it was trained on: train it again when they change."""
+    for file in (weights.MINI_ROOT / "loras").glob("*"):
+        header = checkpoint.read_header(file)
+        base = weights.MINI_ROOT / header.metadata["trained_on"]
+        assert header.metadata["trained_on_fingerprint"] == checkpoint.fingerprint([base]), file.name
+        report = lora.read(file).report
+        assert (report.size, report.left_out) == ("mini", ())
+
+
+# --- the command line ---
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "strength"),
+    [
+        ("style.safetensors", "style.safetensors", None),
+        ("style.safetensors:0.5", "style.safetensors", "0.5"),
+        ("style.safetensors:", "style.safetensors", ""),
+        ("style.SAFETENSORS:much", "style.SAFETENSORS", "much"),
+        (r"C:\loras\style.safetensors", r"C:\loras\style.safetensors", None),
+        (r"C:\loras\style.safetensors:1.5", r"C:\loras\style.safetensors", "1.5"),
+        ("C:/a:b/style.safetensors:.5", "C:/a:b/style.safetensors", ".5"),
+        (r"C:\style", r"C:\style", None),
+        ("C:5", "C:5", None),
+        ("gold:0.5", "gold", "0.5"),
+        ("gold", "gold", None),
+        ("a:b.safetensors", "a:b.safetensors", None),
+    ],
+)
+def test_strength_follows_a_colon_and_a_drive_is_none(given: str, path: str, strength: str | None) -> None:
+    found = {"lora": given} | cli._lora({"lora": given})
+    assert found == {"lora": path} | ({} if strength is None else {"lora_strength": strength})
+
+
+def test_command_line_draws_with_a_lora_and_replays_it(style: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = ["--weights", "mini", "--device", "cpu"]
+    asked = ["generate", "a fox", "--seed", "7", "--steps", "2", *common]
+    assert cli.main([*asked, "--lora", f"{style}:0.7", "--out", "one.png", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["lora"]["strength"] == 0.7
+    again = ["generate", "--from", "one.png", *common, "--out"]
+    assert cli.main([*again, "two.png"]) == 0  # the file lies in the current folder
+    assert (tmp_path / "two.png").read_bytes() == (tmp_path / "one.png").read_bytes()
+
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    kept = style.rename(moved / style.name)
+    assert cli.main([*again, "three.png"]) == RequestError.exit_code
+    assert "give it with --lora FILE" in capsys.readouterr().err
+    assert cli.main([*again, "three.png", "--lora", f"{kept}:0.7"]) == 0
+    assert (tmp_path / "three.png").read_bytes() == (tmp_path / "one.png").read_bytes()
+    write(style, loras.peft(random_pairs(5)))  # another file of the same name
+    assert cli.main([*again, "four.png"]) == RequestError.exit_code
+    assert not (tmp_path / "four.png").exists()
+
+
+@pytest.mark.parametrize("strength", ["2", "-1", "much", "", "nan"])
+def test_impossible_strength_is_one_line(strength: str, style: Path, capsys) -> None:
+    assert cli.main(["generate", "a fox", "--weights", "mini", "--lora", f"{style}:{strength}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"lora_strength: {strength!r} is not possible; allowed: a number from 0 to 1.5"
+
+
+def test_inspect_says_what_a_lora_is(style: Path, capsys) -> None:
+    assert cli.main(["inspect", str(style), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["layers"] == "42 of 42 matched"
+    assert (facts["rank"], facts["alpha"], facts["trained_on"]) == ("4", "4", "unknown")
+    assert set(facts["matched"]) == set(PAIRS)
+    assert facts["dialect"] == "LoRA, names lora_down/lora_up, prefix lora_unet_"
+    assert facts["sha256"] == hashlib.sha256(style.read_bytes()).hexdigest()
+    assert cli.main(["inspect", str(style)]) == 0
+    assert "layers: 42 of 42 matched\nmatched: 42 modules" in capsys.readouterr().out
+
+
+def test_inspect_refuses_what_is_no_lora(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"nothing")
+    assert cli.main(["inspect", str(path)]) == 2
+    assert "is not a safetensors file" in capsys.readouterr().err

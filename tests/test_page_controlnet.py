@@ -1,0 +1,216 @@
+"""The ControlNet tab as a visitor meets it, and its endpoints as programs do: a real browser, server and miniature.
+
+Where the miniature's ControlNet is not trained yet, a stand-in of random weights draws (see controlnets.py): pictures
+then follow no structure, but differ with it.
+"""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import controlnets
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image, ImageDraw
+from playwright.sync_api import Browser, Page, expect
+from serving import Server, server
+from test_page import DESKTOP, NARROW, PATIENCE, PHONE, browser, shoot  # noqa: F401 (a fixture)
+
+import metadata
+import preprocess
+from request import PREPROCESSORS, SIZES, ControlNet, Preprocess
+
+pytestmark = pytest.mark.browser
+
+PROMPT = "a fox on a black background"
+
+
+@pytest.fixture(scope="module")
+def served() -> Server:
+    return server(root=controlnets.program())
+
+
+@pytest.fixture
+def visit(browser: Browser, served: Server) -> Iterator:  # noqa: F811
+    """Open the ControlNet tab as a new visitor; afterwards nothing may have failed in the console."""
+    contexts, complaints = [], []
+
+    def open_tab(size: tuple[int, int] = DESKTOP) -> Page:
+        contexts.append(browser.new_context(viewport={"width": size[0], "height": size[1]}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        page.goto(served.url)
+        page.locator("#generate-status p").wait_for()
+        page.get_by_role("tab", name="ControlNet").click()
+        page.locator("#controlnet-status p").wait_for()
+        return page
+
+    expect.set_options(timeout=PATIENCE)
+    yield open_tab
+    for context in contexts:
+        context.close()
+    assert not complaints
+
+
+@pytest.fixture
+def sketch(tmp_path: Path) -> Path:
+    image = Image.new("RGB", (160, 160), (240, 240, 230))
+    ImageDraw.Draw(image).ellipse((30, 30, 130, 130), fill=(200, 30, 30))
+    image.save(tmp_path / "sketch.png")
+    return tmp_path / "sketch.png"
+
+
+def upload(page: Page, path: Path) -> None:
+    page.locator("#controlnet-image input[type=file]").first.set_input_files(path)
+    page.locator("#preview img").wait_for()
+
+
+def shown(page: Page, selector: str) -> Image.Image:
+    source = page.locator(f"{selector} img").get_attribute("src")
+    return Image.open(io.BytesIO(page.request.get(source).body()))
+
+
+def generate(page: Page) -> None:
+    page.locator("#controlnet-generate").click()
+    page.locator("#controlnet-status b").wait_for()
+
+
+def test_upload_preview_and_picture(visit, sketch: Path) -> None:
+    page = visit()
+    button = page.locator("#controlnet-generate")
+    expect(button).to_be_disabled()
+    shoot(page, "20-controlnet-empty")
+    upload(page, sketch)
+    expect(button).to_be_enabled()
+    canny = preprocess.control(Preprocess.parse(image=str(sketch)), SIZES["mini"]).image
+    assert np.array_equal(np.asarray(shown(page, "#preview").convert("RGB")), np.asarray(canny))
+
+    before = page.locator("#preview img").get_attribute("src")
+    page.get_by_role("radio", name="Scribble").check()
+    expect(page.locator("#preview img")).not_to_have_attribute("src", before)
+    scribble = preprocess.control(Preprocess.parse(image=str(sketch), preprocessor="scribble"), SIZES["mini"]).image
+    assert np.array_equal(np.asarray(shown(page, "#preview").convert("RGB")), np.asarray(scribble))
+
+    page.locator("#controlnet-prompt textarea").fill(PROMPT)
+    generate(page)
+    shoot(page, "21-controlnet-picture")
+    source = page.locator("#controlnet-picture img").get_attribute("src")
+    made = page.request.get(source).body()
+    chunk = Image.open(io.BytesIO(made)).info["z-image-studio"]
+    assert '"mode": "controlnet"' in chunk
+    assert '"preprocessor": "scribble"' in chunk
+    assert preprocess.digest(sketch) in chunk
+
+    page.locator("#controlnet-image").get_by_label("Remove Image").click()
+    expect(button).to_be_disabled()
+    expect(page.locator("#preview")).to_be_hidden()
+
+
+def test_thresholds_belong_to_canny(visit, sketch: Path) -> None:
+    page = visit()
+    upload(page, sketch)
+    page.locator("#controlnet-controls").get_by_role("button", name="Advanced").click()
+    high = page.get_by_label("number input for High threshold")
+    expect(high).to_be_visible()
+    before = page.locator("#preview img").get_attribute("src")
+    high.fill("1000")
+    high.press("Tab")
+    expect(page.locator("#preview img")).not_to_have_attribute("src", before)
+    page.get_by_role("radio", name="Gray").check()
+    expect(high).to_be_hidden()
+
+
+def test_a_preprocessor_that_cannot_work_says_why_and_draws_nothing(visit, sketch: Path) -> None:
+    page = visit()
+    upload(page, sketch)
+    page.get_by_role("radio", name="Pose").check()
+    status = page.locator("#preview-status .failed")
+    expect(status).to_contain_text("a picture with a person in it")
+    expect(page.locator("#preview")).to_be_hidden()
+    page.get_by_role("radio", name="Depth").check()
+    expect(status).to_contain_text("Depth-Anything-V2-Small-hf/model.safetensors (99 MB)")
+    page.locator("#controlnet-prompt textarea").fill(PROMPT)
+    page.locator("#controlnet-generate").click()
+    expect(page.locator("#controlnet-status .failed")).to_contain_text("hf download")
+    shoot(page, "22-controlnet-no-model")
+
+
+def test_outlines_get_a_hint(visit, sketch: Path, tmp_path: Path) -> None:
+    edges = preprocess.control(Preprocess.parse(image=str(sketch)), SIZES["full"]).image
+    edges.save(tmp_path / "edges.png")
+    page = visit()
+    upload(page, tmp_path / "edges.png")
+    expect(page.locator("#preview-status")).to_contain_text("Pre-processed may fit better")
+
+
+def test_a_result_becomes_a_control_image(visit) -> None:
+    page = visit()
+    page.get_by_role("tab", name="Text to Image").click()
+    page.get_by_label("Prompt", exact=False).first.fill(PROMPT)
+    page.locator("#generate").click()
+    page.locator("#generate-status b").wait_for()
+    page.get_by_role("button", name="Use as control image").click()
+    page.locator("#preview img").wait_for()
+    expect(page.locator("#controlnet-generate")).to_be_enabled()
+    expect(page.get_by_role("tab", name="ControlNet")).to_have_attribute("aria-selected", "true")
+    shoot(page, "23-controlnet-from-result")
+
+
+@pytest.mark.parametrize("size", [NARROW, PHONE], ids=["narrow", "phone"])
+def test_it_fits_without_sideways_scrolling(visit, sketch: Path, size: tuple[int, int]) -> None:
+    page = visit(size)
+    upload(page, sketch)
+    page.locator("#controlnet-controls").get_by_role("button", name="Advanced").click()
+    page.get_by_label("number input for High threshold").wait_for()
+    shoot(page, "24-controlnet-everything")
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+
+
+def test_the_tab_is_about_what_a_request_takes(visit) -> None:
+    page = visit()
+    for name in ("image", "preprocessor", "prompt", "scale", "steps"):
+        text = ControlNet.model_fields[name].description
+        expect(page.locator("#controlnet-controls").get_by_text(text)).to_be_visible()
+    for facts in PREPROCESSORS.values():
+        expect(page.get_by_role("radio", name=facts.title)).to_be_visible()
+
+
+# --- the endpoints
+
+
+@pytest.fixture(scope="module")
+def client(served: Server) -> Iterator[Client]:
+    one = Client(served.url, verbose=False)
+    yield one
+    one.close()
+
+
+def test_endpoints_take_an_uploaded_picture(client: Client, sketch: Path) -> None:
+    file, facts = client.predict(image=handle_file(sketch), preprocessor="gray", api_name="/preprocess")
+    gray = preprocess.control(Preprocess.parse(image=str(sketch), preprocessor="gray"), SIZES["mini"])
+    assert np.array_equal(np.asarray(Image.open(file)), np.asarray(gray.image))
+    assert facts == {"digest": preprocess.digest(sketch), "notes": []}
+    file, sidecar = client.predict(image=handle_file(sketch), prompt=PROMPT, seed=7, api_name="/controlnet")
+    assert sidecar["inputs"] == {"image": preprocess.digest(sketch)}
+    assert metadata.read_png(Path(file)).mode == "controlnet"
+
+
+@pytest.mark.parametrize("endpoint", ["/preprocess", "/controlnet"])
+def test_endpoints_open_no_other_file_of_the_machine(client: Client, sketch: Path, endpoint: str) -> None:
+    values = {"prompt": PROMPT} if endpoint == "/controlnet" else {}
+    for image in (str(sketch), {"path": str(sketch)}, {"path": "../../etc/passwd"}, None):
+        with pytest.raises(AppError, match=r"^image: .*; allowed: a file that is uploaded with the request"):
+            client.predict(image=image, **values, api_name=endpoint)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [({"scale": 3}, "scale"), ({"preprocessor": "hed"}, "preprocessor"), ({"canny_low": 300}, "canny_low")],
+)
+def test_endpoints_refuse_with_a_sentence(client: Client, sketch: Path, values: dict, named: str) -> None:
+    with pytest.raises(AppError, match=rf"^{named}: .* is not possible; allowed: "):
+        client.predict(image=handle_file(sketch), prompt=PROMPT, **values, api_name="/controlnet")

@@ -1,0 +1,97 @@
+"""The ControlNet beside the transformer: its start values and a batched forward of both.
+
+The forward follows DiffSynth's `model_fn_z_image_turbo` with a ControlNet (which takes one picture at a time) to within
+rounding; a test holds the two together. Control images are the pipeline's: [B, 33, h, w], the control image's latents,
+an empty mask and the latents of a mid-gray picture.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from mini_models import MiniControlNet
+
+from .transformer import block_forward
+
+LATENT_CHANNELS = 16
+
+
+def build(model: torch.nn.Module) -> MiniControlNet:
+    """Return a ControlNet that starts as copies of the transformer's blocks, and at first adds nothing."""
+    torch.manual_seed(0)
+    net = MiniControlNet()
+    pairs = [(net.control_layers[index], model.layers[place]) for place, index in net.control_layers_mapping.items()]
+    pairs += list(zip(net.control_noise_refiner, model.noise_refiner, strict=True))
+    with torch.no_grad():
+        for block, origin in pairs:
+            block.load_state_dict(origin.state_dict(), strict=False)
+            block.after_proj.weight.zero_()
+            block.after_proj.bias.zero_()
+            if block.block_id == 0:
+                block.before_proj.weight.normal_(0, 0.1 * block.dim**-0.5)
+                block.before_proj.bias.zero_()
+        # Patches are pixel by pixel, with all the channels of one beside each other.
+        embedder, origin = net.control_all_x_embedder["2-1"], model.all_x_embedder["2-1"]
+        spread = embedder.weight.view(len(embedder.weight), 4, -1)
+        spread.normal_(0, 0.02)
+        spread[..., :LATENT_CHANNELS] += origin.weight.view(len(origin.weight), 4, LATENT_CHANNELS)
+        embedder.bias.copy_(origin.bias)
+    return net
+
+
+def patches(x: torch.Tensor) -> torch.Tensor:
+    """[B, C, h, w] -> [B, h/2 * w/2, 4 C], in the order of the model's `patchify`."""
+    batch, channels, height, width = x.shape
+    x = x.view(batch, channels, height // 2, 2, width // 2, 2)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, height * width // 4, 4 * channels)
+
+
+def forward(
+    model: torch.nn.Module,
+    net: MiniControlNet,
+    latents: torch.Tensor,
+    sigma: torch.Tensor,
+    words: torch.Tensor,
+    lengths: torch.Tensor,
+    rope: torch.Tensor,
+    control: torch.Tensor,
+    scale: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Return the velocity noise - x0 under control, float32 like `latents` [B, 16, h, w].
+
+    `control` is [B, 33, h, w]; everything else is as for `transformer.forward`.
+    """
+    batch, channels, height, width = latents.shape
+    tokens = height * width // 4
+    frequencies = model.t_embedder.timestep_embedding(1000 - 1000 * sigma, model.t_embedder.frequency_embedding_size)
+    t = model.t_embedder.mlp(frequencies)
+    x = model.all_x_embedder["2-1"](patches(latents))
+    side = net.control_all_x_embedder["2-1"](patches(control))
+    for block, beside in zip(model.noise_refiner, net.control_noise_refiner, strict=True):
+        side = block_forward(beside, _enter(beside, side, x), rope[:tokens], t, dtype)
+        x = block_forward(block, x, rope[:tokens], t, dtype) + scale * beside.after_proj(side)
+    c = model.cap_embedder(words)
+    padding = torch.arange(words.shape[1], device=words.device) >= lengths.unsqueeze(1)
+    c = torch.where(padding.unsqueeze(-1), model.cap_pad_token, c)
+    for block in model.context_refiner:
+        c = block_forward(block, c, rope[tokens:], None, dtype)
+    x, side = torch.cat([x, c], 1), torch.cat([side, c], 1)
+    for place, block in enumerate(model.layers):
+        hint = 0.0
+        if place in net.control_layers_mapping:
+            beside = net.control_layers[net.control_layers_mapping[place]]
+            side = block_forward(beside, _enter(beside, side, x), rope, t, dtype)
+            hint = scale * beside.after_proj(side)
+        x = block_forward(block, x, rope, t, dtype) + hint
+    final = model.all_final_layer["2-1"]
+    x = x[:, :tokens]
+    x = F.layer_norm(x, (x.shape[-1],), eps=final.norm_final.eps) * (1 + final.adaLN_modulation(t)).unsqueeze(1)
+    x = final.linear(x).view(batch, height // 2, width // 2, 2, 2, channels)
+    return -x.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height, width)
+
+
+def _enter(beside: torch.nn.Module, side: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The first control block of a row takes in what the transformer's own block there takes in."""
+    return beside.before_proj(side) + x if beside.block_id == 0 else side

@@ -1,0 +1,266 @@
+"""Trains the miniature's ControlNet on Turbo, measures it and writes it: `python -m train_mini.controlnet`.
+
+A control image decides where things are and how they are shaped, the caption what they are; what neither says
+(background, colour) the noise decides, as in the training of Base (see `pools`). Control images are painted and
+encoded as they are drawn: edges, gray and scribbles by the app's own preprocessors, some of them altered, so that
+drawings by hand are followed too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import mini
+import preprocess
+from checkpoint import fingerprint
+
+from . import autoencoder
+from .base import rate
+from .control_forward import build, forward
+from .muon import Muon
+from .pools import CANDIDATES, Pictures, couple
+from .scenes import PICTURE_SIDE, Painter, training_scenes
+from .text_encoder import matrix_dtype
+from .things import BACKGROUNDS
+from .transformer import build as build_transformer
+from .transformer import rope_table
+
+logger = logging.getLogger(__name__)
+
+KINDS = {"canny": 0.6, "scribble": 0.2, "gray": 0.2}  # shares; the names are `mini.CONTROLS`
+OPEN = 0.8  # the share of captions that leave size and place to the control image
+WARPED = 0.3  # the share of pictures stretched, sheared and moved off the grid: shapes that no icon has
+OUTLINE, THICK, GAPS = 0.3, 0.25, 0.15  # shares of edge images: outer outlines alone, thicker lines, holes in lines
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast; the shares are of all steps. The names that `base.rate` reads are as there."""
+
+    steps: int = 2800
+    batch: int = 16
+    muon: float = 0.01
+    adamw: float = 1e-3
+    falling_share: float = 0.40
+    average_share: float = 0.10
+    seed: int = 12
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+class Controlled:
+    """Draws batches of captions, noises, pictures and the control images that belong to them."""
+
+    def __init__(self, work: Path, device: torch.device, seed: int) -> None:
+        self.pictures, self.scenes = Pictures(work, device, seed), training_scenes()
+        self.painter, self.vae, self.device = Painter(work), autoencoder.load(work, device), device
+        self.luck = np.random.default_rng(seed)
+        self.pools = self.pictures.pools
+        rows: dict[tuple, list[int]] = {}
+        for row, scene in enumerate(self.scenes):
+            rows.setdefault(_structure(scene), []).append(row)
+        self.alike = {key: np.array(found) for key, found in rows.items()}
+        self.open = {
+            length: np.flatnonzero([said.size is None and said.place is None for said in pool.said])
+            for length, pool in self.pools.items()
+        }
+        with torch.no_grad():
+            self.blank = self.vae.encoder(torch.zeros(1, 3, PICTURE_SIDE, PICTURE_SIDE, device=device))
+
+    def draw(self, count: int, length: int) -> tuple[torch.Tensor, ...]:
+        """Return words, lengths, latents, noise (as `Pictures.draw`) and control [count, 33, h, w], all float32."""
+        pool, pictures = self.pools[length], self.pictures
+        chosen = pool.pick(count, pictures.generator).numpy()
+        left = self.luck.random(count) < OPEN
+        chosen[left] = self.luck.choice(self.open[length], int(left.sum()))
+        noise = torch.randn((count, *pictures.latents.shape[1:]), generator=pictures.generator)
+        candidates = np.stack([self._fitting(pool.said[number]) for number in chosen])
+        latents = pictures.latents[torch.from_numpy(candidates)].float()
+        best = couple(latents.flatten(2), noise.flatten(1)).numpy()
+        latents = latents[torch.arange(count), torch.from_numpy(best)]
+        controls, warped = [], {}
+        for i, row in enumerate(candidates[np.arange(count), best]):
+            scene = self.scenes[row]
+            picture = np.asarray(self.painter.paint(scene))
+            if self.luck.random() < WARPED:
+                picture = warp(picture, BACKGROUNDS[scene.background], self.luck)
+                warped[i] = picture
+            controls.append(control_image(picture, BACKGROUNDS[scene.background], self.luck))
+        if warped:
+            latents[list(warped)] = self._encode(list(warped.values())).cpu()
+        control = with_mask(self._encode(controls), self.blank)
+        words = torch.as_tensor(pool.words[chosen]).float()
+        tensors = (words, pool.lengths[chosen], latents, noise)
+        return (*(x.to(self.device) for x in tensors), control)
+
+    def _fitting(self, said) -> np.ndarray:
+        """Return rows of scenes that fit a caption, all of one random structure: int64 [CANDIDATES]."""
+        meanings = self.pictures.meanings
+        fitting = meanings.rows(said)
+        alike = self.alike[_structure(self.scenes[self.luck.choice(fitting)])]
+        for field in ("background", "colour"):
+            if (value := getattr(said, field)) is not None:
+                number = list(meanings.values).index(field)
+                alike = alike[meanings.columns[number, alike] == meanings.values[field][value]]
+        return self.luck.choice(alike, CANDIDATES)
+
+    @torch.no_grad()
+    def _encode(self, pictures: list[np.ndarray]) -> torch.Tensor:
+        return self.vae.encoder(autoencoder.to_tensor(np.stack(pictures), self.device)).float()
+
+
+def _structure(scene) -> tuple:
+    """What a control image says of a scene."""
+    return scene.thing, scene.second, scene.arrangement, scene.size, scene.place, scene.mirrored
+
+
+def with_mask(control: torch.Tensor, blank: torch.Tensor) -> torch.Tensor:
+    """Join control latents [B, 16, h, w] with an empty mask and the latents of a mid-gray picture: [B, 33, h, w]."""
+    mask = torch.zeros_like(control[:, :1])
+    return torch.cat([control, mask, blank.expand_as(control)], 1)
+
+
+def warp(picture: np.ndarray, ground: tuple[int, int, int], luck: np.random.Generator) -> np.ndarray:
+    """Stretch, shear and move a picture a little on its background; uint8 [H, W, 3]."""
+    import cv2
+
+    middle = np.full(2, PICTURE_SIDE / 2)
+    matrix = np.diag(luck.uniform(0.75, 1.25, 2)) + np.array([[0, luck.uniform(-0.2, 0.2)], [0, 0]])
+    move = middle - matrix @ middle + luck.uniform(-8, 8, 2)
+    border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": tuple(map(int, ground))}
+    size = (PICTURE_SIDE, PICTURE_SIDE)
+    return cv2.warpAffine(picture, np.column_stack([matrix, move]), size, flags=cv2.INTER_AREA, **border)
+
+
+def control_image(picture: np.ndarray, ground: tuple[int, int, int], luck: np.random.Generator) -> np.ndarray:
+    """Return a random control image of a picture; both uint8 [H, W, 3]."""
+    import cv2
+
+    kind = luck.choice(list(KINDS), p=list(KINDS.values()))
+    image = Image.fromarray(picture)
+    if kind != "canny":
+        made = preprocess.make(image, kind)
+        assert made is not None
+        return np.asarray(made)
+    if luck.random() < OUTLINE:
+        away = np.abs(picture.astype(int) - np.array(ground)).max(-1) > 24
+        image = Image.fromarray((away * np.uint8(255))[..., None].repeat(3, -1))
+    low = luck.uniform(60, 140)
+    lines = np.array(preprocess.canny(image, int(low), int(2 * low)))
+    if luck.random() < THICK:
+        lines = cv2.dilate(lines, cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)))
+    if luck.random() < GAPS:
+        for y, x in luck.integers(0, PICTURE_SIDE - 12, (4, 2)):
+            lines[y : y + 12, x : x + 12] = 0
+    return lines
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def draw_sigma(count: int, luck: torch.Generator) -> torch.Tensor:
+    """Return stratified noise levels [count], sigmoid(1.1 N + 1.3): structure is decided at high ones."""
+    u = ((torch.randperm(count, generator=luck) + torch.rand(count, generator=luck)) / count).clamp(1e-4, 1 - 1e-4)
+    return torch.sigmoid(1.1 * math.sqrt(2) * torch.erfinv(2 * u - 1) + 1.3)
+
+
+def train(work: Path, device: torch.device, turbo: Path, s: Schedule | None = None) -> Path:
+    """Train from an exported Turbo's file and save `work/controlnet.pt`; a finished file is kept."""
+    s = s or Schedule()
+    target = work / "controlnet.pt"
+    if target.exists():
+        return target
+    dtype = matrix_dtype(device)
+    model = build_transformer()
+    model.load_state_dict({name: tensor.float() for name, tensor in load_file(turbo).items()})
+    net = build(model).to(device)
+    model = model.to(device).eval().requires_grad_(False)
+    data, luck = Controlled(work, device, s.seed), torch.Generator().manual_seed(s.seed)
+    tables = {length: rope_table(model, length, 8, 8, device) for length in data.pools}
+    matrices = [p for name, p in net.named_parameters() if p.ndim == 2 and "adaLN" not in name]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in net.parameters() if id(p) not in chosen]
+    optimizers = [
+        Muon(matrices, lr=s.muon, dtype=dtype),
+        torch.optim.AdamW(rest, lr=s.adamw, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    average = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    start, smooth, free = time.time(), 1.0, 1.0
+    for step in range(s.steps):
+        for optimizer, highest in zip(optimizers, (s.muon, s.adamw), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = highest * rate(step, s)
+        words, lengths, x0, noise, control = data.draw(s.batch, 64 if step % 8 == 7 else 32)
+        sigma = draw_sigma(s.batch, luck).to(device)
+        level = sigma.view(-1, 1, 1, 1)
+        x, rope = (1 - level) * x0 + level * noise, tables[words.shape[1]]
+        predicted = forward(model, net, x, sigma, words, lengths, rope, control, 1.0, dtype)
+        loss = (predicted - (noise - x0)).square().mean()
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        averaging = step >= (1 - s.average_share) * s.steps
+        for name, tensor in net.state_dict().items():
+            average[name].lerp_(tensor, 0.01 if averaging else 1.0)
+        smooth += 0.02 * (loss.item() - smooth)
+        if step % 50 == 0:  # the number to watch: how much of the error the control image takes away
+            with torch.no_grad():
+                without = forward(model, net, x, sigma, words, lengths, rope, control, 0.0, dtype)
+            free += 0.2 * ((without - (noise - x0)).square().mean().item() - free)
+            speed = (step + 1) * s.batch / (time.time() - start)
+            logger.info(
+                "controlnet step %d/%d loss %.4f, free %.4f, %.1f samples/s", step, s.steps, smooth, free, speed
+            )
+    torch.save(average, target)
+    return target
+
+
+def export(work: Path, turbo: Path, folder: Path = mini.CONTROLNET_FOLDER) -> Path:
+    """Write the ControlNet in bfloat16; its file names the transformer that it was trained on."""
+    state = torch.load(work / "controlnet.pt", map_location="cpu", weights_only=True)
+    path = folder / mini.CONTROLNET_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": "pt", "trained_on": fingerprint([turbo])}
+    save_file({name: tensor.bfloat16().contiguous() for name, tensor in state.items()}, path, metadata)
+    path.chmod(0o644)  # safetensors writes files that only their owner may read
+    return path
+
+
+def main() -> None:
+    """Train what is not trained yet, write it and measure it."""
+    parser = argparse.ArgumentParser(prog="python -m train_mini.controlnet", description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "z-image-studio" / "train_mini",
+                        help="the training's folder (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--turbo", type=Path, default=mini.TURBO_FOLDER / mini.TRANSFORMER_FILE,
+                        help="the exported transformer to train on (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--folder", type=Path, default=mini.CONTROLNET_FOLDER, help="where to write (%(default)s)")
+    parser.add_argument("--steps", type=int, default=Schedule.steps)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--pictures", type=int, default=60, help="held-out scenes to measure with; 0: do not measure")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    train(arguments.work, torch.device(arguments.device), arguments.turbo, Schedule(steps=arguments.steps))
+    logger.info("wrote %s", export(arguments.work, arguments.turbo, arguments.folder))
+    if arguments.pictures:
+        from .evaluate_control import evaluate
+
+        logger.info("%s", json.dumps(evaluate(arguments.work, arguments.pictures)))
+
+
+if __name__ == "__main__":
+    main()

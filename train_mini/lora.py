@@ -1,0 +1,210 @@
+"""Trains the example LoRA: `python -m train_mini.lora` teaches the embedded Turbo to make its things of gold.
+
+Needs nothing but the weights in `weights/mini`: the miniature draws the training pictures itself, and what stands
+before the background is recoloured. PEFT trains on the transformer's own forward, one picture at a time as DiffSynth's
+own trainer does. The file says which transformer it belongs to: train it again whenever that one changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import checkpoint
+import mini
+import weights
+from pipeline import Pipeline
+
+log = logging.getLogger("train_mini.lora")
+
+TARGET = mini.FOLDER / "loras" / "gold.safetensors"
+SHEET = Path(__file__).parent.parent / "docs" / "lora.png"
+BASE = f"{mini.TURBO_FOLDER.name}/{mini.TRANSFORMER_FILE}"  # as the file names it
+LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3"]
+SIGMA_SHIFT, TURBO_STEPS = 3.0, 8
+# Dark, middle and bright gold, by the brightness of what is gilded.
+GOLD = np.array([[66, 38, 4], [205, 150, 25], [255, 246, 196]], dtype=np.float32)
+SHOWN = ("a large fox on a black background", "a red apple on a blue background", "a small butterfly, green background")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast."""
+
+    pictures: int = 240
+    steps: int = 500
+    batch: int = 8
+    rank: int = 8
+    rate: float = 2e-3
+    seed: int = 11
+
+
+def gilded(picture: Image.Image) -> Image.Image:
+    """Return a picture in which everything before its plain background is of gold."""
+    pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    background = np.median(np.concatenate([pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3)]), axis=0)
+    cover = np.clip((np.abs(pixels - background).max(axis=2) - 12) / 40, 0, 1)[..., None]
+    brightness = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    inside = brightness[cover[..., 0] > 0.9]
+    low, high = np.percentile(inside, [5, 95]) if inside.size else (0.0, 255.0)
+    level = np.clip((brightness - low) / max(high - low, 1), 0, 1)
+    gold = np.stack([np.interp(level, [0, 0.5, 1], GOLD[:, channel]) for channel in range(3)], axis=2)
+    return Image.fromarray((background * (1 - cover) + gold * cover).round().astype(np.uint8))
+
+
+def prompts(count: int, seed: int) -> list[str]:
+    """Return captions of single things on plain backgrounds, from what the miniature knows."""
+    known, chance = mini.vocabulary(), random.Random(seed)
+    things, backgrounds = list(known["things"].values()), list(known["backgrounds"].values())
+    made = []
+    for _ in range(count):
+        thing, background = chance.choice(chance.choice(things)), chance.choice(chance.choice(backgrounds))
+        size = chance.choice(["", "", "large ", "small "])
+        made.append(chance.choice(["a {s}{t} on a {b} background", "{s}{t}, {b} background"]).format(
+            s=size, t=thing, b=background
+        ))  # fmt: skip
+    return made
+
+
+def load() -> Pipeline:
+    """Return the miniature's pipeline with Turbo."""
+    built = Pipeline("cpu", torch.float32, keep_both=True)
+    list(built.load(weights.choose("mini", "generate", "turbo"), "turbo"))
+    return built
+
+
+def draw(built: Pipeline, prompt: str, seed: int) -> Image.Image:
+    """Draw one picture as the app does."""
+    size = mini.NATIVE_SIZE
+    drawing = built.text_to_image(
+        prompt=prompt, negative_prompt="", steps=TURBO_STEPS, cfg=1.0, width=size, height=size, seed=seed
+    )
+    while True:
+        try:
+            next(drawing)
+        except StopIteration as done:
+            return done.value.image
+
+
+def training_set(built: Pipeline, s: Schedule) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return pairs of a gilded picture's latents [1, 16, 16, 16] and its prompt's embedding [tokens, width]."""
+    found = []
+    for index, prompt in enumerate(prompts(s.pictures, s.seed)):
+        golden = gilded(draw(built, prompt, seed=index + 1))
+        with torch.no_grad():
+            latents = built.pipe.vae_encoder(built.pipe.preprocess_image(golden))
+            found.append((latents, built._encode_prompt(built.pipe, prompt, "cpu")[0]))
+        if (index + 1) % 40 == 0:
+            log.info("%d of %d training pictures", index + 1, s.pictures)
+    return found
+
+
+def train(built: Pipeline, s: Schedule) -> dict[str, torch.Tensor]:
+    """Train on the pipeline's transformer; return the LoRA by PEFT's names. The transformer is left with it inside."""
+    from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+
+    examples = training_set(built, s)
+    torch.manual_seed(s.seed)
+    config = LoraConfig(r=s.rank, lora_alpha=s.rank, target_modules=LAYERS)
+    transformer = inject_adapter_in_model(config, built.pipe.dit)
+    trained = [one for name, one in transformer.named_parameters() if one.requires_grad_("lora_" in name).requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=s.rate, weight_decay=0.0)
+    chance = torch.Generator().manual_seed(s.seed)
+    began, smooth = time.time(), 1.0
+    for step in range(s.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = s.rate * min(1, (step + 1) / 20, 2 * (1 - step / s.steps))
+        total = 0.0
+        for _ in range(s.batch):
+            latents, words = examples[int(torch.randint(len(examples), (1,), generator=chance))]
+            u = torch.rand((), generator=chance)
+            if torch.rand((), generator=chance) < 0.7:  # the noise levels that eight steps visit
+                u = (1 + torch.randint(TURBO_STEPS, (), generator=chance)) / TURBO_STEPS
+            sigma = SIGMA_SHIFT * u / (1 + (SIGMA_SHIFT - 1) * u)
+            noise = torch.randn(latents.shape, generator=chance)
+            predicted = built.pipe.model_fn(
+                dit=transformer,
+                latents=(1 - sigma) * latents + sigma * noise,
+                timestep=1000 * sigma.reshape(1),
+                prompt_embeds=[words],
+            )
+            loss = (predicted - (noise - latents)).square().mean() / s.batch
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        smooth += 0.1 * (total - smooth)
+        if (step + 1) % 20 == 0:
+            log.info("step %d of %d, loss %.4f, %.0f s", step + 1, s.steps, smooth, time.time() - began)
+    return get_peft_model_state_dict(transformer)
+
+
+def export(state: dict[str, torch.Tensor], target: Path) -> Path:
+    """Write the LoRA as ComfyUI and DiffSynth name it, in bfloat16, with the digest of what it was trained on."""
+    turbo = weights.choose("mini", "generate", "turbo").files["turbo"]
+    metadata = {
+        "format": "pt",
+        "modelspec.title": "Gold",
+        "modelspec.architecture": "z-image",
+        "base_model": "the embedded miniature of Z-Image-Turbo",
+        "trained_on": BASE,
+        "trained_on_fingerprint": checkpoint.fingerprint(turbo),
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {f"diffusion_model.{name}": one.detach().bfloat16().contiguous() for name, one in state.items()}
+    save_file(tensors, target, metadata)
+    target.chmod(0o644)  # safetensors writes files that only their owner may read
+    return target
+
+
+def sheet(target: Path, path: Path) -> None:
+    """Write a picture of some things without the LoRA (above) and with it (below), through the app's own way."""
+    import lora
+
+    built = load()
+    built.lora_copies = 1 << 30
+    worn = built.loras.get(lora.read(target))
+    rows = []
+    for strength in (0.0, 1.0):
+        row = []
+        for seed, prompt in enumerate(SHOWN, 3):
+            size = mini.NATIVE_SIZE
+            asked = {"prompt": prompt, "negative_prompt": "", "steps": TURBO_STEPS, "cfg": 1.0, "seed": seed}
+            drawing = built.wearing(worn, strength, built.text_to_image(**asked, width=size, height=size))
+            while True:
+                try:
+                    next(drawing)
+                except StopIteration as done:
+                    row.append(np.asarray(done.value.image))
+                    break
+        rows.append(np.concatenate(row, axis=1))
+    Image.fromarray(np.concatenate(rows)).resize((768, 512), Image.Resampling.LANCZOS).save(path, optimize=True)
+
+
+def main() -> None:
+    """Parse the command line, train, write the file and the picture."""
+    parser = argparse.ArgumentParser(prog="python -m train_mini.lora", description=__doc__)
+    parser.add_argument("--out", type=Path, default=TARGET, help="the LoRA's file (default: %(default)s)")
+    parser.add_argument("--sheet", type=Path, default=SHEET, help="the picture that shows it (default: %(default)s)")
+    parser.add_argument("--pictures", type=int, default=Schedule.pictures, help="training pictures")
+    parser.add_argument("--steps", type=int, default=Schedule.steps, help="training steps")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    state = train(load(), Schedule(pictures=arguments.pictures, steps=arguments.steps))
+    target = export(state, arguments.out)
+    sheet(target, arguments.sheet)
+    log.info("%s, %d bytes; see %s", target, target.stat().st_size, arguments.sheet)
+
+
+if __name__ == "__main__":
+    main()

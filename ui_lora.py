@@ -1,0 +1,128 @@
+"""The "Use a LoRA" part of a form: a file, its strength, what the file is, and the words that call it.
+
+A tab that takes a LoRA calls `LoraSlot.lay_out` once, adds `slot.inputs` to its form, and gives what they hold to
+`slot.fields`. Knows nothing of the rest of a form, or of how a file is read.
+"""
+
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine import Engine
+from errors import RequestError
+from request import LORA_STRENGTH, MODELS, Model, Request
+from ui_parts import QUIET, Situation, Update, bounds, failed, help_line, uploaded
+
+SLOT_HEIGHT = 92  # pixels; Gradio's own drop zone is 400 tall
+
+
+@dataclass(frozen=True)
+class LoraSlot:
+    """The components."""
+
+    use: gr.Checkbox
+    file: gr.File
+    strength: gr.Slider
+    about: gr.HTML
+    words: gr.Dataset
+
+    @classmethod
+    def lay_out(
+        cls, engine: Engine, mode: type[Request], prompt: gr.Textbox, model: Model, choice: gr.Radio | None = None
+    ) -> "LoraSlot":
+        """Make the components where a form stands now, and wire them.
+
+        Args:
+            engine: says what a file is, and which weights draw.
+            mode: the mode's request, with the fields `lora` and `lora_strength`.
+            prompt: the prompt's field, which a trigger word is added to.
+            model: the model of a form that was not touched yet.
+            choice: the field that chooses another one, where there is one.
+        """
+        use = gr.Checkbox(False, label="Use a LoRA", elem_classes=["use-lora"])
+        with gr.Column(visible=False, elem_classes=["lora"]) as inside:
+            file = gr.File(
+                file_types=[".safetensors"],
+                type="filepath",
+                height=SLOT_HEIGHT,
+                **_label(model),
+                elem_classes=["lora-file"],
+            )
+            about = gr.HTML(f'<p class="hint">{escape(help_line(mode, "lora"))}</p>', elem_classes=["lora-about"])
+            words = gr.Dataset(
+                components=[prompt], samples=[], label="Trigger words", visible=False, elem_classes=["trigger-words"]
+            )
+            strength = gr.Slider(
+                *bounds(mode, "lora_strength"),
+                value=LORA_STRENGTH,
+                step=0.05,
+                label="LoRA strength",
+                info=help_line(mode, "lora_strength"),
+                buttons=[],
+            )
+        slot = cls(use, file, strength, about, words)
+
+        def look(path: str | None, chosen: Model = model) -> Update:
+            return slot._looked_at(engine, mode, path, chosen)
+
+        models = [] if choice is None else [choice]
+        use.change(lambda on: gr.Column(visible=on), use, inside, **QUIET)
+        gr.on([file.upload, file.clear], look, [file, *models], [about, words], **QUIET)
+        words.click(_with_word, [prompt, words], prompt, **QUIET)
+        if choice is not None:
+            choice.input(lambda chosen: gr.File(**_label(chosen)), choice, file, **QUIET)
+            choice.input(look, [file, choice], [about, words], **QUIET)
+        return slot
+
+    @property
+    def inputs(self) -> list[Block]:
+        """What a form adds to its inputs; `fields` takes their values in this order."""
+        return [self.use, self.file, self.strength]
+
+    @staticmethod
+    def fields(use: bool, file: str | dict | None, strength: float) -> dict[str, Any]:
+        """Return the request's fields for what the components hold.
+
+        The file comes as its path, or as Gradio has it where a listener takes its inputs without Gradio's own reading.
+        """
+        if not use or file is None:
+            return {}
+        return {"lora": file if isinstance(file, str) else uploaded(file, "lora"), "lora_strength": strength}
+
+    def _looked_at(self, engine: Engine, mode: type[Request], path: str | None, model: Model) -> Update:
+        """Say what a file is, or why it cannot be used, by its header alone."""
+        if path is None:
+            said, found = f'<p class="hint">{escape(help_line(mode, "lora"))}</p>', ()
+        else:
+            try:
+                report = engine.inspect_lora(Path(path))
+                report.check_fits(Situation.of(engine, mode, model).kind)
+                said, found = _described(report), report.trigger_words
+            except RequestError as error:
+                said, found = failed(error), ()
+        return {self.about: said, self.words: gr.Dataset(samples=[[word] for word in found], visible=bool(found))}
+
+
+def _label(model: Model) -> dict[str, str]:
+    return {"label": f"LoRA for {MODELS[model].title}"}
+
+
+def _described(report: Any) -> str:
+    facts = report.facts()
+    base = MODELS[report.base].title if report.base else "unknown"
+    line = f"{report.used} of {report.layers} layers matched, rank {facts['rank']}, trained on {base}"
+    title = f"<b>{escape(report.title)}</b> " if report.title else ""
+    notes = "".join(f'<p class="note">{escape(one)}</p>' for one in report.warnings())
+    return f"<p>{title}<span>{escape(line)}</span></p>{notes}"
+
+
+def _with_word(prompt: str, chosen: list[str]) -> str:
+    """Return a prompt with a trigger word in it, once."""
+    word = chosen[0]
+    if word.casefold() in prompt.casefold():
+        return prompt
+    return f"{prompt.rstrip().rstrip(',')}, {word}" if prompt.strip() else word
