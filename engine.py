@@ -474,8 +474,8 @@ def _miniature_notes(request: Request, kind: WeightsKind) -> list[Note]:
 EXAMPLES: dict[WeightsKind, tuple[str, ...]] = {
     "mini": (
         "a red apple on a blue background",
-        "a large fox on a black background",
-        "a small butterfly, yellow background",
+        "a fox and a lion on a green background",
+        "three turtles, purple background",
     ),
     "full": (
         "A cat asleep on a warm windowsill, late afternoon light, 35 mm photograph",

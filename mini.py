@@ -62,7 +62,7 @@ TEXT_ENCODER_CONFIG: dict = {
 
 # DiffSynth finds a model by the md5 of its file's tensor names and shapes; Base and Turbo share one.
 TRANSFORMER_HASH = "87a5ca02d725630eb8007ad83654adb4"
-TEXT_ENCODER_HASH = "9c85dde171b4701e2810f714c4963b6f"
+TEXT_ENCODER_HASH = "cbb963e40affccf4cca87efb94719fc4"
 VAE_HASH = "db586bf62efdeec038ee33d705b7ec2a"
 CONTROLNET_HASH = "368812adebd469580d516965502d75f1"
 

@@ -43,8 +43,7 @@ def _use_as_control_image(drawn: Output, tabs: gr.Tabs, image_field: gr.Image) -
     """Offer a finished picture to the ControlNet tab."""
     with drawn.downloads:
         use = gr.Button("Use as control image", size="sm")
-    chosen = gr.Tabs(selected=ControlNet.mode)
-    use.click(lambda picture: (chosen, picture), drawn.picture, [tabs, image_field], **QUIET)
+    use.click(lambda picture: (gr.Tabs(selected=ControlNet.mode), picture), drawn.picture, [tabs, image_field], **QUIET)
 
 
 def _header() -> str:

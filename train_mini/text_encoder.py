@@ -19,7 +19,7 @@ from mini import TEXT_ENCODER_CONFIG
 from mini_models import MiniTextEncoder
 
 from . import autoencoder, chinese
-from .captions import TEST_TEMPLATES, Caption, Said, describe, plural, random_caption
+from .captions import TEST_TEMPLATES, Caption, Said, describe, plural, random_caption, usual
 from .scenes import Painter, Scene, fetch_icons, kind_of, test_scenes, training_scenes
 from .things import (
     ARRANGEMENTS,
@@ -185,6 +185,7 @@ class Codes:
         def look(table, key):
             return table[key] if key is not None else torch.zeros_like(next(iter(table.values())))
 
+        said = usual(said)
         several = said.arrangement not in (None, "one") or said.second
         size = look(self.size, "small" if several else said.size)
         background = look(self.background, said.background)
