@@ -8,9 +8,10 @@ from PIL import Image
 
 import metadata
 import weights
-from engine import Engine, Settings, Turns
+from engine import Engine, Settings
 from errors import QueueFull, RequestError, WeightsMissing
 from request import Failure, Queued, Result, Stage, Step, TextToImage
+from turns import Turns
 
 
 def ask(**values: object) -> TextToImage:
