@@ -25,7 +25,7 @@ import metadata
 import weights
 from engine import Engine, Settings
 from errors import Cancelled, RequestError, StudioError
-from request import MODES, Event, Failure, Preprocess, Queued, Request, Result, Stage, Step, TextToImage
+from request import MODES, Event, Failure, Preprocess, Queued, Request, Result, Retry, Stage, Step, TextToImage
 
 
 class Parser(argparse.ArgumentParser):
@@ -285,6 +285,8 @@ def _progress(event: Event) -> str:
             return f"{name} {detail}".strip()
         case Step(index, total):
             return f"step {index} of {total}"
+        case Retry(text):
+            return text
     raise AssertionError(f"no line for {event}")
 
 

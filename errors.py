@@ -6,6 +6,11 @@
     │   ├── WeightsMissing   the files that a mode needs are not on this machine
     │   ├── OutOfMemory      the device or the host ran out of memory
     │   ├── QueueFull        too many requests are waiting already
+    │   ├── GpuRefused       a Space gives this visitor no GPU for this request
+    │   │   ├── GpuQuota     their quota does not cover it
+    │   │   ├── GpuBusy      none is free
+    │   │   ├── GpuAborted   it was taken back before the picture was done
+    │   │   └── GpuNoVisitor nobody's quota comes with the request
     │   └── Cancelled        somebody stopped the request
     └── InternalError        a fault of ours; the log has the details
 
@@ -83,6 +88,44 @@ class QueueFull(UserError):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"{limit} requests are waiting already; try again in a moment", limit=limit)
+
+
+class GpuRefused(UserError):
+    """A Space gives this visitor no GPU for this request; the sentence says what they can do."""
+
+    code = "gpu_refused"
+    http_status = 503
+
+
+class GpuQuota(GpuRefused):
+    """The visitor's quota does not cover the request."""
+
+    code = "gpu_quota"
+    http_status = 429
+
+
+class GpuBusy(GpuRefused):
+    """No GPU was free in time."""
+
+    code = "gpu_busy"
+
+
+class GpuAborted(GpuRefused):
+    """The GPU was taken back before the picture was done."""
+
+    code = "gpu_aborted"
+
+
+class GpuNoVisitor(GpuRefused):
+    """The request came by a way that brings no visitor's quota along."""
+
+    code = "gpu_no_visitor"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "on this Space a picture is drawn on the quota of whoever asks for it, which this way of asking does not "
+            "bring along; call the named endpoints instead, with gradio_client and a Hugging Face token"
+        )
 
 
 class Cancelled(UserError):

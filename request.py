@@ -354,6 +354,13 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Retry:
+    """The work begins anew; `text` says why. Stays true, and is shown, until the last event."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Result:
     """A finished picture.
 
@@ -394,4 +401,4 @@ class Failure:
         return cls(error.code, str(error), error.exit_code, error.http_status, error.values)
 
 
-Event = Queued | Stage | Step | Result | Failure
+Event = Queued | Stage | Step | Retry | Result | Failure
