@@ -10,11 +10,16 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import device
+import hub_mirror
 
-device.prepare_environment()  # first: Gradio and huggingface_hub read it when they are imported
+# First: Gradio and huggingface_hub read the environment when they are imported.
+device.prepare_environment()
+if "SPACE_ID" in os.environ:
+    hub_mirror.settle(os.environ)
 
 import theme  # noqa: E402
 import ui  # noqa: E402
+import zerogpu  # noqa: E402
 from engine import Engine  # noqa: E402
 from errors import RequestError  # noqa: E402
 
@@ -45,7 +50,10 @@ def serve(
         RequestError: `auth` is malformed, `host` is open to other machines without it, or the port is taken.
     """
     options = launch_options(host, port, auth, insecure)
-    page = ui.build(engine or Engine())
+    engine = engine or Engine()
+    if zerogpu.ACTIVE:
+        engine.load_for_zerogpu()  # here, and only on ZeroGPU: `launch` packs what lies on "cuda" by then
+    page = ui.build(engine)
     try:
         _, url, _ = page.launch(**options, share=False, quiet=True, prevent_thread_lock=True)
     except OSError as error:  # Gradio's way of saying so; nothing else is opened before the port

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import device
 import lora
@@ -26,7 +26,8 @@ import metadata
 import mini
 import preprocess
 import weights
-from errors import InternalError, OutOfMemory, StudioError, WeightsMissing
+import zerogpu
+from errors import InternalError, OutOfMemory, RequestError, StudioError, WeightsMissing
 from request import (
     MODELS,
     PREPROCESSORS,
@@ -39,6 +40,7 @@ from request import (
     Queued,
     Request,
     Result,
+    Sizes,
     Stage,
     TextToImage,
     WeightsChoice,
@@ -116,6 +118,13 @@ class Drawn:
     lora: metadata.Lora | None = None
 
 
+class _ControlKey(NamedTuple):
+    digest: str
+    preprocessor: str
+    thresholds: tuple[int, ...]
+    sizes: Sizes
+
+
 Drawing = Generator[Event, None, Drawn]
 
 
@@ -128,8 +137,11 @@ class Engine:
         self._pipeline: Pipeline | None = None
         self._built_for: WeightsKind | None = None
         self._plan: device.MemoryPlan | None = None
-        self._controls: OrderedDict[tuple, preprocess.Control] = OrderedDict()
+        self._controls: OrderedDict[_ControlKey, preprocess.Control] = OrderedDict()
         self._preprocessing = threading.Lock()
+        # Filled by `load_for_zerogpu`: the weights in memory by mode and model, and the fingerprints of their parts.
+        self._packed: dict[tuple[str, str], weights.Chosen] = {}
+        self._fingerprints: dict[str, str] = {}
         # Each mode's way from a resolved request to a picture; what all modes share is in `_work`.
         self._modes: Mapping[type[Request], Callable[[weights.Chosen, Request], Drawing]] = {
             TextToImage: self._text_to_image,
@@ -142,6 +154,8 @@ class Engine:
         Raises:
             WeightsMissing: they are not complete on this machine.
         """
+        if self._packed:
+            return self._packed_for(mode, model, asked)
         return weights.choose(asked if asked != "auto" else self.settings.weights, mode, model)
 
     def inspect_lora(self, path: Path) -> lora.Report:
@@ -162,13 +176,11 @@ class Engine:
             RequestError: the picture cannot be used.
             WeightsMissing: the preprocessor's model is not on this machine.
         """
-        sizes = SIZES[self._kind_for_control(request.weights)]
-        low_high = (request.canny_low, request.canny_high) if request.preprocessor == "canny" else ()
-        key = (preprocess.digest(Path(request.image)), request.preprocessor, low_high, sizes)
+        key = self._control_key(request)
         try:
             with self._preprocessing:
                 if key not in self._controls:
-                    self._controls[key] = preprocess.control(request, sizes)
+                    self._controls[key] = preprocess.control(request, key.sizes)
                     if len(self._controls) > CONTROLS_KEPT:
                         self._controls.popitem(last=False)
                 self._controls.move_to_end(key)
@@ -180,6 +192,12 @@ class Engine:
         except Exception as error:
             log.exception("internal error")
             raise InternalError(type(error).__name__, str(error)) from error
+
+    def _control_key(self, request: Preprocess) -> _ControlKey:
+        """Return all that a control image depends on."""
+        low_high = (request.canny_low, request.canny_high) if request.preprocessor == "canny" else ()
+        sizes = SIZES[self._kind_for_control(request.weights)]
+        return _ControlKey(preprocess.digest(Path(request.image)), request.preprocessor, low_high, sizes)
 
     def _kind_for_control(self, asked: WeightsChoice) -> WeightsKind:
         """Return whose sizes a control image has; a ControlNet that is missing is the drawing's concern."""
@@ -224,7 +242,7 @@ class Engine:
             with self._turns.ticket(client) as ticket:
                 while ahead := self._turns.wait(ticket, POLL_SECONDS):
                     yield Queued(ahead)
-                yield from self._work(request)
+                yield from self._through_zerogpu(request) if self._packed else self._work(request)
         except GeneratorExit:
             log.info("cancelled: %s", request.mode)
             raise
@@ -232,6 +250,72 @@ class Engine:
             raise
         except Exception as error:
             raise self._translate(error) from error
+
+    def load_for_zerogpu(self) -> None:
+        """Load every model that is on this machine, in the calling thread, and draw in ZeroGPU's forks from now on.
+
+        Call it in the main thread, before `Blocks.launch`: ZeroGPU emulates CUDA in that thread alone, and packs there
+        what lies on "cuda". Packing may delete files that were mapped, so nothing is looked for on disk afterwards.
+
+        Raises:
+            StudioError: there is no model to draw with, or the memory does not suffice.
+        """
+        requests = [
+            ControlNet.parse(prompt="-", image="-"),  # first: its memory plan has room for all
+            *(TextToImage.parse(prompt="-", model=model) for model in reversed(MODELS)),
+        ]
+        packed: dict[tuple[str, str], weights.Chosen] = {}
+        for request in requests:
+            try:
+                chosen = self.weights_in_use(request.mode, request.model, request.weights)
+            except WeightsMissing as error:
+                log.warning("not on this Space: %s", error)
+                continue
+            if packed and chosen.kind != next(iter(packed.values())).kind:
+                continue  # one pipeline has one kind of weights
+            for event in self._ready(chosen, request.resolved(chosen.kind)):
+                log.info("%s", event)
+            packed[request.mode, request.model] = chosen
+            self._fingerprints |= {part: weights.fingerprint(files) for part, files in chosen.files.items()}
+        if not packed:
+            raise WeightsMissing("this Space has no weights to draw with: see the log")
+        self._packed = packed
+        zerogpu.use(self._in_fork)
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def _packed_for(self, mode: str, model: str, asked: WeightsChoice) -> weights.Chosen:
+        kind = next(iter(self._packed.values())).kind
+        if asked not in ("auto", kind):
+            raise RequestError("weights", asked, f"auto or {kind} on this Space")
+        if (mode, model) not in self._packed:
+            raise WeightsMissing(f"this Space has no weights for the mode {mode} with the model {model}")
+        return self._packed[mode, model]
+
+    def _through_zerogpu(self, request: Request) -> Generator[Event, None, None]:
+        """Do in this process what needs no GPU, refusing what is wrong, and the rest in one that has one."""
+        chosen = self.weights_in_use(request.mode, request.model, request.weights)
+        request = request.resolved(chosen.kind)
+        _lora_of(request, chosen.kind)
+        prepared = None
+        if isinstance(request, ControlNet):
+            yield Stage("preprocessing", PREPROCESSORS[request.preprocessor].title)
+            prepared = self.control_image(request)
+            size = prepared.image.size
+        else:
+            size = request.width, request.height
+        yield from zerogpu.carry_out(zerogpu.Task(request, size, prepared))
+
+    def _in_fork(self, task: zerogpu.Task) -> Generator[Event, None, None]:
+        """Carry out a task in the fork; what goes wrong is an event, and leaves the models where they are."""
+        try:
+            if task.prepared is not None:
+                self._controls[self._control_key(task.request)] = task.prepared
+            yield from self._work(task.request)
+        except Exception as error:
+            yield Failure.of(error if isinstance(error, StudioError) else self._translate(error))
+
+    def _after_fork(self) -> None:
+        self._preprocessing = threading.Lock()  # another thread may have held it, and is not here
 
     def _work(self, request: Request) -> Generator[Event, None, None]:
         clock = _Clock()
@@ -242,7 +326,9 @@ class Engine:
         drawn = yield from clock.watch(self._modes[type(request)](chosen, request))
         seconds = clock.read()
 
-        fingerprints = {part: weights.fingerprint(files) for part, files in chosen.files.items()}
+        fingerprints = {
+            part: self._fingerprints.get(part) or weights.fingerprint(files) for part, files in chosen.files.items()
+        }
         fingerprints |= drawn.fingerprints
         provenance = metadata.Provenance(chosen.kind, fingerprints, drawn.inputs, drawn.lora)
         yield Result(
@@ -327,6 +413,8 @@ class Engine:
         return self._pipeline
 
     def _drop_pipeline(self) -> None:
+        if self._packed:
+            return  # they could not be loaded again: see `load_for_zerogpu`
         self._pipeline = self._built_for = self._plan = None
         gc.collect()  # modules hold cycles
 

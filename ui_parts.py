@@ -22,7 +22,7 @@ from PIL import Image
 import metadata
 from engine import Engine
 from errors import RequestError, StudioError
-from request import SIZES, Event, Failure, Model, Queued, Request, Result, Sizes, Stage, Step, WeightsKind
+from request import SIZES, Event, Failure, Model, Queued, Request, Result, Retry, Sizes, Stage, Step, WeightsKind
 
 STAGES = {
     "loading": "Loading",
@@ -135,7 +135,7 @@ class Output:
         Only this writes what is shown: Gradio's own way to cancel lets two listeners write at once, and the loser of
         that race would leave a page that seems to work on something, or calls the cancelled run a failure.
         """
-        shown = _working("Starting")
+        shown, banner = _working("Starting"), ""
         yield {self.status: shown, self.cancel: gr.Button("Cancel", interactive=True)}
         for event in events:
             if stopped():
@@ -156,8 +156,11 @@ class Output:
                         }
                 case Failure():
                     yield {self.status: failed(event)}
+                case Retry(text):
+                    banner = f'<p class="note" role="status">{escape(text)}</p>'
+                    yield {self.status: banner + shown}
                 case _:
-                    now = _underway(event)
+                    now = banner + _underway(event)
                     # Also when there is nothing new to show: a visitor who has gone is noticed here.
                     yield {self.status: now if now != shown else gr.skip()}
                     shown = now

@@ -28,14 +28,29 @@ ALLOWED = {
     "preprocess": {"depth", "pose", "weights", "request", "errors"},
     "pipeline": {"adapter", "mini", "weights", "device", "request", "errors"},
     "turns": {"errors"},
-    "engine": {"turns", "preprocess", "pipeline", "lora", "metadata", "mini", "weights", "device", "request", "errors"},
+    "workload": set(),
+    "hub_mirror": {"weights"},
+    "zerogpu": {"workload", "request", "errors"},
+    "engine": {
+        "zerogpu",
+        "turns",
+        "preprocess",
+        "pipeline",
+        "lora",
+        "metadata",
+        "mini",
+        "weights",
+        "device",
+        "request",
+        "errors",
+    },
     "ui_parts": {"engine", "request", "metadata", "errors"},
     "ui_lora": {"ui_parts", "engine", "request", "errors"},
     "tab_generate": {"ui_lora", "ui_parts", "engine", "request", "errors"},
     "tab_controlnet": {"ui_lora", "ui_parts", "engine", "request", "errors"},
     "ui": {"tab_generate", "tab_controlnet", "ui_parts", "theme", "engine", "request"},
     "cli": {"app", "engine", "request", "metadata", "weights", "lora", "device", "errors"},
-    "app": {"ui", "theme", "engine", "weights", "device", "errors"},
+    "app": {"ui", "theme", "engine", "hub_mirror", "zerogpu", "weights", "device", "errors"},
     "install": set(),
 }
 
@@ -47,6 +62,7 @@ HEAVY = {
     "cv2": set(),
     "ai_edge_litert": set(),
     "gradio": {"ui", "ui_lora", "ui_parts", "tab_generate", "tab_controlnet", "app", "theme"},
+    "spaces": set(),
 }
 HEAVY_LAZILY = {
     "torch": {"engine", "device"},
@@ -54,7 +70,8 @@ HEAVY_LAZILY = {
     "transformers": {"mini_models"},
     "cv2": {"preprocess", "pose"},
     "ai_edge_litert": {"pose"},
-    "gradio": set(),
+    "gradio": {"zerogpu"},
+    "spaces": {"zerogpu"},
 }
 
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))

@@ -1,0 +1,116 @@
+"""A Space on ZeroGPU, as far as it runs without one: started by test_zerogpu.py in processes of their own.
+
+`page`: the app, its requests carried out by the fork workers of the real package `spaces`. That package is loaded as
+where torch is not installed: then it schedules, forks and streams, and leaves CUDA alone, which is not here; the
+miniature draws on the CPU.
+
+`direct`: the same, for one task without a page, closed in the middle; prints what became of it.
+
+`emulated`: `spaces` with its emulation of CUDA, as on a Space before a GPU is lent; prints where the models lie before
+the launch, and what the launch packed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def _spaces_without_cuda() -> None:
+    sys.modules["torch"] = None  # makes `import torch` an ImportError
+    import spaces  # noqa: F401
+
+    del sys.modules["torch"]
+
+
+def page() -> None:
+    _spaces_without_cuda()
+    import app
+    from engine import Engine, Settings
+
+    app.serve(Engine(Settings(weights="mini", device="cpu")))
+
+
+def direct() -> None:
+    _spaces_without_cuda()
+    from types import SimpleNamespace
+
+    import gradio as gr
+    from gradio.context import LocalContext
+
+    import zerogpu
+    from request import Step, TextToImage
+
+    with tempfile.TemporaryDirectory() as folder:
+        seen = Path(folder) / "seen"
+
+        def work(task: zerogpu.Task):
+            try:
+                for index in range(100):
+                    with seen.open("a") as file:
+                        file.write("step\n")
+                    yield Step(index + 1, 100)
+                    time.sleep(0.05)
+            except GeneratorExit:
+                with seen.open("a") as file:
+                    file.write(f"closed in {'the parent' if os.getpid() == parent else 'a fork'}\n")
+                raise
+
+        parent = os.getpid()
+        zerogpu.use(work)
+        with gr.Blocks() as blocks:
+            pass
+        blocks.launch(prevent_thread_lock=True, quiet=True)
+        LocalContext.request.set(SimpleNamespace(headers=SimpleNamespace(get=lambda name: None)))
+        task = zerogpu.Task(TextToImage.parse(prompt="a fox").resolved("mini"), (128, 128))
+        events = zerogpu.carry_out(task)
+        first = [next(events), next(events)]
+        events.close()
+        lines = seen.read_text().splitlines()
+        blocks.close()
+    print(json.dumps({"first": [vars(event) for event in first], "steps": lines.count("step"), "last": lines[-1]}))
+
+
+def emulated() -> None:
+    import app  # noqa: F401 - imports `spaces` before torch can be used
+    from engine import Engine, Settings
+
+    engine = Engine(Settings(weights=os.environ.get("TEST_WEIGHTS", "mini")))
+    engine.load_for_zerogpu()
+    pipeline = engine._pipeline
+    pipe = pipeline.pipe
+    models = {
+        "text_encoder": pipe.text_encoder,
+        "vae_encoder": pipe.vae_encoder,
+        "vae_decoder": pipe.vae_decoder,
+        "controlnet": pipe.controlnet,
+        **pipeline.transformers,
+    }
+    models = {name: model for name, model in models.items() if model is not None}
+    devices = {name: sorted({str(one.device) for one in model.parameters()}) for name, model in models.items()}
+    size = sum(one.numel() * one.element_size() for model in models.values() for one in model.parameters())
+    offload = Path(os.environ["ZEROGPU_OFFLOAD_DIR"])
+    before = sum(file.stat().st_size for file in offload.rglob("*") if file.is_file())
+
+    import gradio as gr
+
+    with gr.Blocks() as blocks:
+        pass
+    blocks.launch(prevent_thread_lock=True, quiet=True)
+    packed = sum(file.stat().st_size for file in offload.rglob("*") if file.is_file())
+    for file in os.environ.get("TEST_DELETE", "").split(os.pathsep):
+        Path(file).unlink() if file else None
+    chosen = engine.weights_in_use("generate", "turbo")
+    blocks.close()
+    facts = {"devices": devices, "bytes": size, "before": before, "packed": packed, "kind": chosen.kind}
+    print(json.dumps(facts | {"fingerprints": engine._fingerprints}))
+
+
+if __name__ == "__main__":
+    {"page": page, "direct": direct, "emulated": emulated}[sys.argv[1]]()
