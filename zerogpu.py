@@ -80,8 +80,8 @@ def estimate(request: Request, size: tuple[int, int]) -> float:
 
 def seconds_asked(task: Task) -> int:
     """Return how many seconds of the GPU to ask for: after these the Space takes it back."""
-    wanted = math.ceil(task.multiplier * estimate(task.request, task.size))
-    clamped = min(max(wanted, LEAST_SECONDS), MOST_SECONDS)
+    wanted = max(estimate(task.request, task.size), LEAST_SECONDS)  # first, so that a second try always asks for more
+    clamped = min(math.ceil(task.multiplier * wanted), MOST_SECONDS)
     return clamped if task.at_most is None else min(clamped, task.at_most)
 
 

@@ -1,0 +1,351 @@
+"""ZeroGPU: how much is asked for, what its errors mean, and the app in the fork workers of the real `spaces`."""
+
+import contextlib
+import http.server
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import gradio as gr
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+import zerogpu
+from errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalError
+from request import ControlNet, TextToImage
+from zerogpu import Task
+
+ROOT = Path(__file__).parent.parent
+SPACE = ROOT / "tests" / "zerogpu_space.py"
+NATIVE = (1024, 1024)
+
+
+def turbo(**values: object) -> TextToImage:
+    return TextToImage.parse(prompt="a fox", **values).resolved("full")
+
+
+def base(**values: object) -> TextToImage:
+    return turbo(model="base", **values)
+
+
+def controlnet(**values: object) -> ControlNet:
+    return ControlNet.parse(prompt="a fox", image="x.png", **values).resolved("full")
+
+
+# --- how many seconds ---------------------------------------------------------------------------------------------
+
+
+def test_elsewhere_the_decorator_is_the_identity_and_needs_no_spaces() -> None:
+    code = "import sys; sys.modules['spaces'] = None; import zerogpu; print(zerogpu.ACTIVE, zerogpu._on_gpu.__module__)"
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("SPACES_")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "zerogpu"], done.stderr
+
+    def task() -> None: ...
+
+    assert zerogpu._gpu(duration=5)(task) is task
+
+
+def test_the_estimate_grows_with_model_steps_area_controlnet_and_lora() -> None:
+    plain = zerogpu.estimate(turbo(), NATIVE)
+    assert zerogpu.estimate(base(), NATIVE) > plain
+    assert zerogpu.estimate(turbo(steps=16), NATIVE) > plain
+    assert zerogpu.estimate(turbo(), (2048, 2048)) > plain
+    assert zerogpu.estimate(turbo(lora="x.safetensors"), NATIVE) > plain
+    assert zerogpu.estimate(controlnet(steps=8), NATIVE) > plain
+    # ControlNet's size is its picture's, which the request does not hold
+    assert zerogpu.estimate(controlnet(), (2048, 2048)) > zerogpu.estimate(controlnet(), NATIVE)
+
+
+@pytest.mark.parametrize(
+    ("task", "seconds"),
+    [
+        (Task(turbo(), NATIVE), 60),
+        (Task(base(steps=100), (2048, 2048)), 180),
+        (Task(base(steps=100), (2048, 2048), multiplier=2), 180),
+        (Task(turbo(), NATIVE, at_most=25), 25),
+        (Task(base(steps=100), (2048, 2048), at_most=100), 100),
+        (Task(turbo(), NATIVE, at_most=500), 60),
+    ],
+)
+def test_what_is_asked_for_is_clamped(task: Task, seconds: int) -> None:
+    assert zerogpu.seconds_asked(task) == seconds
+
+
+def test_the_multiplier_counts_before_clamping() -> None:
+    task = Task(base(), (2048, 2048))
+    expected = zerogpu.estimate(task.request, task.size)
+    assert 60 < expected < 180
+    assert zerogpu.seconds_asked(task) == pytest.approx(expected, abs=1)
+    assert zerogpu.seconds_asked(Task(task.request, task.size, multiplier=2)) == 180
+    assert zerogpu.seconds_asked(Task(turbo(), NATIVE, multiplier=2)) == 120  # twice the least
+
+
+# --- what its errors mean -----------------------------------------------------------------------------------------
+
+QUOTA = "You have exceeded your free ZeroGPU quota (120s requested vs. 30s left). Try again in 1:23:45. "
+
+
+@pytest.mark.parametrize(
+    ("title", "message", "kind", "words"),
+    [
+        ("ZeroGPU quota exceeded", QUOTA, GpuQuota, ["15 s left", "60 s", "1:23:45"]),
+        ("ZeroGPU quota exceeded", "Space app has reached its GPU limit. Try …", GpuQuota, ["sign in", "token"]),
+        ("ZeroGPU quota exceeded", "You have exceeded your ZeroGPU runs limit. ", GpuQuota, ["number of pictures"]),
+        ("ZeroGPU pending credits exceeded", "You have too many …", GpuQuota, ["wait"]),
+        ("ZeroGPU illegal duration", "The requested GPU duration (60s) is larger …", GpuQuota, ["60 s", "smaller"]),
+        ("ZeroGPU queue timeout", "No GPU was available after 60s", GpuBusy, ["try again"]),
+        ("ZeroGPU client error", "No GPU was available", GpuBusy, ["few minutes"]),
+        ("ZeroGPU client error", "Expired ZeroGPU proxy token", GpuBusy, ["reload"]),
+        ("ZeroGPU worker error", "GPU task aborted", GpuAborted, ["after 60 s"]),
+        ("ZeroGPU worker error", "OutOfMemoryError", InternalError, ["OutOfMemoryError"]),
+        ("ZeroGPU something new", "Unheard of", GpuBusy, ["Unheard of"]),
+    ],
+)
+def test_each_error_of_the_space_is_a_sentence(title: str, message: str, kind: type, words: list[str]) -> None:
+    said = zerogpu.refusal_of(gr.Error(message, title=title, print_exception=False), 60)
+    assert type(said) is kind
+    assert all(word in str(said) for word in words), str(said)
+
+
+def test_the_titles_are_those_of_the_installed_package() -> None:
+    import spaces.zero
+
+    source = "".join(file.read_text() for file in Path(spaces.zero.__file__).parent.glob("*.py"))
+    ours = (ROOT / "zerogpu.py").read_text()
+    known = {line.split('"')[1] for line in ours.splitlines() if line.strip().startswith('case "ZeroGPU')}
+    assert len(known) == 6
+    assert all(f'error("{title}"' in source for title in known)
+    raised = {piece.split('"')[0] for piece in source.split(' error("')[1:]}
+    assert raised == known
+
+
+def test_only_this_module_knows_the_titles() -> None:
+    others = [path for path in ROOT.glob("*.py") if path.name != "zerogpu.py"]
+    assert not [path.name for path in others if "GPU task aborted" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize(
+    ("task", "refusal", "again"),
+    [
+        (Task(base(), (2048, 1536)), GpuAborted("-"), {"multiplier": 2.0}),
+        (Task(base(), (2048, 1536), multiplier=2.0), GpuAborted("-"), None),
+        (Task(base(steps=100), (2048, 2048)), GpuAborted("-"), None),  # at 180 already
+        (Task(turbo(), NATIVE), GpuQuota("-", fits=40), {"at_most": 40}),
+        (Task(turbo(), NATIVE), GpuQuota("-", fits=10), None),  # the picture itself takes longer
+        (Task(turbo(), NATIVE, at_most=40), GpuQuota("-", fits=30), None),  # once
+        (Task(turbo(), NATIVE), GpuQuota("-"), None),
+        (Task(turbo(), NATIVE), GpuBusy("-"), None),
+    ],
+)
+def test_what_is_tried_again(task: Task, refusal: Exception, again: dict | None) -> None:
+    found = zerogpu._another_try(task, refusal)
+    assert found == (again and Task(**{**vars(task), **again}))
+
+
+def test_without_a_visitor_it_is_refused() -> None:
+    with pytest.raises(GpuNoVisitor) as refused:
+        next(zerogpu.carry_out(Task(turbo(), NATIVE)))
+    assert refused.value.http_status == 503
+    assert "gradio_client" in str(refused.value)
+
+
+# --- with the real package ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Lender:
+    """A stand-in for the service that lends GPUs, which answers on loopback in its protocol; the rest is real.
+
+    `answers` are what the next requests for a GPU get: "lend" (also when there are none left), "abort": lend, and kill
+    the process that takes it; or a status and a JSON body.
+    """
+
+    url: str = ""
+    answers: list = field(default_factory=list)
+    calls: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    pids: list[int] = field(default_factory=list)
+    aborting: bool = False
+    idle: bool = False
+
+    def named(self, name: str) -> list[dict[str, str]]:
+        return [values for path, values in self.calls if path == name]
+
+
+@contextlib.contextmanager
+def lending() -> Iterator[Lender]:
+    lender = Lender()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            parts = urlsplit(self.path)
+            values = {name: value[0] for name, value in parse_qs(parts.query).items()}
+            lender.calls.append((parts.path, values))
+            status, body = 200, {}
+            if parts.path == "/schedule":
+                answer = lender.answers.pop(0) if lender.answers else "lend"
+                lender.aborting = answer == "abort"
+                body = {"idle": lender.idle, "nvidiaIndex": 0, "nvidiaUUID": "GPU-0", "allowToken": "token"}
+                if not isinstance(answer, str):
+                    status, body = answer
+            self.send_response(status)
+            data = json.dumps(body).encode()
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+            if parts.path == "/allow":
+                lender.pids.append(int(values["pid"]))
+                if lender.aborting:  # what the Space does when the seconds are over
+                    os.kill(lender.pids[-1], signal.SIGKILL)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        lender.url = f"http://127.0.0.1:{server.server_address[1]}"
+        yield lender
+        server.shutdown()
+
+
+def environment(lender: Lender, folder: Path) -> dict[str, str]:
+    cgroup = folder / "cgroup"
+    cgroup.write_text("0::/space\n")
+    return os.environ | {
+        "SPACES_ZERO_GPU": "true",
+        "SPACES_ZERO_DEVICE_API_URL": lender.url,
+        "ZEROGPU_PROC_SELF_CGROUP_PATH": str(cgroup),
+        "ZEROGPU_OFFLOAD_DIR": str(folder / "offload"),
+        "SPACE_ID": "someone/z-image-studio",
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "default",
+    }
+
+
+@dataclass(frozen=True)
+class Space:
+    lender: Lender
+    client: Client
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
+    folder = tmp_path_factory.mktemp("space")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with lending() as lender, open(folder / "log.txt", "wb") as log:
+        # As on a Space: address and port come from the environment alone.
+        environ = environment(lender, folder) | {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
+        process = subprocess.Popen(
+            [sys.executable, str(SPACE), "page"], cwd=ROOT, env=environ, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            yield Space(lender, _client(f"http://127.0.0.1:{port}", process, folder / "log.txt"), folder / "log.txt")
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def _client(url: str, process: subprocess.Popen, log: Path) -> Client:
+    deadline = time.monotonic() + 180  # far more than it takes; a machine may be busy
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            return Client(url, verbose=False)
+        except Exception:  # whatever a server that is not there yet makes of it
+            time.sleep(0.5)
+    raise AssertionError(f"the Space did not start:\n{log.read_text()}")
+
+
+@pytest.fixture
+def lender(space: Space) -> Lender:
+    space.lender.calls.clear()
+    space.lender.answers.clear()
+    return space.lender
+
+
+def test_a_picture_is_drawn_in_a_fork_that_a_gpu_is_lent_to(space: Space, lender: Lender) -> None:
+    _, facts = space.client.predict("a fox on a black background", seed=7, api_name="/generate")
+    assert facts["request"]["seed"] == 7
+    (asked,) = lender.named("/schedule")
+    assert asked["durationSeconds"] == "60"
+    assert len(lender.named("/allow")) == 1
+    assert lender.pids[-1] != 0
+    assert [done["fail"] for done in lender.named("/release")] == ["false"]
+
+
+def test_an_aborted_task_is_tried_once_more(space: Space, lender: Lender) -> None:
+    lender.answers[:] = ["abort"]
+    job = space.client.submit("a fox on a black background", seed=7, api_name="/generate")
+    _, facts = job.result()
+    assert [asked["durationSeconds"] for asked in lender.named("/schedule")] == ["60", "120"]
+    said = "The Space took its GPU back after 60 s; trying once more with 120 s."
+    assert said in facts["notes"]
+    assert {"progress": "retry", "text": said} in [facts for _, facts in job.outputs()]
+
+
+def test_it_is_tried_once_more_and_not_twice(space: Space, lender: Lender) -> None:
+    lender.answers[:] = ["abort", "abort", "lend"]
+    with pytest.raises(AppError, match="took its GPU back after 120 s"):
+        space.client.predict("a fox", api_name="/generate")
+    assert len(lender.named("/schedule")) == 2
+
+
+def test_what_is_wrong_is_refused_before_a_gpu_is_asked_for(space: Space, lender: Lender) -> None:
+    with pytest.raises(AppError, match="weights"):
+        space.client.predict("a fox", weights="full", api_name="/generate")
+    assert not lender.named("/schedule")
+
+
+def test_the_visitors_quota_is_a_sentence(space: Space, lender: Lender) -> None:
+    lender.answers[:] = [(429, {"left": 5, "wait": "PT1H"})]
+    with pytest.raises(AppError, match="sign in to Hugging Face"):
+        space.client.predict("a fox", api_name="/generate")
+    space.client.predict("a fox", seed=3, api_name="/generate")  # the next request works
+
+
+def test_the_quotas_rest_is_used_where_it_suffices(space: Space, lender: Lender) -> None:
+    signed_in = {"x-ip-token": "a.e30.b"}
+    client = Client(space.client.src, headers=signed_in, verbose=False)
+    lender.answers[:] = [(429, {"left": 40, "wait": "PT1H"})]
+    client.predict("a fox", seed=3, api_name="/generate")
+    assert [asked["durationSeconds"] for asked in lender.named("/schedule")] == ["60", "40"]
+
+
+def test_closing_the_generator_stops_the_fork(tmp_path: Path) -> None:
+    with lending() as lender:
+        done = subprocess.run(
+            [sys.executable, str(SPACE), "direct"], cwd=ROOT, env=environment(lender, tmp_path), capture_output=True
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        facts = json.loads(done.stdout.splitlines()[-1])
+        assert [event["index"] for event in facts["first"]] == [1, 2]
+        assert facts["steps"] < 50
+        assert facts["last"] == "closed in a fork"
+        assert [one["fail"] for one in lender.named("/release")] == ["false"]
+
+
+def test_models_lie_on_cuda_before_the_launch_which_packs_them(tmp_path: Path) -> None:
+    with lending() as lender:
+        done = subprocess.run(
+            [sys.executable, str(SPACE), "emulated"], cwd=ROOT, env=environment(lender, tmp_path), capture_output=True
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        facts = json.loads(done.stdout.splitlines()[-1])
+        assert {"turbo", "base", "text_encoder", "vae_decoder"} <= set(facts["devices"])
+        assert set(map(tuple, facts["devices"].values())) == {("cuda:0",)}
+        assert facts["before"] == 0
+        assert facts["packed"] >= facts["bytes"]
+        assert lender.named("/startup-report")
