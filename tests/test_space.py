@@ -1,0 +1,109 @@
+"""What makes this repository a Space: README.md's front matter and the one command that deploys it."""
+
+import importlib.metadata
+import re
+import shlex
+import subprocess
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub.utils import filter_repo_objects
+
+import app
+import weights
+
+ROOT = Path(__file__).parent.parent
+GUIDE = ROOT / "docs" / "space.md"
+
+# What each repository holds that a pipeline reads: the names as on the hub, with the small files beside the weights.
+SHARDS = {"turbo": 3, "base": 2}
+READ = {
+    "turbo": ["transformer/config.json", "transformer/diffusion_pytorch_model.safetensors.index.json"],
+    "base": ["transformer/config.json", "transformer/diffusion_pytorch_model.safetensors.index.json"],
+    "text_encoder": ["text_encoder/config.json", "text_encoder/model.safetensors.index.json"],
+    "vae": ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"],
+    "tokenizer": [
+        f"tokenizer/{name}" for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+    ],
+}
+
+
+def front_matter() -> dict:
+    _, front, _ = (ROOT / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    return yaml.safe_load(front)
+
+
+def preloaded() -> dict[str, list[str]]:
+    lines = (line.split(maxsplit=1) for line in front_matter()["preload_from_hub"])
+    return {repo: patterns.split(",") for repo, patterns in lines}
+
+
+def files_of(part: weights.Part) -> list[str]:
+    """Return names that the part has on the hub."""
+    if part.pattern.endswith("*.safetensors"):
+        count = SHARDS.get(part.name, 3)
+        stem = part.pattern.removesuffix("*.safetensors") + "model"
+        shards = [f"{stem}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    else:
+        shards = [] if "*" in part.pattern else [part.pattern]
+    return shards + READ.get(part.name, [])
+
+
+def test_the_front_matter_names_what_a_space_needs() -> None:
+    front = front_matter()
+    assert front["title"] == "Z-Image Studio"
+    assert (front["sdk"], front["app_file"]) == ("gradio", "app.py")
+    assert front["python_version"] == "3.11"  # a string: as a number, 3.10 would be 3.1
+    asked = (ROOT / "requirements.txt").read_text()
+    lowest, below = re.search(r"^gradio>=([\d.]+),<([\d.]+)$", asked, re.M).groups()
+
+    def number(version: str) -> list[int]:
+        return [int(part) for part in version.split(".")]
+
+    assert number(lowest) <= number(front["sdk_version"]) < number(below)
+    assert front["sdk_version"] == importlib.metadata.version("gradio")
+    assert len(front["short_description"]) <= 60  # the hub's limit
+
+
+@pytest.mark.parametrize("part", weights.PARTS.values(), ids=lambda part: part.name)
+def test_every_part_is_preloaded_with_its_small_files(part: weights.Part) -> None:
+    globs = preloaded()[part.repo]
+    for name in files_of(part):
+        assert any(fnmatchcase(name, glob) for glob in globs), f"{name} of {part.repo} is not preloaded"
+    folder = part.pattern.rpartition("/")[0]
+    assert not folder or f"{folder}/*" in globs  # broad: a file that a later revision adds comes along
+
+
+def test_nothing_is_preloaded_that_no_part_has() -> None:
+    assert set(preloaded()) == {part.repo for part in weights.PARTS.values()}
+
+
+def test_the_space_brings_the_package_spaces() -> None:
+    named = re.findall(r"^[A-Za-z0-9_.-]+", (ROOT / "requirements.txt").read_text(), re.M)
+    assert "spaces" not in named
+    assert not re.search(r"^spaces==", (ROOT / "requirements.lock").read_text(), re.M)
+
+
+def test_one_command_deploys_what_runs_and_nothing_else() -> None:
+    command = shlex.split(re.search(r"^\.venv/bin/hf upload .*$", GUIDE.read_text(encoding="utf-8"), re.M)[0])
+    excluded = command[command.index("--exclude") + 1 :]
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    uploaded = set(filter_repo_objects(tracked.stdout.splitlines(), ignore_patterns=excluded))
+    needed = [*ROOT.glob("*.py"), *ROOT.glob("assets/*"), *ROOT.glob("weights/**/*")]
+    needed += [ROOT / name for name in ("README.md", "requirements.txt", "theme.css", "LICENSE", "NOTICE")]
+    names = {path.relative_to(ROOT).as_posix() for path in needed if path.is_file() and "__pycache__" not in path.parts}
+    assert names & set(tracked.stdout.splitlines()) <= uploaded
+    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line.startswith("/")]
+    made = [name if name.endswith(".lock") else f"{name}/deep/file" for name in ignored]
+    made += [".git/config", "__pycache__/app.pyc"]
+    made += ["tests/__pycache__/x.pyc", "train_mini/scenes.py", "models/Tongyi-MAI/Z-Image/x.safetensors"]
+    assert len(made) > 10
+    assert not list(filter_repo_objects(made, ignore_patterns=excluded))
+
+
+def test_a_space_decides_its_address_and_needs_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPACE_ID", "someone/z-image-studio")
+    options = app.launch_options("0.0.0.0", 80, None, False)
+    assert not {"server_name", "server_port", "auth"} & set(options)
