@@ -20,10 +20,9 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-import ui_parts
 import zerogpu
 from errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalError
-from request import ControlNet, Event, Failure, Retry, Step, TextToImage
+from request import ControlNet, TextToImage
 from zerogpu import Task
 
 ROOT = Path(__file__).parent.parent
@@ -353,15 +352,8 @@ def test_models_lie_on_cuda_before_the_launch_which_packs_them(tmp_path: Path) -
 
 
 def test_the_page_shows_a_second_try_until_it_ends() -> None:
-    def events() -> Iterator[Event]:
-        yield Step(1, 8)
-        yield Retry("The Space took its GPU back.")
-        yield Step(1, 8)
-        yield Failure("gpu_aborted", "Again.", 1, 503)
-
-    with gr.Blocks():
-        output = ui_parts.Output.lay_out(TextToImage, "")
-    said = [str(update.get(output.status, "")) for update in output.follow(events(), lambda: False)]
-    shown = ["took its GPU back" in text for text in said]
-    assert shown == [False, False, True, True, False]
+    done = subprocess.run([sys.executable, str(SPACE), "banner"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert ["took its GPU back" in text for text in said] == [False, False, True, True, False]
     assert "step 1 of 8" in said[3]

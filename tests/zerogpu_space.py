@@ -8,6 +8,8 @@ miniature draws on the CPU.
 
 `emulated`: `spaces` with its emulation of CUDA, as on a Space before a GPU is lent; prints where the models lie before
 the launch, and what the launch packed.
+
+`banner`: what the page says of a run that is tried again.
 """
 
 from __future__ import annotations
@@ -112,5 +114,22 @@ def emulated() -> None:
     print(json.dumps(facts | {"fingerprints": engine._fingerprints}))
 
 
+def banner() -> None:
+    import gradio as gr
+
+    import ui_parts
+    from request import Failure, Retry, Step, TextToImage
+
+    def events():
+        yield Step(1, 8)
+        yield Retry("The Space took its GPU back.")
+        yield Step(1, 8)
+        yield Failure("gpu_aborted", "Again.", 1, 503)
+
+    with gr.Blocks():
+        output = ui_parts.Output.lay_out(TextToImage, "")
+    print(json.dumps([str(update.get(output.status, "")) for update in output.follow(events(), lambda: False)]))
+
+
 if __name__ == "__main__":
-    {"page": page, "direct": direct, "emulated": emulated}[sys.argv[1]]()
+    {"page": page, "direct": direct, "emulated": emulated, "banner": banner}[sys.argv[1]]()
