@@ -337,6 +337,20 @@ def test_closing_the_generator_stops_the_fork(tmp_path: Path) -> None:
         assert [one["fail"] for one in lender.named("/release")] == ["false"]
 
 
+def test_aborted_and_overdrawn_tasks_are_tried_once_more(tmp_path: Path) -> None:
+    with lending() as lender:
+        lender.answers[:] = ["abort", "lend", "abort", "abort", (429, {"left": 40, "wait": "PT1H"}), "lend"]
+        done = subprocess.run(
+            [sys.executable, str(SPACE), "retried"], cwd=ROOT, env=environment(lender, tmp_path), capture_output=True
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        once, twice, quota = json.loads(done.stdout.splitlines()[-1])
+        assert once == ["Retry", "Result", "The Space took its GPU back after 60 s; trying once more with 120 s."]
+        assert twice[:2] == ["Retry", "GpuAborted"] and "after 120 s" in twice[2]
+        assert quota == ["Result"]
+        assert [asked["durationSeconds"] for asked in lender.named("/schedule")] == ["60", "120"] * 2 + ["60", "40"]
+
+
 def test_models_lie_on_cuda_before_the_launch_which_packs_them(tmp_path: Path) -> None:
     with lending() as lender:
         done = subprocess.run(

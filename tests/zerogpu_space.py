@@ -6,6 +6,8 @@ miniature draws on the CPU.
 
 `direct`: the same, for one task without a page, closed in the middle; prints what became of it.
 
+`retried`: the same, for three tasks after each other, of which the first two are aborted; prints what was said.
+
 `emulated`: `spaces` with its emulation of CUDA, as on a Space before a GPU is lent; prints where the models lie before
 the launch, and what the launch packed.
 
@@ -79,6 +81,38 @@ def direct() -> None:
     print(json.dumps({"first": [vars(event) for event in first], "steps": lines.count("step"), "last": lines[-1]}))
 
 
+def retried() -> None:
+    _spaces_without_cuda()
+    from types import SimpleNamespace
+
+    import gradio as gr
+    from gradio.context import LocalContext
+
+    import zerogpu
+    from errors import StudioError
+    from request import Result, TextToImage
+
+    def work(task: zerogpu.Task):
+        yield Result(b"", {}, task.request, task.size, "mini", "", {})
+
+    zerogpu.use(work)
+    with gr.Blocks() as blocks:
+        pass
+    blocks.launch(prevent_thread_lock=True, quiet=True)
+    LocalContext.request.set(SimpleNamespace(headers=SimpleNamespace(get={"x-ip-token": "a.e30.b"}.get)))
+    runs = []
+    for prompt in ("aborted", "aborted twice", "quota"):
+        said = []
+        try:
+            for event in zerogpu.carry_out(zerogpu.Task(TextToImage.parse(prompt=prompt).resolved("mini"), (128, 128))):
+                said += [type(event).__name__, *(note.text for note in getattr(event, "notes", ()))]
+        except StudioError as error:
+            said += [type(error).__name__, str(error)]
+        runs.append(said)
+    blocks.close()
+    print(json.dumps(runs))
+
+
 def emulated() -> None:
     import app  # noqa: F401 - imports `spaces` before torch can be used
     from engine import Engine, Settings
@@ -132,4 +166,4 @@ def banner() -> None:
 
 
 if __name__ == "__main__":
-    {"page": page, "direct": direct, "emulated": emulated, "banner": banner}[sys.argv[1]]()
+    {"page": page, "direct": direct, "emulated": emulated, "banner": banner, "retried": retried}[sys.argv[1]]()
