@@ -25,7 +25,12 @@ import metadata
 import weights
 from engine import Engine, Settings
 from errors import Cancelled, RequestError, StudioError
-from request import MODES, Event, Failure, Preprocess, Queued, Request, Result, Stage, Step, TextToImage
+from request import MODES, ControlNet, Event, Failure, Preprocess, Queued, Request, Result, Stage, Step, TextToImage
+
+MEMORY_HELP = (
+    "GB of the device's memory to count with, in place of what is free: fewer leave room to others, more keep more of "
+    "the models loaded (also Z_IMAGE_MEMORY)"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,6 +46,7 @@ def build_parser() -> Parser:
     common = Parser(add_help=False)
     common.add_argument("--weights", default="auto", help=_help(TextToImage, "weights"))
     common.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    common.add_argument("--memory", metavar="GB", help=MEMORY_HELP)
     common.add_argument("--offline", action="store_true", help="never touch the network")
     common.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else")
     common.add_argument("-v", "--verbose", action="store_true", help="log what happens to stderr")
@@ -245,7 +251,10 @@ def _doctor(args: argparse.Namespace) -> int:
     on = device.choose_device(args.device)
     chosen = weights.choose(args.weights, TextToImage.mode, "turbo")
     total, available = device.host_memory()
-    plan = device.memory_plan(on.kind, on.total_bytes, on.free_bytes, total, TextToImage.mode, chosen.kind, on.dtype)
+    plans = {
+        mode: device.plan_for(on, mode, chosen.kind, memory_gb=args.memory)
+        for mode in (TextToImage.mode, ControlNet.mode)
+    }
     facts = {
         "version": metadata.APP_VERSION,
         "python": platform.python_version(),
@@ -254,7 +263,7 @@ def _doctor(args: argparse.Namespace) -> int:
         "device": f"{on.name} ({on.kind}, {on.dtype}): {on.reason}",
         "memory": f"{weights.size_text(available)} of {weights.size_text(total)} free",
         "weights": f"{chosen.kind}: {chosen.reason}",
-        "memory plan": list(plan.reasons),
+        **{f"memory plan ({mode})": list(plan.reasons) for mode, plan in plans.items()},
         "models": _inventory(),
     }
     _print_facts(facts, args.json)
@@ -262,7 +271,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _engine(args: argparse.Namespace) -> Engine:
-    return Engine(Settings(weights=args.weights, device=args.device))
+    return Engine(Settings(weights=args.weights, device=args.device, memory_gb=args.memory))
 
 
 def _follow(engine: Engine, request: Request) -> Result | Failure:

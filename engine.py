@@ -11,12 +11,12 @@ import datetime
 import gc
 import logging
 import os
-import sys
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,7 +24,9 @@ import device
 import lora
 import metadata
 import mini
+import preflight
 import preprocess
+import safeguard
 import weights
 from errors import InternalError, OutOfMemory, StudioError, WeightsMissing
 from request import (
@@ -56,15 +58,24 @@ T = TypeVar("T")
 
 QUEUE_LIMIT = 32  # waiting requests; about as many as people are willing to wait behind
 CONTROLS_KEPT = 16  # control images, 3 MB each at full size: one or two for every visitor of a busy page
+ESTIMATE_SAID = 10.0  # seconds from which a visitor wants to know how long it will take
 POLL_SECONDS = 0.25  # how often a waiting request says that it waits, and so can be cancelled
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for a whole process: which weights and device to use, and how many requests may wait."""
+    """What holds for a whole process.
+
+    Attributes:
+        weights: which weights to use.
+        device: which device to use.
+        memory_gb: how many GB (10^9 bytes) of the device's memory to count with; None takes what is free.
+        queue_limit: how many requests may wait.
+    """
 
     weights: WeightsChoice = "auto"
     device: str = "auto"
+    memory_gb: float | str | None = None
     queue_limit: int = QUEUE_LIMIT
 
 
@@ -127,7 +138,10 @@ class Engine:
         self._turns = Turns(settings.queue_limit)
         self._pipeline: Pipeline | None = None
         self._built_for: WeightsKind | None = None
+        self._device: device.Device | None = None
         self._plan: device.MemoryPlan | None = None
+        self._tighter = 0  # how many plans were given up because the memory did not suffice
+        self._forecast = preflight.Forecast()
         self._controls: OrderedDict[tuple, preprocess.Control] = OrderedDict()
         self._preprocessing = threading.Lock()
         # Each mode's way from a resolved request to a picture; what all modes share is in `_work`.
@@ -239,8 +253,9 @@ class Engine:
         request = request.resolved(chosen.kind)
         log.info("%s with %s weights: %s", request.mode, chosen.kind, request.model_dump_json())
 
-        drawn = yield from clock.watch(self._modes[type(request)](chosen, request))
+        drawn = yield from clock.watch(self._within_memory(chosen, request))
         seconds = clock.read()
+        self._forecast.learn(request, chosen.kind, drawn.image.size, seconds)
 
         fingerprints = {part: weights.fingerprint(files) for part, files in chosen.files.items()}
         fingerprints |= drawn.fingerprints
@@ -261,10 +276,28 @@ class Engine:
             notes=drawn.notes,
         )
 
+    def _within_memory(self, chosen: weights.Chosen, request: Request) -> Drawing:
+        """Draw; where the memory does not suffice, once more under a tighter plan, which then stays."""
+        try:
+            return (yield from self._modes[type(request)](chosen, request))
+        except Exception as error:
+            if not device.is_out_of_memory(error) or self._plan is None or self._plan.tightest:
+                raise
+            log.warning("out of memory, trying again with less: %s", error)
+        # Outside of the handler: the exception held what was half-done.
+        self._drop_pipeline()
+        self._tighter += 1
+        yield Stage("loading", "again, since the memory did not suffice")
+        drawn = yield from self._modes[type(request)](chosen, request)
+        plan = "; ".join(self._plan.reasons) if self._plan else ""
+        note = Note("less_memory", f"The memory did not suffice at first; drawn with a tighter plan: {plan}.")
+        return replace(drawn, notes=(*drawn.notes, note))
+
     def _text_to_image(self, chosen: weights.Chosen, request: TextToImage) -> Drawing:
         file = _lora_of(request, chosen.kind)
-        pipeline = yield from self._ready(chosen, request)
-        drawing = pipeline.text_to_image(
+        pipeline = yield from self._ready(chosen, request, (request.width, request.height))
+        draw = partial(
+            pipeline.text_to_image,
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
             steps=request.steps,
@@ -273,7 +306,7 @@ class Engine:
             height=request.height,
             seed=request.seed,
         )
-        picture, worn = yield from _wearing(pipeline, file, request, drawing)
+        picture, worn = yield from _wearing(pipeline, file, request, draw)
         notes = (*picture.notes, *worn.notes, *_miniature_notes(request, chosen.kind))
         return Drawn(picture.image, notes, worn.inputs, lora=worn.lora)
 
@@ -281,9 +314,10 @@ class Engine:
         yield Stage("preprocessing", PREPROCESSORS[request.preprocessor].title)
         control = self.control_image(request)
         file = _lora_of(request, chosen.kind)
-        pipeline = yield from self._ready(chosen, request)
+        pipeline = yield from self._ready(chosen, request, control.image.size)
         width, height = control.image.size
-        drawing = pipeline.text_to_image(
+        draw = partial(
+            pipeline.text_to_image,
             prompt=request.prompt,
             negative_prompt="",
             steps=request.steps,
@@ -293,14 +327,21 @@ class Engine:
             seed=request.seed,
             control=(control.image, request.scale),
         )
-        picture, worn = yield from _wearing(pipeline, file, request, drawing)
+        picture, worn = yield from _wearing(pipeline, file, request, draw)
         notes = (*control.notes, *picture.notes, *worn.notes, *_miniature_notes(request, chosen.kind))
         return Drawn(picture.image, notes, {"image": control.digest, **worn.inputs}, lora=worn.lora)
 
-    def _ready(self, chosen: weights.Chosen, request: Request) -> Generator[Event, None, Pipeline]:
-        """Return the pipeline with the request's models loaded, built anew where the kind of weights changed."""
+    def _ready(
+        self, chosen: weights.Chosen, request: Request, size: tuple[int, int]
+    ) -> Generator[Event, None, Pipeline]:
+        """Return the pipeline with the request's models loaded, built anew where the kind of weights changed.
+
+        Raises:
+            OutOfMemory: the weights cannot be used on this machine at all.
+            RequestError: a picture of this size and number of steps is hopeless here.
+        """
         planned = self._plan is not None and (
-            "controlnet" in self._plan.resident or "controlnet" not in chosen.files
+            "controlnet" in self._plan.parts or "controlnet" not in chosen.files
         )  # a plan made without it may not leave room for it
         if self._pipeline is None or self._built_for != chosen.kind or not planned:
             yield Stage("loading", "program")  # torch and diffsynth take seconds to import
@@ -311,18 +352,23 @@ class Engine:
             from pipeline import Pipeline
 
             on = device.choose_device(self.settings.device)
-            host_total, _ = device.host_memory()
-            plan = device.memory_plan(
-                on.kind, on.total_bytes, on.free_bytes, host_total, request.mode, chosen.kind, on.dtype
+            plan = device.plan_for(
+                on, request.mode, chosen.kind, memory_gb=self.settings.memory_gb, tighter=self._tighter
             )
             log.info("%s; %s", on.reason, "; ".join(plan.reasons))
-            if plan.offload or not plan.fits:  # streaming weights from the host is not built yet
+            if not plan.fits:
                 raise OutOfMemory(
-                    f"these weights do not fit this machine yet: {'; '.join(plan.reasons)}. "
-                    "Weights mini draws with the miniature."
+                    f"these weights do not fit this machine: {'; '.join(plan.reasons)}. "
+                    "Weights mini draws with the miniature; --memory GB counts with more than is free."
                 )
-            self._pipeline = Pipeline(on.kind, getattr(torch, on.dtype), plan.keep_both_transformers, plan.lora_copies)
-            self._built_for, self._plan = chosen.kind, plan
+            self._device, self._plan = on, plan
+            dtype = getattr(torch, on.dtype)
+            self._pipeline = Pipeline(on.kind, dtype, plan.keep_both_transformers, plan.lora_copies, plan)
+            self._built_for = chosen.kind
+        expected = self._forecast.check(request, chosen.kind, size, self._device, self._plan)
+        log.info("estimate: %s (%s throughput)", expected, expected.source)
+        if expected.seconds >= ESTIMATE_SAID:
+            yield Stage("estimating", str(expected))
         yield from self._pipeline.load(chosen, request.model)
         return self._pipeline
 
@@ -333,10 +379,12 @@ class Engine:
     def _translate(self, error: Exception) -> StudioError:
         """Turn a foreign exception into one of ours, by its type; whatever it left half-done is dropped."""
         self._drop_pipeline()
-        torch = sys.modules.get("torch")  # importing it may be what failed
-        if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
+        if device.is_out_of_memory(error):
             log.warning("out of memory: %s", error)
-            return OutOfMemory("the memory did not suffice; a smaller width and height needs less")
+            return OutOfMemory(
+                "the memory did not suffice, also with the tightest plan; choose a smaller width and height, draw "
+                "without a LoRA, or close other programs that use the memory"
+            )
         log.exception("internal error")
         return InternalError(type(error).__name__, str(error))
 
@@ -364,13 +412,14 @@ def _lora_of(request: Request, kind: WeightsKind) -> lora.LoraFile | None:
 
 
 def _wearing(
-    pipeline: Pipeline, file: lora.LoraFile | None, request: Request, drawing: Progress
+    pipeline: Pipeline, file: lora.LoraFile | None, request: Request, draw: Callable[[], Progress]
 ) -> Generator[Event, None, tuple[Picture, Worn]]:
-    """Carry out `drawing` with the request's LoRA, if it has one."""
+    """Carry out a drawing with the request's LoRA, if it has one, and look at what comes of it."""
     if file is None:
-        return (yield from drawing), Worn()
+        return (yield from safeguard.checked(pipeline, draw)), Worn()
     yield Stage("loading", "LoRA")
     adapter = pipeline.loras.get(file)
+    drawing = safeguard.checked(pipeline, draw, file.report.name)
     picture = yield from pipeline.wearing(adapter, request.lora_strength, drawing)
     report = adapter.report
     notes = [Note("lora_partly", sentence) for sentence in report.warnings()]

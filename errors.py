@@ -5,6 +5,7 @@
     │   ├── RequestError     a field of the request has an impossible value
     │   ├── WeightsMissing   the files that a mode needs are not on this machine
     │   ├── OutOfMemory      the device or the host ran out of memory
+    │   ├── BrokenPicture    what came out is no picture: NaN, black, flat or clipped
     │   ├── QueueFull        too many requests are waiting already
     │   └── Cancelled        somebody stopped the request
     └── InternalError        a fault of ours; the log has the details
@@ -73,6 +74,13 @@ class OutOfMemory(UserError):
     code = "out_of_memory"
     exit_code = 4
     http_status = 503
+
+
+class BrokenPicture(UserError):
+    """What came out is no picture, also in safe mode; the sentence says what was seen and the likely cause."""
+
+    code = "broken_picture"
+    http_status = 500
 
 
 class QueueFull(UserError):

@@ -15,12 +15,13 @@ import logging
 import sys
 import types
 from collections import OrderedDict
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffsynth.core import ModelConfig
+from diffsynth.core.attention import attention
 from diffsynth.diffusion.base_pipeline import ControlNetInput
 from diffsynth.models.model_loader import ModelPool
 from diffsynth.models.z_image_dit import TimestepEmbedder, ZImageDiT
@@ -28,8 +29,12 @@ from diffsynth.pipelines.z_image import ZImagePipeline, ZImageUnit_PAIControlNet
 from PIL import Image
 from transformers import AutoTokenizer
 
+import loader
 import mini
+import sanity
+import tiling
 from adapter import Adapter, Adapters, applied
+from device import MemoryPlan
 from request import Model, Note, Stage, Step
 from weights import Chosen
 
@@ -45,11 +50,12 @@ Progress = Generator[Stage | Step, None, "Picture"]
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture, RGB, 8 bit, with the latents it came from: (1, 16, height / 8, width / 8)."""
+    """A decoded picture, RGB, 8 bit; the latents it came from, (1, 16, height / 8, width / 8); the health of both."""
 
     image: Image.Image
     latents: torch.Tensor
     notes: tuple[Note, ...]
+    health: sanity.Health | None = None
 
 
 class Pipeline:
@@ -60,22 +66,32 @@ class Pipeline:
         dtype: the dtype that weights are held and computed in.
         keep_both: whether Base and Turbo may be in memory together.
         lora_copies: bytes that changed copies of weights may take while a LoRA is used.
+        plan: where each part waits; without one, everything stays on the device.
     """
 
-    def __init__(self, device: str, dtype: torch.dtype, keep_both: bool, lora_copies: int = 0) -> None:
+    def __init__(
+        self,
+        device: str,
+        dtype: torch.dtype,
+        keep_both: bool,
+        lora_copies: int = 0,
+        plan: MemoryPlan | None = None,
+    ) -> None:
         _send_prints_to_log()
         self.keep_both = keep_both
+        self.plan = plan
         self.lora_copies = lora_copies
         self.loras = Adapters()
         self.transformers: dict[Model, ZImageDiT] = {}
         # DiffSynth's own default device is the CPU on a Mac.
-        self.pipe = ZImagePipeline(device=device, torch_dtype=dtype)
+        self.pipe = loader.StudioPipe(device=device, torch_dtype=dtype)
         self._embeddings: OrderedDict[str, tuple[torch.Tensor, Note | None]] = OrderedDict()
         for unit in self.pipe.units:
             if isinstance(unit, ZImageUnit_PromptEmbedder):
                 unit.encode_prompt = self._encode_prompt
         self.pipe.units = [
-            ControlUnit() if isinstance(unit, ZImageUnit_PAIControlNet) else unit for unit in self.pipe.units
+            ControlUnit(self._in_tiles) if isinstance(unit, ZImageUnit_PAIControlNet) else unit
+            for unit in self.pipe.units
         ]
 
     def load(self, chosen: Chosen, model: Model) -> Generator[Stage, None, None]:
@@ -94,25 +110,32 @@ class Pipeline:
             pipe.tokenizer = AutoTokenizer.from_pretrained(chosen.files["tokenizer"][0], local_files_only=True)
         if pipe.text_encoder is None:
             yield Stage("loading", "text encoder")
-            pipe.text_encoder = self._read(chosen.files["text_encoder"]).fetch_model("z_image_text_encoder")
+            pipe.text_encoder = self._read(chosen.files["text_encoder"], "text_encoder").fetch_model(
+                "z_image_text_encoder"
+            )
         if pipe.vae_decoder is None:
             yield Stage("loading", "autoencoder")
-            pool = self._read(chosen.files["vae"])
+            pool = self._read(chosen.files["vae"], "vae")
             pipe.vae_encoder = pool.fetch_model("flux_vae_encoder")
             pipe.vae_decoder = pool.fetch_model("flux_vae_decoder")
+            for half in (pipe.vae_encoder, pipe.vae_decoder):
+                loader.keep_own_dtype(half)
         if pipe.controlnet is None and "controlnet" in chosen.files:
             yield Stage("loading", "ControlNet")
-            pipe.controlnet = self._read(chosen.files["controlnet"]).fetch_model("z_image_controlnet")
+            pipe.controlnet = self._read(chosen.files["controlnet"], "controlnet").fetch_model("z_image_controlnet")
+        if pipe.dit is not None and pipe.dit is not self.transformers.get(model):
+            loader.offload(pipe.dit)  # from here on DiffSynth does not see it
         if model not in self.transformers:
             yield Stage("loading", f"transformer ({model})")
             if not self.keep_both:
                 self.transformers.clear()
                 pipe.dit = None
                 gc.collect()  # modules hold cycles, and the next load needs the room now
-            transformer = self._read(chosen.files[model]).fetch_model("z_image_dit")
+            transformer = self._read(chosen.files[model], "transformer").fetch_model("z_image_dit")
             follow_weight_dtype(transformer.t_embedder)
             self.transformers[model] = transformer
         pipe.dit = self.transformers[model]
+        pipe.vram_management_enabled = pipe.check_vram_management_state()
 
     def text_to_image(
         self,
@@ -183,21 +206,61 @@ class Pipeline:
             yield Step(index + 1, steps)
 
         yield Stage("decoding")
+        image, health = self.decode(shared["latents"])
+        return Picture(image, shared["latents"], notes, health)
+
+    def decode(self, latents: torch.Tensor) -> tuple[Image.Image, sanity.Health]:
+        """Decode latents, (1, 16, height / 8, width / 8), in tiles where the memory plan says so."""
+        pipe = self.pipe
         with torch.no_grad():
             pipe.load_models_to_device(["vae_decoder"])
-            image = pipe.vae_output_to_image(pipe.vae_decoder(shared["latents"]))
+            decoded = self._in_tiles(pipe.vae_decoder, latents, pixels=latents.shape[-2] * latents.shape[-1] * 64)
             pipe.load_models_to_device([])
-        return Picture(image, shared["latents"], notes)
+            return pipe.vae_output_to_image(decoded), sanity.measure(latents, decoded)
+
+    @property
+    def dtype_name(self) -> str:
+        """What the transformer computes in."""
+        return str(self.pipe.torch_dtype).removeprefix("torch.")
+
+    @property
+    def attention(self) -> str:
+        """DiffSynth's attention backend; "torch" is SDPA."""
+        return attention.ATTENTION_IMPLEMENTATION
+
+    def safe_mode_differs(self) -> bool:
+        """Whether safe mode would compute anything in another way than usual."""
+        return self.attention != "torch" or next(self.pipe.vae_decoder.parameters()).dtype != torch.float32
+
+    @contextmanager
+    def safe_mode(self) -> Iterator[None]:
+        """Compute with torch's own attention and the VAE in fp32 inside the block."""
+        halves = [self.pipe.vae_encoder, self.pipe.vae_decoder]
+        usual, dtypes = attention.ATTENTION_IMPLEMENTATION, [next(half.parameters()).dtype for half in halves]
+        try:
+            attention.ATTENTION_IMPLEMENTATION = "torch"
+            for half in halves:
+                half.float()
+            yield
+        finally:
+            attention.ATTENTION_IMPLEMENTATION = usual
+            for half, dtype in zip(halves, dtypes, strict=True):
+                half.to(dtype)
+
+    def _in_tiles(self, half: torch.nn.Module, inputs: torch.Tensor, pixels: int) -> torch.Tensor:
+        """Apply one half of the VAE, tile by tile above the plan's number of pixels."""
+        if self.plan is None or pixels <= self.plan.tiled_vae_above:
+            return half(inputs)
+        scale = 8 if half is self.pipe.vae_encoder else 1
+        return tiling.tiled(half, inputs, tiling.TILE * scale, tiling.OVERLAP * scale)
 
     def wearing(self, adapter: Adapter, strength: float, drawing: Progress) -> Progress:
         """Carry out `drawing` with a LoRA on the transformer loaded last; afterwards its weights are what they were."""
         with applied(self.pipe.dit, adapter, strength, self.lora_copies, self.pipe.torch_dtype):
             return (yield from drawing)
 
-    def _read(self, files: Sequence[Path]) -> ModelPool:
-        """Have DiffSynth recognise and load one model's files."""
-        paths = [str(path) for path in files]
-        return self.pipe.download_and_load_models([ModelConfig(path=paths if len(paths) > 1 else paths[0])])
+    def _read(self, files: Sequence[Path], part: str) -> ModelPool:
+        return loader.read(self.pipe, files, part, self.plan)
 
     def _encode_prompt(self, pipe: ZImagePipeline, prompt: str, device: str) -> list[torch.Tensor]:
         """Replace the prompt unit's own method; returns [(tokens, width)] as that does.
@@ -252,8 +315,9 @@ class ControlUnit(ZImageUnit_PAIControlNet):
     picture. Encoding that takes as long as encoding the control image: 49 s on a CPU at full size.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, apply: Callable[[torch.nn.Module, torch.Tensor, int], torch.Tensor]) -> None:
         super().__init__()
+        self._apply = apply  # how a half of the VAE is applied: in tiles where memory is short
         self._blanks: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()
 
     def process(
@@ -264,7 +328,7 @@ class ControlUnit(ZImageUnit_PAIControlNet):
             return {}
         (wanted,) = controlnet_inputs
         pipe.load_models_to_device(self.onload_model_names)
-        control = pipe.vae_encoder(pipe.preprocess_image(wanted.image))
+        control = self._apply(pipe.vae_encoder, pipe.preprocess_image(wanted.image), height * width)
         mask = torch.zeros((1, 1, height // 8, width // 8), dtype=pipe.torch_dtype, device=pipe.device)
         context = torch.cat([control, mask, self._blank(pipe, height, width)], dim=1)
         return {"control_context": context.unsqueeze(2), "control_scale": wanted.scale}
@@ -272,7 +336,7 @@ class ControlUnit(ZImageUnit_PAIControlNet):
     def _blank(self, pipe: ZImagePipeline, height: int, width: int) -> torch.Tensor:
         if (height, width) not in self._blanks:
             picture = torch.zeros((1, 3, height, width), dtype=pipe.torch_dtype, device=pipe.device)
-            self._blanks[height, width] = pipe.vae_encoder(picture)
+            self._blanks[height, width] = self._apply(pipe.vae_encoder, picture, height * width)
             if len(self._blanks) > BLANKS_KEPT:
                 self._blanks.popitem(last=False)
         self._blanks.move_to_end((height, width))

@@ -27,6 +27,8 @@ from request import SIZES, Event, Failure, Model, Queued, Request, Result, Sizes
 STAGES = {
     "loading": "Loading",
     "preprocessing": "Preparing the control image:",
+    "estimating": "This will take",
+    "safe mode": "Once more in safe mode,",
     "encoding": "Reading the prompt",
     "denoising": "Drawing",
     "decoding": "Developing the picture",

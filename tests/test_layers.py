@@ -26,9 +26,17 @@ ALLOWED = {
     "depth": set(),
     "pose": set(),
     "preprocess": {"depth", "pose", "weights", "request", "errors"},
-    "pipeline": {"adapter", "mini", "weights", "device", "request", "errors"},
+    "tiling": set(),
+    "sanity": set(),
+    "loader": {"device"},
+    "pipeline": {"loader", "tiling", "sanity", "adapter", "mini", "weights", "device", "request", "errors"},
+    "safeguard": {"sanity", "request", "errors"},
+    "preflight": {"device", "request", "errors"},
     "turns": {"errors"},
-    "engine": {"turns", "preprocess", "pipeline", "lora", "metadata", "mini", "weights", "device", "request", "errors"},
+    "engine": {
+        *("turns", "safeguard", "preflight", "preprocess", "pipeline", "lora", "metadata", "mini", "weights", "device"),
+        *("request", "errors"),
+    },
     "ui_parts": {"engine", "request", "metadata", "errors"},
     "ui_lora": {"ui_parts", "engine", "request", "errors"},
     "tab_generate": {"ui_lora", "ui_parts", "engine", "request", "errors"},
@@ -41,8 +49,8 @@ ALLOWED = {
 
 # Third-party packages that only some modules may import, and whether they may do so at the top of the file.
 HEAVY = {
-    "torch": {"pipeline", "adapter", "mini_models", "depth"},
-    "diffsynth": {"pipeline", "mini_models"},
+    "torch": {"pipeline", "loader", "adapter", "mini_models", "depth"},
+    "diffsynth": {"pipeline", "loader", "mini_models"},
     "transformers": {"pipeline", "depth"},
     "cv2": set(),
     "ai_edge_litert": set(),
