@@ -34,7 +34,7 @@ SIZES: Mapping[str, int] = {
 }
 # An estimate, to be checked wherever a card is at hand: the denoiser's activations at 1024 x 1024, CUDA's own memory,
 # and what fragmentation loses.
-HEADROOM = 3_000_000_000
+HEADROOM: Mapping[str, int] = {"bfloat16": 3_000_000_000, "float32": 3_500_000_000}
 FLOOR = 8_000_000_000  # bytes of a card below which nothing is promised; an "8 GB" card has about 8.5e9
 HOST_RESERVE = 6_000_000_000  # bytes of the host's memory left to the system, the program and files being read
 VRAM_MARGIN_GIB = 0.5  # kept free under `vram_limit`, as in DiffSynth's own low-VRAM examples
@@ -379,8 +379,8 @@ def memory_plan(
     if kind == "mini":
         return _mini_plan(names, dtype, room, tighter)
 
-    rows = _rows(dtype, control)
-    fitting = [row for row in rows if row.bytes(vae_dtype) + HEADROOM <= room]
+    rows, headroom = _rows(dtype, control), HEADROOM[dtype]
+    fitting = [row for row in rows if row.bytes(vae_dtype) + headroom <= room]
     row = (fitting or rows[-1:])[min(tighter, max(len(fitting) - 1, 0))]
     fits, waiting = bool(fitting), [part for part in names if part not in row.resident]
     wait = sum(_bytes(part, "bfloat16") for part in waiting)
@@ -408,13 +408,13 @@ def memory_plan(
     if device_kind == "cuda" and total < FLOOR:
         reasons.append(f"a card of {total / 1e9:.1f} GB is below the 8 GB that this is made for: slow, and tight")
     if not fits:
-        need = (row.bytes(vae_dtype) + HEADROOM) / 1e9
+        need = (row.bytes(vae_dtype) + headroom) / 1e9
         reasons.append(f"even that needs about {need:.0f} GB: expect to run out of memory")
     left = room - row.bytes(vae_dtype)
     per_pixel = VAE_NUMBERS_PER_PIXEL * (4 if vae_dtype == "float32" else 2)
-    tiled = TILED_AT_LEAST if tighter else min(max((left - HEADROOM // 3) // per_pixel, TILED_AT_LEAST), TILED_AT_MOST)
+    tiled = TILED_AT_LEAST if tighter else min(max((left - headroom // 3) // per_pixel, TILED_AT_LEAST), TILED_AT_MOST)
     plain = "transformer" in row.resident and row.held == dtype  # only such weights can have changed copies
-    copies = max(0, left - HEADROOM) if plain and not waiting and not tighter else 0
+    copies = max(0, left - headroom) if plain and not waiting and not tighter else 0
     tightest = bool(tighter) and tighter >= len(fitting) - 1
     return MemoryPlan(parts, both, limit, tiled, vae_dtype, room, tuple(reasons), fits, copies, tightest)
 

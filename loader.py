@@ -17,11 +17,26 @@ from diffsynth.core import ModelConfig
 from diffsynth.models.model_loader import ModelPool
 from diffsynth.pipelines.z_image import ZImagePipeline
 
+import tiling
 from device import MemoryPlan, Placement
 
 
 class StudioPipe(ZImagePipeline):
-    """DiffSynth's pipe, whose management also runs on the CPU and for models that are swapped."""
+    """DiffSynth's pipe, whose management also runs on the CPU, and whose VAE can work in tiles.
+
+    Attributes:
+        tiled_vae_above: pixels above which it does; None is never.
+    """
+
+    tiled_vae_above: int | None = None
+
+    def in_tiles(self, half: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        """Apply one half of the VAE to pictures or latents, [1, C, h, w]; tile by tile where they are large."""
+        scale = 8 if half is self.vae_encoder else 1  # pixels for a latent
+        pixels = inputs.shape[-2] * inputs.shape[-1] * (8 // scale) ** 2
+        if self.tiled_vae_above is None or pixels <= self.tiled_vae_above:
+            return half(inputs)
+        return tiling.tiled(half, inputs, tiling.TILE * scale, tiling.OVERLAP * scale)
 
     def load_models_to_device(self, model_names: Sequence[str]) -> None:
         """Offload every managed model but the named ones, and make those ready."""

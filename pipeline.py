@@ -15,7 +15,7 @@ import logging
 import sys
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +32,9 @@ from transformers import AutoTokenizer
 import loader
 import mini
 import sanity
-import tiling
 from adapter import Adapter, Adapters, applied
 from device import MemoryPlan
+from loader import StudioPipe
 from request import Model, Note, Stage, Step
 from weights import Chosen
 
@@ -84,14 +84,15 @@ class Pipeline:
         self.loras = Adapters()
         self.transformers: dict[Model, ZImageDiT] = {}
         # DiffSynth's own default device is the CPU on a Mac.
-        self.pipe = loader.StudioPipe(device=device, torch_dtype=dtype)
+        self.pipe = StudioPipe(device=device, torch_dtype=dtype)
+        if plan is not None:
+            self.pipe.tiled_vae_above = plan.tiled_vae_above
         self._embeddings: OrderedDict[str, tuple[torch.Tensor, Note | None]] = OrderedDict()
         for unit in self.pipe.units:
             if isinstance(unit, ZImageUnit_PromptEmbedder):
                 unit.encode_prompt = self._encode_prompt
         self.pipe.units = [
-            ControlUnit(self._in_tiles) if isinstance(unit, ZImageUnit_PAIControlNet) else unit
-            for unit in self.pipe.units
+            ControlUnit() if isinstance(unit, ZImageUnit_PAIControlNet) else unit for unit in self.pipe.units
         ]
 
     def load(self, chosen: Chosen, model: Model) -> Generator[Stage, None, None]:
@@ -214,7 +215,7 @@ class Pipeline:
         pipe = self.pipe
         with torch.no_grad():
             pipe.load_models_to_device(["vae_decoder"])
-            decoded = self._in_tiles(pipe.vae_decoder, latents, pixels=latents.shape[-2] * latents.shape[-1] * 64)
+            decoded = pipe.in_tiles(pipe.vae_decoder, latents)
             pipe.load_models_to_device([])
             return pipe.vae_output_to_image(decoded), sanity.measure(latents, decoded)
 
@@ -246,13 +247,6 @@ class Pipeline:
             attention.ATTENTION_IMPLEMENTATION = usual
             for half, dtype in zip(halves, dtypes, strict=True):
                 half.to(dtype)
-
-    def _in_tiles(self, half: torch.nn.Module, inputs: torch.Tensor, pixels: int) -> torch.Tensor:
-        """Apply one half of the VAE, tile by tile above the plan's number of pixels."""
-        if self.plan is None or pixels <= self.plan.tiled_vae_above:
-            return half(inputs)
-        scale = 8 if half is self.pipe.vae_encoder else 1
-        return tiling.tiled(half, inputs, tiling.TILE * scale, tiling.OVERLAP * scale)
 
     def wearing(self, adapter: Adapter, strength: float, drawing: Progress) -> Progress:
         """Carry out `drawing` with a LoRA on the transformer loaded last; afterwards its weights are what they were."""
@@ -315,28 +309,27 @@ class ControlUnit(ZImageUnit_PAIControlNet):
     picture. Encoding that takes as long as encoding the control image: 49 s on a CPU at full size.
     """
 
-    def __init__(self, apply: Callable[[torch.nn.Module, torch.Tensor, int], torch.Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._apply = apply  # how a half of the VAE is applied: in tiles where memory is short
         self._blanks: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()
 
     def process(
-        self, pipe: ZImagePipeline, controlnet_inputs: list[ControlNetInput] | None, height: int, width: int
+        self, pipe: StudioPipe, controlnet_inputs: list[ControlNetInput] | None, height: int, width: int
     ) -> dict[str, object]:
         """Return `control_context`, (1, 33, 1, height / 8, width / 8), and `control_scale`."""
         if controlnet_inputs is None:
             return {}
         (wanted,) = controlnet_inputs
         pipe.load_models_to_device(self.onload_model_names)
-        control = self._apply(pipe.vae_encoder, pipe.preprocess_image(wanted.image), height * width)
+        control = pipe.in_tiles(pipe.vae_encoder, pipe.preprocess_image(wanted.image))
         mask = torch.zeros((1, 1, height // 8, width // 8), dtype=pipe.torch_dtype, device=pipe.device)
         context = torch.cat([control, mask, self._blank(pipe, height, width)], dim=1)
         return {"control_context": context.unsqueeze(2), "control_scale": wanted.scale}
 
-    def _blank(self, pipe: ZImagePipeline, height: int, width: int) -> torch.Tensor:
+    def _blank(self, pipe: StudioPipe, height: int, width: int) -> torch.Tensor:
         if (height, width) not in self._blanks:
             picture = torch.zeros((1, 3, height, width), dtype=pipe.torch_dtype, device=pipe.device)
-            self._blanks[height, width] = self._apply(pipe.vae_encoder, picture, height * width)
+            self._blanks[height, width] = pipe.in_tiles(pipe.vae_encoder, picture)
             if len(self._blanks) > BLANKS_KEPT:
                 self._blanks.popitem(last=False)
         self._blanks.move_to_end((height, width))

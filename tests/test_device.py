@@ -122,7 +122,7 @@ def test_what_is_planned_resident_leaves_headroom() -> None:
         for mode in ("generate", "controlnet"):
             for dtype in ("bfloat16", "float32"):
                 plan = card(gigabytes, mode, dtype=dtype)
-                assert plan.resident_bytes + device.HEADROOM <= gigabytes * GIB * 0.985 - 300_000_000
+                assert plan.resident_bytes + device.HEADROOM[dtype] <= gigabytes * GIB * 0.985 - 300_000_000
 
 
 def test_what_waits_in_the_host_leaves_room_there() -> None:

@@ -1,0 +1,204 @@
+"""Models read under a memory plan: the same pictures wherever parts wait, and what is done when memory runs out."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import loader
+import weights
+from device import MemoryPlan, Placement, memory_plan
+from pipeline import Picture, Pipeline
+
+ROOT = Path(__file__).parent.parent
+
+
+def plan_with(at: str, held: str = "float32", **changes: object) -> MemoryPlan:
+    """A plan for the miniature whose parts, but for the VAE, all wait in one place."""
+    plan = memory_plan("cpu", 10**9, None, 10**9, "controlnet", "mini", "float32")
+    parts = {name: Placement("device" if name == "vae" else at, held) for name in plan.parts}
+    return dataclasses.replace(plan, parts=parts, **changes)
+
+
+def draw(built: Pipeline, model: str, mode: str = "generate") -> Picture:
+    """Load what a mode needs, and draw two steps."""
+    from PIL import Image
+
+    for _ in built.load(weights.choose("mini", mode, model), model):
+        pass
+    control = (Image.linear_gradient("L").resize((128, 128)).convert("RGB"), 0.8) if mode == "controlnet" else None
+    drawing = built.text_to_image(
+        prompt="a fox", negative_prompt="", steps=2, cfg=1.0, width=128, height=128, seed=3, control=control
+    )
+    while True:
+        try:
+            next(drawing)
+        except StopIteration as done:
+            return done.value
+
+
+@pytest.mark.parametrize(("at", "held"), [("disk", "float32"), ("host", "float32"), ("device", "bfloat16")])
+def test_where_parts_wait_changes_no_picture(at: str, held: str) -> None:
+    # The miniature's weights are stored in bf16, so that holding them in it loses nothing.
+    plain = Pipeline("cpu", torch.float32, keep_both=True)
+    managed = Pipeline("cpu", torch.float32, keep_both=True, plan=plan_with(at, held))
+    for model, mode in (("turbo", "generate"), ("base", "generate"), ("turbo", "controlnet"), ("base", "generate")):
+        expected, found = (draw(built, model, mode) for built in (plain, managed))
+        assert torch.equal(expected.latents, found.latents)
+        assert expected.image.tobytes() == found.image.tobytes()
+    assert managed.pipe.vram_management_enabled and not plain.pipe.vram_management_enabled
+    assert not loader.is_managed(managed.pipe.vae_decoder)
+    for transformer in managed.transformers.values():
+        held_bytes = sum(one.nbytes for one in transformer.parameters() if not one.is_meta)
+        everything = sum(one.nbytes for one in plain.transformers["turbo"].parameters())
+        # From the disk, only what belongs to no layer is in memory between requests.
+        assert held_bytes < everything / (50 if at == "disk" else 1) + 1
+        assert all(getattr(module, "state", 0) == 0 for module in transformer.modules())
+
+
+def test_a_managed_model_wears_a_lora(tmp_path: Path) -> None:
+    import loras
+
+    import lora
+
+    file = lora.read(loras.write(tmp_path / "one.safetensors", loras.peft(loras.random_pairs())))
+    found = []
+    for plan in (None, plan_with("disk")):
+        built = Pipeline("cpu", torch.float32, keep_both=True, plan=plan)
+        bare = draw(built, "turbo")
+        drawing = built.text_to_image(
+            prompt="a fox", negative_prompt="", steps=2, cfg=1.0, width=128, height=128, seed=3
+        )
+        worn = built.wearing(built.loras.get(file), 0.8, drawing)
+        while True:
+            try:
+                next(worn)
+            except StopIteration as done:
+                found.append(done.value.latents)
+                break
+        assert not torch.equal(found[-1], bare.latents)
+        assert torch.equal(draw(built, "turbo").latents, bare.latents)
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("placement", "on", "gated", "states"),
+    [
+        (Placement("device", "bfloat16"), "cuda", False, None),
+        (Placement("host", "bfloat16"), "cuda", True, ("cpu", "cpu", "cuda", "cuda")),
+        (Placement("disk", "bfloat16"), "cuda", True, ("disk", "disk", "cuda", "cuda")),
+        (Placement("disk", "bfloat16"), "mps", False, ("disk", "disk", "disk", "mps")),
+    ],
+)
+def test_what_diffsynth_is_told(placement: Placement, on: str, gated: bool, states: tuple[str, ...] | None) -> None:
+    """For devices that are not here: the very values that DiffSynth's management goes by."""
+    config = loader.ModelConfig(path="file.safetensors")
+    loader.manage(config, placement, on, torch.bfloat16, gated)
+    found = config.vram_config()
+    if states is None:
+        assert set(found.values()) == {None}  # not managed at all
+        return
+    names = ("offload", "onload", "preparing", "computation")
+    assert tuple(found[f"{name}_device"] for name in names) == states
+    dtypes = [found[f"{name}_dtype"] for name in names]
+    assert dtypes == ["disk" if state == "disk" else torch.bfloat16 for state in states]
+
+
+def test_steps_compute_nothing_in_float64() -> None:
+    """Apple's GPU has none; what is made once on the CPU, the position table, is made by the first step."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    built = Pipeline("cpu", torch.float32, keep_both=True)
+    draw(built, "turbo")
+    found: set[str] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            for one in result if isinstance(result, tuple | list) else (result,):
+                # One number or a schedule of steps stays on the CPU; a picture's tensors would not.
+                if isinstance(one, torch.Tensor) and one.dtype == torch.float64 and one.numel() > 64:
+                    found.add(str(function))
+            return result
+
+    with Watch():
+        draw(built, "turbo")
+    assert not found
+
+
+# --- running out of memory, for real
+
+OUT_OF_MEMORY = """
+import json, os, resource, sys
+import device
+device.prepare_environment(os.environ)
+from engine import Engine, Settings
+from request import Result, TextToImage
+
+
+def data():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
+
+
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_DATA, (size, resource.RLIM_INFINITY))
+
+
+def run(model):
+    *_, last = engine.run(TextToImage(prompt="a fox", model=model, steps=2, seed=5))
+    notes = [note.code for note in last.notes] if isinstance(last, Result) else []
+    values = getattr(last, "values", {})
+    found.append({"kind": type(last).__name__, "code": getattr(last, "code", ""), "notes": notes,
+                  "text": getattr(last, "text", ""), "png": getattr(last, "png", b"").hex()})
+
+
+engine, found = Engine(Settings(weights="mini", device="cpu")), []
+run("turbo")
+# HOW
+limit(resource.RLIM_INFINITY)
+run("turbo")
+print(json.dumps(found))
+"""
+
+
+def run_limited(how: str) -> list[dict]:
+    environ = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
+    code = OUT_OF_MEMORY.replace("# HOW", how)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts allocations on Linux alone")
+def test_out_of_memory_is_a_sentence_and_the_next_request_works() -> None:
+    first, failed, after = run_limited("limit(data() // 4)\nrun('base')")
+    assert (failed["kind"], failed["code"]) == ("Failure", "out_of_memory")
+    assert "smaller width and height" in failed["text"]
+    assert after["kind"] == "Result"
+    assert after["png"] == first["png"]  # from the disk now, and the same picture
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts allocations on Linux alone")
+def test_where_memory_ends_a_tighter_plan_draws() -> None:
+    # Room for a little more than what is loaded: Base beside Turbo is too much, one layer at a time is not.
+    first, tight, after = run_limited("limit(data() + (6 << 20))\nrun('base')")
+    assert (tight["kind"], tight["notes"]) == ("Result", ["less_memory"]), tight["text"]
+    assert after["png"] == first["png"]
+
+
+def test_a_machine_too_small_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    from engine import Engine, Settings
+    from request import Failure, TextToImage
+
+    full = weights.Chosen("full", {}, "nowhere", "no file is opened")
+    engine = Engine(Settings(device="cpu", memory_gb=1))
+    monkeypatch.setattr(engine, "weights_in_use", lambda *_: full)  # no real weights on a test machine
+    *_, last = engine.run(TextToImage(prompt="a fox", seed=1))
+    assert isinstance(last, Failure) and last.code == "out_of_memory"
+    assert "1 GB allowed" in last.text and "--memory" in last.text
