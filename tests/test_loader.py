@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import controlnets
 import pytest
 import torch
 
@@ -29,7 +30,9 @@ def draw(built: Pipeline, model: str, mode: str = "generate") -> Picture:
     """Load what a mode needs, and draw two steps."""
     from PIL import Image
 
-    for _ in built.load(weights.choose("mini", mode, model), model):
+    mode_of_model = mode if model == "turbo" else "generate"
+    chosen = weights.choose("mini", mode_of_model, model, mini_root=controlnets.mini_root())
+    for _ in built.load(chosen, model):
         pass
     control = (Image.linear_gradient("L").resize((128, 128)).convert("RGB"), 0.8) if mode == "controlnet" else None
     drawing = built.text_to_image(
