@@ -263,7 +263,7 @@ def _doctor(args: argparse.Namespace) -> int:
         "device": f"{on.name} ({on.kind}, {on.dtype}): {on.reason}",
         "memory": f"{weights.size_text(available)} of {weights.size_text(total)} free",
         "weights": f"{chosen.kind}: {chosen.reason}",
-        **{f"memory plan ({mode})": list(plan.reasons) for mode, plan in plans.items()},
+        "memory plan": {mode: list(plan.reasons) for mode, plan in plans.items()},
         "models": _inventory(),
     }
     _print_facts(facts, args.json)

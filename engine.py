@@ -158,6 +158,12 @@ class Engine:
         """
         return weights.choose(asked if asked != "auto" else self.settings.weights, mode, model)
 
+    def memory_in_use(self) -> str:
+        """Say what of the real weights stays in memory, once a request has loaded them; empty before and otherwise."""
+        if self._plan is None or self._built_for != "full":
+            return ""
+        return f"Memory: {'; '.join(self._plan.reasons)}"
+
     def inspect_lora(self, path: Path) -> lora.Report:
         """Return what a LoRA file is, from its header alone.
 

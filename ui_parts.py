@@ -78,7 +78,7 @@ class Situation:
             chosen = engine.weights_in_use(mode.mode, model)
         except StudioError as error:
             return cls("full", False, str(error))
-        return cls(chosen.kind, True, chosen.reason)
+        return cls(chosen.kind, True, ". ".join(part for part in (chosen.reason, engine.memory_in_use()) if part))
 
 
 @dataclass(frozen=True)

@@ -205,3 +205,16 @@ def test_a_machine_too_small_is_refused_before_anything_is_read(monkeypatch: pyt
     *_, last = engine.run(TextToImage(prompt="a fox", seed=1))
     assert isinstance(last, Failure) and last.code == "out_of_memory"
     assert "1 GB allowed" in last.text and "--memory" in last.text
+
+
+def test_the_page_says_what_stays_in_memory() -> None:
+    from engine import Engine
+    from request import TextToImage
+    from ui_parts import Situation, weights_line
+
+    engine = Engine()
+    assert engine.memory_in_use() == ""
+    # As after the first picture with the real weights, which no test machine has.
+    engine._plan, engine._built_for = memory_plan("cuda", 16 * 10**9, None, 64 * 10**9, "generate"), "full"
+    line = weights_line(Situation.of(engine, TextToImage, "turbo"))
+    assert "16 GB of video memory free" in line
