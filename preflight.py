@@ -64,8 +64,9 @@ def step_flops(kind: WeightsKind, width: int, height: int, *, control: bool = Fa
     total = layers(shape.layers, together) + layers(shape.refiners, image) + layers(shape.refiners, text)
     if control:
         total += layers(shape.control_layers, together) + layers(shape.control_refiners, image)
-        # a zero-initialised projection before and after each
-        total += 2 * (shape.control_layers + shape.control_refiners) * 2.0 * shape.width**2 * together
+        # a projection after each, and one before each of the two stacks
+        projection = 2.0 * shape.width**2
+        total += projection * ((shape.control_layers + 1) * together + (shape.control_refiners + 1) * image)
     return total
 
 

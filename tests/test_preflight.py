@@ -24,11 +24,11 @@ def plan_of(gigabytes: int, mode: str = "generate", kind: device.Kind = "cuda") 
 @pytest.mark.parametrize("control", [False, True])
 def test_operations_agree_with_torchs_own_count(control: bool) -> None:
     device.prepare_environment()
+    import controlnets
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    import controlnets
     import weights
     from pipeline import Pipeline
 
