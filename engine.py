@@ -338,9 +338,14 @@ class Engine:
         return Drawn(picture.image, notes, {"image": control.digest, **worn.inputs}, lora=worn.lora)
 
     def _ready(
-        self, chosen: weights.Chosen, request: Request, size: tuple[int, int]
+        self, chosen: weights.Chosen, request: Request, size: tuple[int, int] | None = None
     ) -> Generator[Event, None, Pipeline]:
         """Return the pipeline with the request's models loaded, built anew where the kind of weights changed.
+
+        Args:
+            chosen: the weights to use.
+            request: the resolved request.
+            size: width and height of the picture, to estimate what it takes; None where the mode does so itself.
 
         Raises:
             OutOfMemory: the weights cannot be used on this machine at all.
@@ -371,12 +376,17 @@ class Engine:
             dtype = getattr(torch, on.dtype)
             self._pipeline = Pipeline(on.kind, dtype, plan.keep_both_transformers, plan.lora_copies, plan)
             self._built_for = chosen.kind
+        if size is not None:
+            yield from self._expect(chosen, request, size)
+        yield from self._pipeline.load(chosen, request.model)
+        return self._pipeline
+
+    def _expect(self, chosen: weights.Chosen, request: Request, size: tuple[int, int]) -> Generator[Event, None, None]:
+        """Say what a request will take, where that is long; refuse what is hopeless."""
         expected = self._forecast.check(request, chosen.kind, size, self._device, self._plan)
         log.info("estimate: %s (%s throughput)", expected, expected.source)
         if expected.seconds >= ESTIMATE_SAID:
             yield Stage("estimating", str(expected))
-        yield from self._pipeline.load(chosen, request.model)
-        return self._pipeline
 
     def _drop_pipeline(self) -> None:
         self._pipeline = self._built_for = self._plan = None

@@ -117,15 +117,17 @@ def manage(config: ModelConfig, placement: Placement, device: str, dtype: torch.
     config.computation_dtype, config.computation_device = dtype, device
 
 
-def keep_own_dtype(model: torch.nn.Module) -> None:
-    """Let a model take inputs of any dtype, compute in its weights' and answer in the input's, from now on."""
+def keep_own_dtype(model: torch.nn.Module, answer: torch.dtype | None = None) -> None:
+    """Let a model take inputs of any dtype and compute in its weights', from now on.
+
+    Args:
+        model: called with one tensor.
+        answer: the dtype to answer in; None leaves it as it is computed.
+    """
 
     def before(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        module.asked_dtype = inputs[0].dtype
         return (inputs[0].to(next(module.parameters()).dtype), *inputs[1:])
 
-    def after(module: torch.nn.Module, _: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        return output.to(module.asked_dtype)
-
     model.register_forward_pre_hook(before)
-    model.register_forward_hook(after)
+    if answer is not None:
+        model.register_forward_hook(lambda module, inputs, output: output.to(answer))

@@ -119,8 +119,8 @@ class Pipeline:
             pool = self._read(chosen.files["vae"], "vae")
             pipe.vae_encoder = pool.fetch_model("flux_vae_encoder")
             pipe.vae_decoder = pool.fetch_model("flux_vae_decoder")
-            for half in (pipe.vae_encoder, pipe.vae_decoder):
-                loader.keep_own_dtype(half)
+            loader.keep_own_dtype(pipe.vae_encoder, answer=pipe.torch_dtype)
+            loader.keep_own_dtype(pipe.vae_decoder)  # a picture is best rounded once
         if pipe.controlnet is None and "controlnet" in chosen.files:
             yield Stage("loading", "ControlNet")
             pipe.controlnet = self._read(chosen.files["controlnet"], "controlnet").fetch_model("z_image_controlnet")

@@ -218,3 +218,16 @@ def test_the_page_says_what_stays_in_memory() -> None:
     engine._plan, engine._built_for = memory_plan("cuda", 16 * 10**9, None, 64 * 10**9, "generate"), "full"
     line = weights_line(Situation.of(engine, TextToImage, "turbo"))
     assert "16 GB of video memory free" in line
+
+
+def test_the_vae_may_compute_in_another_dtype_than_the_transformer() -> None:
+    """As on Apple's GPU: bf16 with an fp32 VAE. Its control image and its latents are in the transformer's dtype."""
+    plan = dataclasses.replace(plan_with("device", "bfloat16"), vae_dtype="float32")
+    built = Pipeline("cpu", torch.bfloat16, keep_both=True, plan=plan)
+    picture = draw(built, "turbo", "controlnet")
+    assert picture.latents.dtype == torch.bfloat16
+    assert {next(half.parameters()).dtype for half in (built.pipe.vae_encoder, built.pipe.vae_decoder)} == {
+        torch.float32
+    }
+    assert built.pipe.vae_decoder(picture.latents).dtype == torch.float32
+    assert not built.safe_mode_differs()
