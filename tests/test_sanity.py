@@ -80,11 +80,19 @@ def test_a_prompt_for_a_plain_picture_is_not_refused(own: Engine, prompt: str) -
     assert all(stage.name != "safe mode" for stage in stages)
 
 
-@pytest.mark.parametrize("gain", [1e6, 1e25])
-def test_a_lora_of_huge_numbers_is_named(own: Engine, tmp_path: Path, gain: float) -> None:
-    file = loras.write(tmp_path / "loud.safetensors", loras.peft(loras.random_pairs(gain=gain)))
-    last, stages = ask(own, lora=str(file))
-    assert isinstance(last, Failure) and last.code == "broken_picture"
+@pytest.mark.parametrize(
+    ("gain", "modules", "code"),
+    [
+        (1e17, None, "nan"),  # finite numbers whose products are not
+        (1e4, ["all_final_layer.2-1.linear"], "exploded"),  # behind the last norm, so nothing tames it
+    ],
+)
+def test_a_lora_of_huge_numbers_is_named(
+    own: Engine, tmp_path: Path, gain: float, modules: list[str] | None, code: str
+) -> None:
+    pairs = loras.random_pairs(gain=gain, modules=modules)
+    last, stages = ask(own, lora=str(loras.write(tmp_path / "loud.safetensors", loras.peft(pairs))))
+    assert isinstance(last, Failure) and (last.code, last.values["defect"]) == ("broken_picture", code)
     assert "loud" in last.text and "lower strength" in last.text
     assert all(stage.name != "safe mode" for stage in stages)  # fp32 and SDPA already: it would compute the same
     assert isinstance(ask(own)[0], Result)
