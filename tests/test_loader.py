@@ -231,3 +231,22 @@ def test_the_vae_may_compute_in_another_dtype_than_the_transformer() -> None:
     }
     assert built.pipe.vae_decoder(picture.latents).dtype == torch.float32
     assert not built.safe_mode_differs()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is read from /proc")
+def test_full_size_files_load_within_the_smallest_plan() -> None:
+    """Sparse files with the official names and shapes, 52 GB of them: found, recognised, and waiting on the disk."""
+    command = [sys.executable, "bench/memory.py", "--device", "cpu", "--memory", "5", "--load-only"]
+    done = subprocess.run(
+        [*command, "--model", "both", "--mode", "controlnet"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["transformers_at_the_end"] == ["base", "turbo"]
+    assert {part for part, placed in facts["plan"]["parts"].items() if placed["at"] == "disk"} == {
+        "transformer",
+        "text_encoder",
+        "controlnet",
+    }
+    # The VAE in fp32, and what belongs to no layer.
+    assert facts["anonymous_peak"] - facts["anonymous_before_loading"] < 1.5e9
