@@ -258,12 +258,17 @@ class Forecast:
         return check(kind, request.mode, request.steps, _cfg(request), *size, plan, on.dtype, throughput)
 
     def learn(self, request: Request, kind: WeightsKind, size: tuple[int, int], taken: Mapping[str, float]) -> None:
-        """Take the seconds of a finished run, by stage, for what this device does in a second."""
-        drawing = sum(taken.get(stage, 0.0) for stage in ("encoding", "denoising", "decoding"))
-        if drawing > 0:
-            work = request_flops(kind, request.mode, request.steps, _cfg(request), *size)
-            # What was fetched meanwhile is in this figure too, and is not counted a second time.
-            self._measured[kind] = Throughput(work / drawing, float("inf"), "measured")
+        """Take the seconds of a finished run's denoising for what this device does in a second.
+
+        Upscale draws in tiles that overlap, and teaches nothing.
+        """
+        drawing = taken.get("denoising", 0.0)
+        if drawing <= 0 or request.mode == "upscale":
+            return
+        passes = request.steps * (1 if _cfg(request) == 1 else 2)
+        work = passes * step_flops(kind, *size, control=request.mode == "controlnet")
+        # What was fetched meanwhile is in this figure too, and is not counted a second time.
+        self._measured[kind] = Throughput(work / drawing, float("inf"), "measured")
 
 
 def _cfg(request: Request) -> float:
