@@ -40,11 +40,13 @@ class StudioPipe(ZImagePipeline):
 
     def load_models_to_device(self, model_names: Sequence[str]) -> None:
         """Offload every managed model but the named ones, and make those ready."""
+        if not self.vram_management_enabled:
+            return
         managed = {name: model for name, model in self.named_children() if is_managed(model)}
         for name, model in managed.items():
             if name not in model_names:
                 offload(model)
-        if managed and self.device_type != "cpu":  # torch.cpu has no cache, and no function of that name
+        if self.device_type != "cpu":  # torch.cpu has no cache, and no function of that name
             getattr(torch, self.device_type).empty_cache()
         for name, model in managed.items():
             if name in model_names:
