@@ -144,53 +144,60 @@ from engine import Engine, Settings
 from request import Result, TextToImage
 
 
-def data():
+def limit(spare):
+    # What allocations may come to: what they do now, and a little more.
     lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
+    now = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
+    resource.setrlimit(resource.RLIMIT_DATA, (now + (spare << 20), resource.RLIM_INFINITY))
 
 
-def limit(size):
-    resource.setrlimit(resource.RLIMIT_DATA, (size, resource.RLIM_INFINITY))
-
-
-def run(model):
-    *_, last = engine.run(TextToImage(prompt="a fox", model=model, steps=2, seed=5))
+def run(**values):
+    *_, last = engine.run(TextToImage(prompt="a fox", steps=2, seed=5, **values))
     notes = [note.code for note in last.notes] if isinstance(last, Result) else []
-    values = getattr(last, "values", {})
     found.append({"kind": type(last).__name__, "code": getattr(last, "code", ""), "notes": notes,
                   "text": getattr(last, "text", ""), "png": getattr(last, "png", b"").hex()})
 
 
 engine, found = Engine(Settings(weights="mini", device="cpu")), []
-run("turbo")
-# HOW
-limit(resource.RLIM_INFINITY)
-run("turbo")
+run()
+limit(int(sys.argv[1]))
+run(**json.loads(sys.argv[2]))
+resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+run()
 print(json.dumps(found))
 """
 
 
-def run_limited(how: str) -> list[dict]:
-    environ = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
-    code = OUT_OF_MEMORY.replace("# HOW", how)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True)
+def run_limited(spare: int, **values: str) -> list[dict]:
+    """Draw a picture; draw one with `values` and so many MiB to spare; draw the first again without a limit."""
+    # What is freed goes back to the system at once, so that it counts again.
+    freed = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    command = [sys.executable, "-c", OUT_OF_MEMORY, str(spare), json.dumps(values)]
+    environ = {**os.environ, **freed, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts allocations on Linux alone")
-def test_out_of_memory_is_a_sentence_and_the_next_request_works() -> None:
-    first, failed, after = run_limited("limit(data() // 4)\nrun('base')")
-    assert (failed["kind"], failed["code"]) == ("Failure", "out_of_memory")
+def test_out_of_memory_is_a_sentence_and_the_next_request_works(tmp_path: Path) -> None:
+    import loras
+
+    # A LoRA of 90 MB: more than is to spare, even with all models given up (some 30 MB).
+    shapes = {name: shape for name, shape in loras.weight_shapes("mini").items() if name in loras.random_pairs()}
+    pairs = {name: (torch.randn(1024, columns), torch.randn(rows, 1024)) for name, (rows, columns) in shapes.items()}
+    large = loras.write(tmp_path / "large.safetensors", loras.peft(pairs))
+    first, failed, after = run_limited(4, lora=str(large))
+    assert (failed["kind"], failed["code"]) == ("Failure", "out_of_memory"), failed["text"]
     assert "smaller width and height" in failed["text"]
     assert after["kind"] == "Result"
-    assert after["png"] == first["png"]  # from the disk now, and the same picture
+    assert after["png"] == first["png"]  # read from the disk now, and the same picture
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts allocations on Linux alone")
 def test_where_memory_ends_a_tighter_plan_draws() -> None:
-    # Room for a little more than what is loaded: Base beside Turbo is too much, one layer at a time is not.
-    first, tight, after = run_limited("limit(data() + (6 << 20))\nrun('base')")
+    # Base beside Turbo takes 20 MB and is too much; one layer at a time is not.
+    first, tight, after = run_limited(12, model="base")
     assert (tight["kind"], tight["notes"]) == ("Result", ["less_memory"]), tight["text"]
     assert after["png"] == first["png"]
 
