@@ -118,7 +118,10 @@ def _transfer(hub: Hub, files: list[RemoteFile], have: int, plan: Planned, worke
         for future in running:
             future.add_done_callback(events.put)
         while finished < len(files):
-            event = events.get()
+            try:
+                event = events.get(timeout=1)  # without one, Ctrl+C does nothing on Windows
+            except queue.Empty:
+                continue
             if isinstance(event, int):
                 done += event
             else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from modelscope_hub import HubApi, ProgressCallback, get_default_config
+from modelscope_hub import HubApi, HubConfig, ProgressCallback, get_default_config
 from modelscope_hub import errors as hub_errors
 
 from errors import DownloadError
@@ -21,10 +21,15 @@ REVISION = "master"
 
 
 class ModelScope:
-    """ModelScope (`hub.Hub`), as MODELSCOPE_ENDPOINT, MODELSCOPE_API_TOKEN and MODELSCOPE_CACHE set it up."""
+    """ModelScope (`hub.Hub`).
 
-    def __init__(self) -> None:
-        config = get_default_config()
+    Args:
+        config: endpoint, token and cache; by MODELSCOPE_ENDPOINT, MODELSCOPE_API_TOKEN and MODELSCOPE_CACHE where none
+            is given.
+    """
+
+    def __init__(self, config: HubConfig | None = None) -> None:
+        config = config or get_default_config()
         self.endpoint = config.endpoint
         self.folder = Path(config.cache_dir)
         self._api = HubApi(config)

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -109,6 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path, {k.lower(): v for k, v in self.headers.items()}))
+        if path.startswith("/api/v1/models/"):
+            return self._modelscope(path.removeprefix("/api/v1/models/"))
         if path.startswith("/api/models/"):
             return self._list(path.removeprefix("/api/models/").removesuffix("/revision/main"))
         if path.startswith("/storage/"):
@@ -137,6 +139,22 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "RepoNotFound")
         names = [{"rfilename": name} for name in self.hub.repos[repo]]
         body = json.dumps({"id": repo, "sha": self.hub.commit, "siblings": names}).encode()
+        self._head(200, {"Content-Length": str(len(body)), "Content-Type": "application/json"})
+        self.wfile.write(body)
+
+    def _modelscope(self, path: str) -> None:
+        """Answer as ModelScope: `<repo>/repo/files` lists, `<repo>/repo?FilePath=…` is a file."""
+        repo = "/".join(path.split("/")[:2])
+        if repo not in self.hub.repos:
+            return self._refuse(404, "")
+        if not path.endswith("/files"):
+            (name,) = parse_qs(urlsplit(self.path).query)["FilePath"]
+            return self._content(name, self.hub.repos[repo][name], {})
+        files = [
+            {"Path": name, "Size": len(content), "Type": "blob", "Sha256": digest(content, large=True)}
+            for name, content in self.hub.repos[repo].items()
+        ]
+        body = json.dumps({"Code": 200, "Success": True, "Data": {"Files": files}}).encode()
         self._head(200, {"Content-Length": str(len(body)), "Content-Type": "application/json"})
         self.wfile.write(body)
 

@@ -1,5 +1,6 @@
 """Fetching weights: from a hub of our own on loopback, with everything that goes wrong on a line."""
 
+import dataclasses
 import hashlib
 import os
 import random
@@ -320,3 +321,39 @@ def test_small_files_are_checked_by_gits_hash(tmp_path: Path) -> None:
     assert checkpoint.digest_of(tmp_path / "a", "0" * 40) == "b45ef6fec89518d314f546fd6c3025367b721684"
     assert checkpoint.digest_of(tmp_path / "a", "0" * 64) == digest(b"Hello, World!", large=True)
     assert checkpoint.digest_of(tmp_path / "a", "strange-etag") is None
+
+
+# --- ModelScope
+
+
+@pytest.fixture
+def modelscope(hub: Hub, environ: dict[str, str]):
+    """The other hub, which calls the repository by another owner's name."""
+    from modelscope_hub import HubConfig
+
+    from hub_modelscope import ModelScope
+
+    hub.repos = {"other/tiny-model": hub.repos[REPO]}
+    home = Path(environ["HOME"])
+    return ModelScope(HubConfig(endpoint=hub.url, cache_dir=home / ".cache" / "modelscope", config_dir=home / "c"))
+
+
+def elsewhere(part: Part) -> Part:
+    return dataclasses.replace(part, also=("other/tiny-model",))
+
+
+def test_modelscope_fills_its_own_cache_and_is_found(hub, modelscope, parts, content, environ) -> None:
+    wanted = {name: elsewhere(part) for name, part in parts.items()}
+    hub.faults[SHARDS[0]] = Fault("cut", 1)
+    events = run(wanted, modelscope)
+    assert {one.file.name for one in events if isinstance(one, Fetched)} == NAMES | {"single.pth"}
+    assert events[-1].done == events[-1].total
+    assert all(one.path.read_bytes() == content[one.file.name] for one in events if isinstance(one, Fetched))
+    found = weights.inventory(environ, parts=wanted.values())
+    assert [one.source for one in found] == ["ModelScope cache"] * 2
+    assert run(wanted, modelscope)[0].left == 0
+
+
+def test_modelscope_without_the_repository_says_what_else_there_is(modelscope, parts) -> None:
+    with pytest.raises(DownloadError, match="is not there; leave out `--hub modelscope`"):
+        run(parts, modelscope)
