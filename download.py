@@ -12,7 +12,6 @@ import queue
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,7 +102,10 @@ def fetch(
 
 
 def _transfer(hub: Hub, files: list[RemoteFile], have: int, plan: Planned, workers: int) -> Iterator[Event]:
-    events: queue.SimpleQueue[int | Future] = queue.SimpleQueue()
+    todo: queue.SimpleQueue[RemoteFile] = queue.SimpleQueue()
+    for file in files:
+        todo.put(file)
+    events: queue.SimpleQueue[int | Fetched | Exception] = queue.SimpleQueue()
     stop = threading.Event()
 
     def report(count: int) -> None:
@@ -111,26 +113,39 @@ def _transfer(hub: Hub, files: list[RemoteFile], have: int, plan: Planned, worke
             raise _StoppedError
         events.put(count)
 
+    def work() -> None:
+        try:
+            while not stop.is_set():
+                file = todo.get_nowait()
+                events.put(Fetched(file, _translated(hub, file.repo, hub.fetch, file, report)))
+        except queue.Empty:
+            pass
+        except Exception as error:  # raised again where the events are read
+            events.put(error)
+
+    # Daemons, so that Ctrl+C ends a process whose line is dead: what they leave in the cache is a file's beginning.
+    threads = [threading.Thread(target=work, name="download", daemon=True) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
     done, finished = have, 0
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="download")
     try:
-        running = {pool.submit(_translated, hub, file.repo, hub.fetch, file, report): file for file in files}
-        for future in running:
-            future.add_done_callback(events.put)
         while finished < len(files):
             try:
                 event = events.get(timeout=1)  # without one, Ctrl+C does nothing on Windows
             except queue.Empty:
                 continue
+            if isinstance(event, Exception):
+                raise event
             if isinstance(event, int):
                 done += event
             else:
-                yield Fetched(running[event], event.result())
+                yield event
                 finished += 1
             yield Progress(min(done, plan.total), plan.total, finished, len(files))
     finally:
         stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        for thread in threads:
+            thread.join(timeout=2)
 
 
 def _translated(hub: Hub, repo: str, call: Callable, *arguments: object):

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,6 +93,19 @@ def test_a_hub_that_stops_answering_is_given_up_with_a_sentence(hub, environ) ->
     assert error["code"] == "download_failed"
     assert "stopped answering (ReadTimeout)" in error["message"]
     assert "the same command goes on from there" in error["message"]
+
+
+def test_an_interrupt_on_a_dead_line_ends_with_130(hub, environ) -> None:
+    hub.faults[FILE] = Fault("slow")
+    command = [sys.executable, "cli.py", "models", "download", "upscaler"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True)
+    while not hub.asked("GET", "/storage"):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert said.endswith("the request was cancelled\n")
 
 
 def test_an_unknown_part_is_refused_with_the_known_ones(environ) -> None:
