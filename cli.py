@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import cli_models
 import device
 import lora
 import metadata
@@ -73,9 +74,7 @@ def build_parser() -> Parser:
     inspect.add_argument("file", type=Path)
     inspect.set_defaults(run=_inspect)
 
-    models = commands.add_parser("models", parents=[common], help="weights present and missing, with sizes")
-    models.add_argument("action", nargs="?", choices=["list"], default="list")
-    models.set_defaults(run=_models)
+    cli_models.add(commands, common)
 
     doctor = commands.add_parser("doctor", parents=[common], help="device, memory plan, versions, problems")
     doctor.set_defaults(run=_doctor)
@@ -241,11 +240,6 @@ def _inspect_lora(args: argparse.Namespace) -> int:
     return 0
 
 
-def _models(args: argparse.Namespace) -> int:
-    _print_facts({"models": _inventory()}, args.json)
-    return 0
-
-
 def _doctor(args: argparse.Namespace) -> int:
     device.prepare_environment(os.environ)
     on = device.choose_device(args.device)
@@ -264,7 +258,7 @@ def _doctor(args: argparse.Namespace) -> int:
         "memory": f"{weights.size_text(available)} of {weights.size_text(total)} free",
         "weights": f"{chosen.kind}: {chosen.reason}",
         "memory plan": {mode: list(plan.reasons) for mode, plan in plans.items()},
-        "models": _inventory(),
+        "models": cli_models.inventory_lines(),
     }
     _print_facts(facts, args.json)
     return 0
@@ -309,15 +303,6 @@ def _check_out(path: Path) -> None:
     """Refuse, before any work is done, a name that the picture could not be written to."""
     if path.suffix.lower() != ".png" or not path.parent.is_dir() or path.is_dir():
         raise RequestError("out", str(path), "a file name that ends in .png, in a folder that exists")
-
-
-def _inventory() -> list[str]:
-    """Say of each part of the real weights whether it is here, and where."""
-    lines = []
-    for found in weights.inventory():
-        where = f"in the {found.source}" if found.present else "missing"
-        lines.append(": ".join([found.part.title, where, *found.problems]))
-    return lines
 
 
 def _free_name(stem: str) -> Path:

@@ -4,6 +4,7 @@
     ├── UserError            the user can change something and try again
     │   ├── RequestError     a field of the request has an impossible value
     │   ├── WeightsMissing   the files that a mode needs are not on this machine
+    │   ├── DownloadError    weights could not be fetched
     │   ├── OutOfMemory      the device or the host ran out of memory
     │   ├── BrokenPicture    what came out is no picture: NaN, black, flat or clipped
     │   ├── QueueFull        too many requests are waiting already
@@ -65,6 +66,13 @@ class WeightsMissing(UserError):
 
     code = "weights_missing"
     exit_code = 3
+    http_status = 503
+
+
+class DownloadError(UserError):
+    """Weights could not be fetched; the sentence says why and what to do. What has arrived is kept."""
+
+    code = "download_failed"
     http_status = 503
 
 

@@ -22,7 +22,14 @@ ALLOWED = {
     "lora_dialects": set(),
     "lora": {"lora_dialects", "architectures", "checkpoint", "errors"},
     "adapter": {"lora", "lora_dialects"},
-    "weights": {"errors", "checkpoint"},
+    "places": {"checkpoint"},
+    "weights": {"places", "errors", "checkpoint"},
+    "hub": {"weights", "errors"},
+    "hub_huggingface": {"hub", "weights", "checkpoint", "errors"},
+    "hub_modelscope": {"hub", "weights", "errors"},
+    "download": {"hub_huggingface", "hub_modelscope", "hub", "weights", "errors"},
+    "links": {"places", "weights", "checkpoint"},
+    "verify": {"weights", "checkpoint"},
     "metadata": {"request", "errors"},
     "depth": set(),
     "pose": set(),
@@ -54,7 +61,8 @@ ALLOWED = {
     "tab_generate": {"ui_lora", "ui_parts", "engine", "request", "errors"},
     "tab_controlnet": {"ui_lora", "ui_parts", "engine", "request", "errors"},
     "ui": {"tab_generate", "tab_controlnet", "ui_parts", "theme", "engine", "request"},
-    "cli": {"app", "engine", "request", "metadata", "weights", "lora", "device", "errors"},
+    "cli_models": {"download", "hub", "links", "verify", "weights", "errors"},
+    "cli": {"cli_models", "app", "engine", "request", "metadata", "weights", "lora", "device", "errors"},
     "app": {"ui", "theme", "engine", "weights", "device", "errors"},
     "install": set(),
 }
@@ -66,6 +74,8 @@ HEAVY = {
     "transformers": {"pipeline", "depth"},
     "cv2": set(),
     "ai_edge_litert": set(),
+    "huggingface_hub": {"hub_huggingface"},
+    "modelscope_hub": {"hub_modelscope"},
     "gradio": {"ui", "ui_lora", "ui_parts", "tab_generate", "tab_controlnet", "app", "theme"},
 }
 HEAVY_LAZILY = {
@@ -74,6 +84,8 @@ HEAVY_LAZILY = {
     "transformers": {"mini_models"},
     "cv2": {"preprocess", "pose"},
     "ai_edge_litert": {"pose"},
+    "huggingface_hub": {"cli_models"},
+    "modelscope_hub": set(),
     "gradio": set(),
 }
 
