@@ -29,8 +29,9 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 import mini
+import preview
 from adapter import Adapter, Adapters, applied
-from request import Model, Note, Stage, Step
+from request import Model, Note, Stage, Step, WeightsKind
 from weights import Chosen
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Pipeline:
 
     def __init__(self, device: str, dtype: torch.dtype, keep_both: bool, lora_copies: int = 0) -> None:
         _send_prints_to_log()
+        self.kind: WeightsKind = "full"
         self.keep_both = keep_both
         self.lora_copies = lora_copies
         self.loras = Adapters()
@@ -86,7 +88,7 @@ class Pipeline:
         Raises:
             FileNotFoundError, ValueError: a file is absent, or DiffSynth does not know what it holds.
         """
-        pipe = self.pipe
+        pipe, self.kind = self.pipe, chosen.kind
         if chosen.kind == "mini":
             mini.register()
         if pipe.tokenizer is None:
@@ -180,7 +182,10 @@ class Pipeline:
                     progress_id=index,
                 )
                 shared["latents"] = pipe.step(pipe.scheduler, progress_id=index, noise_pred=predicted, **shared)
-            yield Step(index + 1, steps)
+                # Where the remaining steps lead if the prediction stays: the latents themselves are mostly noise.
+                rest = pipe.scheduler.sigmas[index + 1] if index + 1 < steps else 0.0
+                emerging = preview.project(shared["latents"] - rest * predicted, self.kind)
+            yield Step(index + 1, steps, emerging)
 
         yield Stage("decoding")
         with torch.no_grad():

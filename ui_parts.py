@@ -214,7 +214,8 @@ def answer(
                 case Failure():
                     raise refusal(event)
                 case _:
-                    yield None, {"progress": type(event).__name__.lower(), **vars(event)}
+                    told = {name: value for name, value in vars(event).items() if name != "preview"}
+                    yield None, {"progress": type(event).__name__.lower(), **told}
 
 
 def refusal(failure: Failure | StudioError) -> gr.Error:

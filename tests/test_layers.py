@@ -26,7 +26,8 @@ ALLOWED = {
     "depth": set(),
     "pose": set(),
     "preprocess": {"depth", "pose", "weights", "request", "errors"},
-    "pipeline": {"adapter", "mini", "weights", "device", "request", "errors"},
+    "preview": {"request"},
+    "pipeline": {"preview", "adapter", "mini", "weights", "device", "request", "errors"},
     "turns": {"errors"},
     "engine": {"turns", "preprocess", "pipeline", "lora", "metadata", "mini", "weights", "device", "request", "errors"},
     "ui_parts": {"engine", "request", "metadata", "errors"},
@@ -41,7 +42,7 @@ ALLOWED = {
 
 # Third-party packages that only some modules may import, and whether they may do so at the top of the file.
 HEAVY = {
-    "torch": {"pipeline", "adapter", "mini_models", "depth"},
+    "torch": {"pipeline", "preview", "adapter", "mini_models", "depth"},
     "diffsynth": {"pipeline", "mini_models"},
     "transformers": {"pipeline", "depth"},
     "cv2": set(),
