@@ -25,6 +25,7 @@ import lora
 import metadata
 import mini
 import preprocess
+import tokens
 import weights
 from errors import InternalError, OutOfMemory, StudioError, WeightsMissing
 from request import (
@@ -143,6 +144,15 @@ class Engine:
             WeightsMissing: they are not complete on this machine.
         """
         return weights.choose(asked if asked != "auto" else self.settings.weights, mode, model)
+
+    def count_tokens(self, request: type[Request], prompt: str) -> int | None:
+        """Return how many of the text encoder's `tokens.TEXT_TOKENS` a prompt takes; None without its tokenizer."""
+        model = request.model_fields["model"].default if "model" in request.model_fields else request.model
+        try:
+            files = self.weights_in_use(request.mode, model).files["tokenizer"]
+        except WeightsMissing:
+            return None
+        return tokens.count(files[0], prompt)
 
     def inspect_lora(self, path: Path) -> lora.Report:
         """Return what a LoRA file is, from its header alone.

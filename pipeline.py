@@ -32,11 +32,11 @@ import mini
 import preview
 from adapter import Adapter, Adapters, applied
 from request import Model, Note, Stage, Step, WeightsKind
+from tokens import TEXT_TOKENS
 from weights import Chosen
 
 log = logging.getLogger(__name__)
 
-TEXT_TOKENS = 512  # what Z-Image's text encoder was trained with, chat template included
 SIGMA_SHIFT = 3.0  # scheduler_config.json of both official models
 BLANKS_KEPT = 8  # encoded blank pictures, by size: half a megabyte each at 1024 x 1024
 EMBEDDINGS_KEPT = 32  # 512 tokens x 2560 bf16 numbers are 2.6 MB each at full size
