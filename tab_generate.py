@@ -18,7 +18,7 @@ from ui_lora import LoraSlot
 from ui_parts import KEPT, QUIET, Output, Situation, Stopping, Update, bounds, help_line, said
 
 
-def lay_out(engine: Engine, page: gr.Blocks, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output, Form]:
+def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output, Form]:
     """Lay out the tab and wire it; return its output and its form.
 
     `weights_line` stands above all tabs: which weights draw.
@@ -164,10 +164,11 @@ def lay_out(engine: Engine, page: gr.Blocks, tab: gr.Tab, weights_line: gr.HTML)
         "seed": seed.field,
         COUNT: seed.count,
     }
-    form = Form.of(TextToImage, fields, slot, output, also=[guidance], follow=follow)
     situation = [model_field, width_field, height_field]
     of_weights = [weights_line, samples, shape_field, fixed_size, free_size, width_field, height_field]
     of_model = [steps_field, cfg_field, guidance, *of_weights]
+    refresh = by_weights, situation, of_weights
+    form = Form.of(TextToImage, fields, slot, output, also=[guidance], refresh=refresh, follow=follow)
 
     run = generate.click(draw, [*fields.values(), *slot.inputs], output.shown, **QUIET)
     run.failure(lambda: said(f"That did not work; the server's log says why. {KEPT}"), None, output.status, **QUIET)
@@ -182,7 +183,6 @@ def lay_out(engine: Engine, page: gr.Blocks, tab: gr.Tab, weights_line: gr.HTML)
         )
     samples.click(lambda sample: sample[0], samples, prompt_field, **QUIET)
     model_field.input(by_model, situation, of_model, **QUIET)
-    page.load(by_weights, situation, of_weights, **QUIET)
     tab.select(by_weights, situation, of_weights, **QUIET)
     return output, form
 

@@ -32,7 +32,7 @@ def build(engine: Engine) -> gr.Blocks:
             restore, restored = ui_restore.lay_out()
         with gr.Tabs() as tabs:
             with gr.Tab(fixed("Text to Image"), id=TextToImage.mode) as tab:
-                drawn, form = tab_generate.lay_out(engine, page, tab, weights_line)
+                drawn, form = tab_generate.lay_out(engine, tab, weights_line)
             with gr.Tab("ControlNet", id=ControlNet.mode) as tab:
                 image_field, controlled, control_form = tab_controlnet.lay_out(engine, tab, weights_line)
         for output in (drawn, controlled):

@@ -39,6 +39,7 @@ class Form:
         slot: the part for a LoRA.
         kept: the form as the visitor's browser keeps it.
         also: what changes besides, when values are filled in.
+        refresh: a listener (function, inputs, outputs) to call when the form has been filled in on arrival.
         follow: returns those changes for checked values; it takes out what is not possible, and returns that by name.
     """
 
@@ -47,6 +48,7 @@ class Form:
     slot: LoraSlot
     kept: gr.BrowserState
     also: Sequence[Block] = ()
+    refresh: tuple[Callable[..., Update], list[Block], list[Block]] | None = None
     follow: Callable[[dict[str, Any]], tuple[Update, dict[str, str]]] = lambda taken: ({}, {})
 
     @classmethod

@@ -84,9 +84,11 @@ def wire(
         with output.downloads:
             again = gr.Button(fixed("Restore settings"), size="sm")
         again.click(restore, output.picture, outputs, preprocess=False, **QUIET)
-    page.load(arrive, [form.kept for form in by_mode.values()], outputs, **QUIET).then(
-        None, None, None, js=READY_JS, **QUIET
-    )
+    arrived = page.load(arrive, [form.kept for form in by_mode.values()], outputs, **QUIET)
+    for form in by_mode.values():
+        if form.refresh:
+            arrived = arrived.then(*form.refresh, **QUIET)
+    arrived.then(None, None, None, js=READY_JS, **QUIET)
 
 
 def _told(sentence: str, left_out: Mapping[str, str], say: Say) -> str:

@@ -35,6 +35,12 @@ WEIGHTS: dict[WeightsKind, tuple[str, str]] = {
     "mini": ("Drawing with the embedded miniature, which knows small flat icons.", "How to get the real weights"),
     "full": ("Drawing with the real weights.", "Which ones"),
 }
+# The licence of each kind of weights, and where it stands (the model cards; weights/mini/README.md).
+LICENCES: dict[WeightsKind, tuple[str, str]] = {
+    "mini": ("MIT", "https://opensource.org/license/mit"),
+    "full": ("Apache-2.0", "https://huggingface.co/Tongyi-MAI/Z-Image-Turbo"),
+}
+LICENCE = "The weights are under the licence {licence}; it claims nothing on the pictures."
 WEIGHTS_MISSING = ("This model cannot draw yet: its weights are not complete.", "How to get them")
 
 # Sentences that the values of a failure or a note, named by its code, are filled into.
@@ -54,7 +60,10 @@ KEPT = "Your form is as you left it."
 def weights_line(now: Situation, say: Say = english) -> str:
     """Say which weights draw, with more on demand."""
     plain, more = map(say, WEIGHTS[now.kind] if now.complete else WEIGHTS_MISSING)
-    return f"<details><summary>{plain} <u>{more}</u></summary><p>{escape(_upper(now.sentence))}</p></details>"
+    name, url = LICENCES[now.kind]
+    licence = say(LICENCE, licence=f'<a href="{url}" target="_blank" rel="noopener">{name}</a>')
+    about = f"<p>{escape(_upper(now.sentence))}</p><p>{licence}</p>"
+    return f"<details><summary>{plain} <u>{more}</u></summary>{about}</details>"
 
 
 def idle(sentence: str, button: str) -> str:
