@@ -19,7 +19,13 @@ FILES = sorted(language.FOLDER.glob("*.json"))
 def sentences_of_the_program() -> set[str]:
     """Every string in the modules of the page, in the requests' help lines and in what a field takes."""
     found = set()
-    for path in [*ROOT.glob("ui*.py"), *ROOT.glob("tab_*.py"), ROOT / "request.py", ROOT / "pipeline.py", ROOT / "engine.py"]:
+    for path in [
+        *ROOT.glob("ui*.py"),
+        *ROOT.glob("tab_*.py"),
+        ROOT / "request.py",
+        ROOT / "pipeline.py",
+        ROOT / "engine.py",
+    ]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.add(node.value)
