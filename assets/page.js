@@ -20,6 +20,10 @@ const tellLanguage = () => {
 tellLanguage();
 new MutationObserver(tellLanguage).observe(document.documentElement, { attributeFilter: ["lang"] });
 
+// Gradio names the place of a picture that is not there yet, and forgets to say what the named thing is.
+const nameEmpty = () => document.querySelectorAll(".empty[aria-label]:not([role])").forEach((one) => { one.role = "img"; });
+new MutationObserver(nameEmpty).observe(document.documentElement, { childList: true, subtree: true });
+
 // The picture as it is: at its real size, over the page.
 const enlarge = (picture) => {
   const dialog = document.createElement("dialog");
@@ -60,8 +64,8 @@ addEventListener("click", (event) => {
     copy(at(".copy"));
   } else if (at(".language")) {
     document.querySelector("footer .settings")?.click();
-  } else if (at(".picture img")) {
-    enlarge(at(".picture img"));
+  } else if (at(".picture .image-container > button")?.querySelector("img")) {
+    enlarge(at(".picture .image-container > button").querySelector("img"));
   }
 });
 
@@ -71,8 +75,7 @@ addEventListener("dragover", (event) => elsewhere(event) && event.preventDefault
 addEventListener("drop", (event) => {
   if (!elsewhere(event)) return;
   event.preventDefault();
-  const input = document.querySelector("#restore input[type=file], input#restore, #restore ~ input[type=file]")
-    ?? document.querySelector("#above input[type=file]");
+  const input = document.querySelector("#above input[type=file]");
   if (!input || !event.dataTransfer.files.length) return;
   input.files = event.dataTransfer.files;
   input.dispatchEvent(new Event("change", { bubbles: true }));
