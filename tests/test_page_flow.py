@@ -120,8 +120,7 @@ def test_the_form_survives_a_reload_in_this_browser_only(open_page: Open) -> Non
 
 
 def test_a_link_carries_a_form(open_page: Open) -> None:  # noqa: F811
-    page = open_page()
-    page.goto(f"{server().url}?prompt=a+red+apple&seed=42&steps=3&width=1000&unknown=1")
+    page = open_page(query="?prompt=a+red+apple&seed=42&steps=3&width=1000&unknown=1")
     expect(prompt_of(page)).to_have_value("a red apple")
     expect(page.get_by_label("number input for Steps")).to_have_value("3")
     expect(page.locator("#restored")).to_contain_text("Not restored: width: 1000")
