@@ -181,6 +181,7 @@ def test_settings_of_a_result_come_back(open_page: Open) -> None:  # noqa: F811
 
 def test_the_prompt_is_counted(open_page: Open) -> None:  # noqa: F811
     page = open_page()
+    settled(page)
     write(page, PROMPT)
     counter = page.locator("#generate-controls .tokens")
     expect(counter).to_contain_text("of 512 tokens")
