@@ -183,8 +183,10 @@ def test_the_prompt_is_counted(open_page: Open) -> None:  # noqa: F811
     page = open_page()
     settled(page)
     write(page, PROMPT)
-    counter = page.locator("#generate-controls .tokens")
+    counter = page.locator("#generate-controls .block.tokens")
     expect(counter).to_contain_text("of 512 tokens")
+    below = page.locator("#prompt").bounding_box()
+    assert counter.locator("p").bounding_box()["y"] >= below["y"] + below["height"] - 2  # and not hidden behind it
     write(page, "apple " * 600)
     expect(counter.locator(".failed")).to_contain_text("The end of the prompt will be cut.")
 
