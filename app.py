@@ -13,6 +13,7 @@ import device
 
 device.prepare_environment()  # first: Gradio and huggingface_hub read it when they are imported
 
+import language  # noqa: E402
 import theme  # noqa: E402
 import ui  # noqa: E402
 from engine import Engine  # noqa: E402
@@ -66,7 +67,8 @@ def launch_options(host: str, port: int | None, auth: str | None, insecure: bool
         "head": ui.HEAD,
         "favicon_path": str(theme.FAVICON),
         "app_kwargs": {"routes": theme.routes()},
-        "footer_links": ["api"],
+        "footer_links": ["api", "settings"],  # the settings hold Gradio's choice of a language
+        "i18n": language.for_gradio(),
         "run_history": False,  # it would keep every visitor's prompts in their browser
         "enable_monitoring": False,
         "show_error": True,

@@ -28,6 +28,7 @@ import mini_prompt
 import preflight
 import preprocess
 import safeguard
+import tokens
 import weights
 from errors import InternalError, OutOfMemory, StudioError, WeightsMissing
 from request import (
@@ -164,6 +165,15 @@ class Engine:
         if self._plan is None or self._built_for != "full":
             return ""
         return f"Memory: {'; '.join(self._plan.reasons)}"
+
+    def count_tokens(self, request: type[Request], prompt: str) -> int | None:
+        """Return how many of the text encoder's `tokens.TEXT_TOKENS` a prompt takes; None without its tokenizer."""
+        model = request.model_fields["model"].default if "model" in request.model_fields else request.model
+        try:
+            files = self.weights_in_use(request.mode, model).files["tokenizer"]
+        except WeightsMissing:
+            return None
+        return tokens.count(files[0], prompt)
 
     def inspect_lora(self, path: Path) -> lora.Report:
         """Return what a LoRA file is, from its header alone.

@@ -31,16 +31,17 @@ from transformers import AutoTokenizer
 
 import loader
 import mini
+import preview
 import sanity
 from adapter import Adapter, Adapters, applied
 from device import MemoryPlan
 from loader import StudioPipe
-from request import Model, Note, Stage, Step
+from request import Model, Note, Stage, Step, WeightsKind
+from tokens import TEXT_TOKENS
 from weights import Chosen
 
 log = logging.getLogger(__name__)
 
-TEXT_TOKENS = 512  # what Z-Image's text encoder was trained with, chat template included
 SIGMA_SHIFT = 3.0  # scheduler_config.json of both official models
 BLANKS_KEPT = 8  # encoded blank pictures, by size: half a megabyte each at 1024 x 1024
 EMBEDDINGS_KEPT = 32  # 512 tokens x 2560 bf16 numbers are 2.6 MB each at full size
@@ -78,6 +79,7 @@ class Pipeline:
         plan: MemoryPlan | None = None,
     ) -> None:
         _send_prints_to_log()
+        self.kind: WeightsKind = "full"
         self.keep_both = keep_both
         self.plan = plan
         self.lora_copies = lora_copies
@@ -103,7 +105,7 @@ class Pipeline:
         Raises:
             FileNotFoundError, ValueError: a file is absent, or DiffSynth does not know what it holds.
         """
-        pipe = self.pipe
+        pipe, self.kind = self.pipe, chosen.kind
         if chosen.kind == "mini":
             mini.register()
         if pipe.tokenizer is None:
@@ -204,7 +206,10 @@ class Pipeline:
                     progress_id=index,
                 )
                 shared["latents"] = pipe.step(pipe.scheduler, progress_id=index, noise_pred=predicted, **shared)
-            yield Step(index + 1, steps)
+                # Where the remaining steps lead if the prediction stays: the latents themselves are mostly noise.
+                rest = pipe.scheduler.sigmas[index + 1] if index + 1 < steps else 0.0
+                emerging = preview.project(shared["latents"] - rest * predicted, self.kind)
+            yield Step(index + 1, steps, emerging)
 
         yield Stage("decoding")
         image, health = self.decode(shared["latents"])

@@ -346,11 +346,21 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Preview:
+    """How a picture looks so far, small: `width` x `height` pixels of red, green and blue, 8 bit each, row by row."""
+
+    width: int
+    height: int
+    rgb: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Step:
-    """Denoising step `index` (1-based) of `total` is done."""
+    """Denoising step `index` (1-based) of `total` is done; `preview` is where the picture is heading."""
 
     index: int
     total: int
+    preview: Preview | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

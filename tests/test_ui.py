@@ -1,5 +1,6 @@
 """The page as programs meet it: a real server, the real gradio_client, the real miniature."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -40,8 +41,14 @@ def config(client: Client) -> dict:
     return client.config
 
 
+def plain(text: object) -> object:
+    """Return the English of a text that the browser translates."""
+    marked = isinstance(text, str) and text.startswith("__i18n__")
+    return json.loads(text.removeprefix("__i18n__"))["key"] if marked else text
+
+
 def component(config: dict, label: str) -> dict:
-    return next(one["props"] for one in config["components"] if one["props"].get("label") == label)
+    return next(one["props"] for one in config["components"] if plain(one["props"].get("label")) == label)
 
 
 # --- the endpoint ---
@@ -166,7 +173,7 @@ def test_help_lines_and_ranges_are_the_requests_own(config: dict) -> None:
         "height": "Height",
         "seed": "Seed",
     }.items():
-        assert component(config, label)["info"] == TextToImage.model_fields[name].description
+        assert plain(component(config, label)["info"]) == TextToImage.model_fields[name].description
     steps = component(config, "Steps")
     assert (steps["minimum"], steps["maximum"], steps["value"]) == (1, 100, MODELS["turbo"].steps)
 
