@@ -25,7 +25,7 @@ import metadata
 import weights
 from engine import Engine, Settings
 from errors import Cancelled, RequestError, StudioError
-from request import MODES, Event, Failure, Preprocess, Queued, Request, Result, Stage, Step, TextToImage
+from request import MODES, Event, Failure, Preprocess, Queued, Request, Result, Stage, Step, TextToImage, TileDone
 
 
 class Parser(argparse.ArgumentParser):
@@ -285,6 +285,8 @@ def _progress(event: Event) -> str:
             return f"{name} {detail}".strip()
         case Step(index, total):
             return f"step {index} of {total}"
+        case TileDone(stage, index, total):
+            return f"{stage} tile {index} of {total}"
     raise AssertionError(f"no line for {event}")
 
 

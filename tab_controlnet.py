@@ -15,8 +15,8 @@ from ui_lora import LoraSlot
 from ui_parts import KEPT, QUIET, Output, Situation, Stopping, Update, bounds, help_line, said
 
 
-def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
-    """Lay out the tab and wire it; return the field for the picture, which other tabs may fill.
+def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Image, Output]:
+    """Lay out the tab and wire it; return the field for the picture, which other tabs may fill, and the output.
 
     `weights_line` stands above all tabs and says which weights draw.
     """
@@ -153,7 +153,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
     tab.select(
         lambda: ui_parts.weights_line(Situation.of(engine, ControlNet, ControlNet.model)), None, weights_line, **QUIET
     )
-    return image_field
+    return image_field, output
 
 
 def _fields(image: dict | None, preprocessor: Preprocessor, low: int, high: int) -> dict[str, Any]:

@@ -22,11 +22,12 @@ from PIL import Image
 import metadata
 from engine import Engine
 from errors import RequestError, StudioError
-from request import SIZES, Event, Failure, Model, Queued, Request, Result, Sizes, Stage, Step, WeightsKind
+from request import SIZES, Event, Failure, Model, Queued, Request, Result, Sizes, Stage, Step, TileDone, WeightsKind
 
 STAGES = {
     "loading": "Loading",
     "preprocessing": "Preparing the control image:",
+    "upscaling": "Enlarging",
     "encoding": "Reading the prompt",
     "denoising": "Drawing",
     "decoding": "Developing the picture",
@@ -313,7 +314,7 @@ def _working(sentence: str, aside: str = "", fraction: float | None = None) -> s
     )
 
 
-def _underway(event: Queued | Stage | Step) -> str:
+def _underway(event: Queued | Stage | Step | TileDone) -> str:
     match event:
         case Queued(ahead):
             others = "one request comes" if ahead == 1 else f"{ahead} requests come"
@@ -322,6 +323,8 @@ def _underway(event: Queued | Stage | Step) -> str:
             return _working(STAGES.get(name, name), detail, 1.0 if name in ("decoding", "saving") else None)
         case Step(index, total):
             return _working(STAGES["denoising"], f"step {index} of {total}", index / total)
+        case TileDone(stage, index, total):
+            return _working(STAGES[stage], f"tile {index} of {total}", index / total)
 
 
 def failed(failure: Failure | StudioError) -> str:
@@ -348,7 +351,8 @@ def _done(result: Result) -> str:
     used, total, loading = result.request, result.seconds["total"], result.seconds.get("loading", 0.0)
     time = f"{total:.1f} s" + (f", {loading:.1f} of them loading" if loading >= 1 else "")
     width, height = result.size
-    facts = f"{used.model.title()}, {used.steps} steps, {width} × {height}, {time}"
+    drawn = f"{used.model.title()}, {used.steps_run} steps, " if used.steps_run else ""
+    facts = f"{drawn}{width} × {height}, {time}"
     notes = "".join(f'<p class="note">{escape(note.text)}</p>' for note in result.notes)
     return f"<p><span>Seed <b>{used.seed}</b></span><span>{facts}</span></p>{notes}"
 
