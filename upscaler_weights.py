@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def find(choice: str, environ: Mapping[str, str] = os.environ) -> Source:
         found = next(one for one in weights.inventory(environ) if one.part.name == "upscaler")
         if found.present:
             return Source(packaged.title, weights.fingerprint(found.files), found.files[0])
-    _package_file(packaged)
+    package_file(packaged)
     return Source(packaged.title, f"sha256:{packaged.state_digest}", packaged=packaged)
 
 
@@ -131,7 +132,7 @@ def digest(state: Mapping[str, np.ndarray]) -> str:
 
 
 def _decode(packaged: Packaged) -> dict[str, np.ndarray]:
-    file = _package_file(packaged)
+    file = package_file(packaged)
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != packaged.file_digest:
         raise _missing(packaged, f"{file} is another file than expected (SHA-256 {found})")
@@ -143,17 +144,21 @@ def _decode(packaged: Packaged) -> dict[str, np.ndarray]:
 
 def _keep(state: dict[str, np.ndarray], path: Path) -> None:
     """Write the file whole or not at all; where nothing can be written, it is decoded again next time."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, draft)
-        draft.replace(path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            save_file(state, Path(folder) / path.name)
+            (Path(folder) / path.name).replace(path)
     except (OSError, SafetensorError) as error:
-        draft.unlink(missing_ok=True)
         log.warning("%s cannot be written: %s", path, error)
 
 
-def _package_file(packaged: Packaged) -> Path:
+def package_file(packaged: Packaged) -> Path:
+    """Return a model's `.bin` file in the package.
+
+    Raises:
+        WeightsMissing: the package is not installed, or lacks it.
+    """
     package = importlib.util.find_spec(PACKAGE)
     folders = package.submodule_search_locations if package else None
     file = Path(folders[0], "models", f"{packaged.stem}.bin") if folders else None
