@@ -21,6 +21,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
     `weights_line` stands above all tabs and says which weights draw.
     """
     fields = Upscale.model_fields
+    usual = UPSCALE_DENOISE[Situation.of(engine, Upscale, Upscale.model).kind]
     with gr.Row(elem_classes=["columns"]):
         with gr.Column(elem_id="upscale-controls", min_width=280):
             # As it was uploaded, as in tab_controlnet.
@@ -44,7 +45,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
             )
             denoise_field = gr.Slider(
                 *bounds(Upscale, "denoise"),
-                value=0,
+                value=usual,
                 step=0.01,
                 label="Denoise",
                 info=help_line(Upscale, "denoise"),
@@ -52,7 +53,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
                 elem_id="denoise",
             )
             # They mean nothing to a picture that is not refined.
-            with gr.Column(visible=False) as refinement:
+            with gr.Column(visible=usual > 0) as refinement:
                 prompt_field = gr.Textbox(
                     fields["prompt"].default,
                     label="Prompt",
@@ -137,12 +138,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
     )
     denoise_field.change(lambda denoise: gr.Column(visible=denoise > 0), denoise_field, refinement, **QUIET)
 
-    def enter() -> Update:
-        """Say which weights refine, and set what is usual with them."""
-        now = Situation.of(engine, Upscale, Upscale.model)
-        return {weights_line: ui_parts.weights_line(now), denoise_field: UPSCALE_DENOISE[now.kind]}
-
-    tab.select(enter, None, [weights_line, denoise_field], **QUIET)
+    tab.select(lambda: ui_parts.weights_line(Situation.of(engine, Upscale, Upscale.model)), None, weights_line, **QUIET)
     return image_field
 
 
