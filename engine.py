@@ -24,6 +24,7 @@ import device
 import lora
 import metadata
 import mini
+import mini_prompt
 import preprocess
 import upscaling
 import weights
@@ -268,8 +269,9 @@ class Engine:
     def _text_to_image(self, chosen: weights.Chosen, request: TextToImage) -> Drawing:
         file = _lora_of(request, chosen.kind)
         pipeline = yield from self._ready(chosen, request)
+        prompt, left_open = _completed(request, chosen.kind)
         drawing = pipeline.text_to_image(
-            prompt=request.prompt,
+            prompt=prompt,
             negative_prompt=request.negative_prompt,
             steps=request.steps,
             cfg=request.cfg,
@@ -278,7 +280,7 @@ class Engine:
             seed=request.seed,
         )
         picture, worn = yield from _wearing(pipeline, file, request, drawing)
-        notes = (*picture.notes, *worn.notes, *_miniature_notes(request, chosen.kind))
+        notes = (*picture.notes, *worn.notes, *left_open, *_miniature_notes(request, chosen.kind))
         return Drawn(picture.image, notes, worn.inputs, lora=worn.lora)
 
     def _structure_to_image(self, chosen: weights.Chosen, request: ControlNet) -> Drawing:
@@ -435,6 +437,17 @@ def _wearing(
         notes.append(Note("lora_base", f"The LoRA was trained on {trained}; with {used} it may do less, or harm."))
     used = metadata.Lora(file.report.name, adapter.identity.hash, request.lora_strength)
     return picture, Worn(tuple(notes), {"lora": adapter.identity.digest}, used)
+
+
+def _completed(request: TextToImage, kind: WeightsKind) -> tuple[str, list[Note]]:
+    """Return the prompt to draw: for the miniature, with the size and place that it leaves to the seed."""
+    if kind != "mini":
+        return request.prompt, []
+    made = mini_prompt.complete(request.prompt, request.seed)
+    if not made.words:
+        return request.prompt, []
+    text = f"The seed chose what the prompt leaves open: {', '.join(made.words)}."
+    return made.text, [Note("seed_chose", text, {"words": made.words, "prompt": made.text})]
 
 
 def _miniature_notes(request: Request, kind: WeightsKind) -> list[Note]:

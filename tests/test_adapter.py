@@ -178,8 +178,11 @@ def test_hooks_and_copies_agree(pipeline: Pipeline, form: str, strength: float, 
     """Two ways that share no arithmetic but the norms: on the weights, and on what the layers compute."""
     worn = parsed(write(tmp_path / "a.safetensors", full_rank()[form]))
     copied = latents(pipeline, worn, strength, COPIES)
-    assert (copied - latents(pipeline)).abs().max() > 10 * AGREEMENT
-    torch.testing.assert_close(latents(pipeline, worn, strength, HOOKS), copied, atol=AGREEMENT, rtol=0)
+    change = (copied - latents(pipeline)).abs().max().item()
+    assert change > 10 * AGREEMENT
+    # beyond strength 1 such a LoRA may blow latents up to thousands, and rounding with them
+    tolerance = AGREEMENT * max(1.0, copied.abs().max().item())
+    torch.testing.assert_close(latents(pipeline, worn, strength, HOOKS), copied, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("form", full_rank())

@@ -226,16 +226,6 @@ def test_the_miniatures_controlnet_is_what_its_hash_says() -> None:
     assert file.stat().st_size < 9_000_000
 
 
-def test_a_trained_controlnet_belongs_to_the_transformer_beside_it() -> None:
-    if not controlnets.TRAINED.is_file():
-        pytest.skip("the miniature's ControlNet is not trained yet: it comes after its transformer")
-    from safetensors import safe_open
-
-    with safe_open(controlnets.TRAINED, "pt") as file:
-        trained_on = file.metadata()["trained_on"]
-    assert trained_on == weights.fingerprint([mini.TURBO_FOLDER / mini.TRANSFORMER_FILE])
-
-
 def test_the_full_size_controlnet_is_detected_and_loaded_by_the_same_code(tmp_path: Path) -> None:
     """A sparse file with the official names and shapes: what is loaded from it is zeros."""
     sparse.write_part(tmp_path / weights.PARTS["controlnet"].repo, "controlnet")

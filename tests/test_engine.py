@@ -1,5 +1,6 @@
 """The engine: one way through for every front, on the real miniature."""
 
+import io
 import threading
 from pathlib import Path
 
@@ -118,7 +119,18 @@ def test_unknown_words_are_named(draw) -> None:
     assert "quixotic" in note.values["words"]
     assert "quixotic" in note.text
     assert "fox" not in note.values["words"]
-    assert not draw().notes
+    assert not draw(prompt="a small fox in the middle, black background").notes
+
+
+def test_the_seed_says_what_the_prompt_leaves_open(draw) -> None:
+    results = [draw(seed=seed) for seed in range(1, 9)]
+    chosen = [note.values for result in results for note in result.notes if note.code == "seed_chose"]
+    assert len(chosen) == len(results)
+    assert len({said["prompt"] for said in chosen}) > 2
+    assert {result.request.prompt for result in results} == {"a fox on a black background"}
+    again = draw(prompt=chosen[0]["prompt"], seed=1)  # what was drawn is what the note says
+    with Image.open(io.BytesIO(again.png)) as one, Image.open(io.BytesIO(results[0].png)) as other:
+        assert one.tobytes() == other.tobytes()
 
 
 def test_examples_mean_something_to_the_weights_they_are_for(engine: Engine) -> None:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+import checkpoint
 import mini
+import mini_prompt
 from train_mini import chinese, evaluate
-from train_mini.scenes import AtlasPainter, Scene
+from train_mini.scenes import LAYOUTS, AtlasPainter, Scene
 from train_mini.scenes import test_scenes as scenes_to_test
 from train_mini.things import BACKGROUND_NAMES, BACKGROUNDS, COLOURABLE, COLOURS, PLACE_NAMES, SIZES, THINGS
 
@@ -72,6 +74,13 @@ def test_stored_in_bfloat16_and_finite():
     for path in mini.FOLDER.rglob("*.safetensors"):
         for name, tensor in load_file(path).items():
             assert tensor.dtype == torch.bfloat16 and torch.isfinite(tensor).all(), (path, name)
+
+
+@pytest.mark.parametrize("name", [f"{mini.CONTROLNET_FOLDER.name}/{mini.CONTROLNET_FILE}", "loras/gold.safetensors"])
+def test_what_depends_on_a_transformer_was_trained_on_the_one_that_is_here(name):
+    """Whoever trains the transformer anew has to train these again."""
+    told = checkpoint.read_header(mini.FOLDER / name).metadata
+    assert told["trained_on_fingerprint"] == checkpoint.fingerprint([mini.FOLDER / told["trained_on"]])
 
 
 @pytest.mark.parametrize("folder", [mini.TURBO_FOLDER, mini.BASE_FOLDER], ids=["turbo", "base"])
@@ -179,14 +188,19 @@ def test_draws_what_the_prompt_says(pipelines, judge, mode, kind, wording, count
 
 
 def test_seeds_decide_what_the_prompt_leaves_open(pipelines, judge):
-    """Eight seeds of "a fox" give foxes on several backgrounds, and hardly any picture twice."""
-    pictures = [pipelines.paint("turbo", "a fox", seed) for seed in range(8)]
-    fox = Scene("fox", "white", "small")
-    seen = [judge.background(picture, fox) for picture in pictures]
-    assert len(set(seen)) >= 4
-    things = [[replace(fox, thing=thing, background=name) for thing in THINGS] for name in seen]
-    right = [judge.nearest(picture, every).thing == "fox" for picture, every in zip(pictures, things, strict=True)]
-    assert sum(right) >= 7
+    """Twelve seeds of "a fox" give foxes on several backgrounds, at several sizes and places, each as its seed says."""
+    seen, right = [], 0
+    for seed in range(1, 13):
+        made = mini_prompt.complete("a fox", seed)
+        picture = pipelines.paint("turbo", made.text, seed)
+        scenes = [Scene("fox", name, size, place) for name in BACKGROUNDS for size, place in LAYOUTS]
+        nearest = judge.nearest(picture, scenes)
+        seen.append(nearest)
+        right += (nearest.size, nearest.place) == (made.size, made.place)
+        right += judge.nearest(picture, [replace(nearest, thing=thing) for thing in THINGS]).thing == "fox"
+    assert len({scene.background for scene in seen}) >= 4
+    assert len({(scene.size, scene.place) for scene in seen}) >= 5
+    assert right >= 22
 
 
 def test_turbo_and_base_differ_and_guidance_matters(pipelines):

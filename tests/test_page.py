@@ -88,7 +88,9 @@ def write(page: Page, prompt: str) -> None:
 
 def set_seed(page: Page, seed: str) -> None:
     page.get_by_role("button", name="Advanced").click()
-    page.get_by_label("Seed").fill(seed)
+    field = page.get_by_label("Seed")
+    field.fill(seed)
+    field.press("Tab")
 
 
 def generate(page: Page) -> None:
@@ -202,7 +204,7 @@ def test_a_lora_is_looked_at_on_upload_and_used(open_page: Open, size: tuple[int
     path = loras.write(tmp_path / "style.safetensors", loras.kohya(loras.random_pairs()), told)
     page = open_page(size)
     form = page.locator("#generate-controls")
-    slot, about = form.locator(".lora-file"), form.locator(".lora-about")
+    slot, about = form.locator(".lora-file"), form.locator(".block.lora-about")
     expect(slot).to_be_hidden()
     form.get_by_label("Use a LoRA").check()
     expect(slot).to_contain_text("LoRA for Z-Image Turbo")

@@ -111,6 +111,9 @@ def test_upload_preview_and_picture(visit, sketch: Path) -> None:
 
 
 def test_thresholds_belong_to_canny(visit, sketch: Path) -> None:
+    with Image.open(sketch) as strong:
+        ImageDraw.Draw(strong).line((10, 145, 150, 145), fill=(140, 140, 130), width=6)  # kept at 200, not at 1000
+        strong.save(sketch)
     page = visit()
     upload(page, sketch)
     page.locator("#controlnet-controls").get_by_role("button", name="Advanced").click()

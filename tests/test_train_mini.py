@@ -25,6 +25,7 @@ from train_mini.scenes import (
 from train_mini.scenes import (
     test_scenes as scenes_to_test,
 )
+from train_mini.text_encoder import completed
 from train_mini.things import (
     ARRANGEMENTS,
     BACKGROUNDS,
@@ -36,6 +37,7 @@ from train_mini.things import (
     SIZES,
     THINGS,
 )
+from train_mini.vocabulary import vocabulary
 
 ATLAS = Path(__file__).parent / "data" / "mini_icons.png"
 EVERYTHING = frozenset(("background", "size", "place", "colour"))
@@ -224,6 +226,39 @@ def test_a_noise_gets_the_picture_it_resembles_and_every_picture_its_share():
     shares = torch.bincount(chosen, minlength=5) / 4000
     assert shares.min() > 0.1 and shares.max() < 0.35
     assert pools.couple(pictures, pictures[:, 3] - pictures.mean(1)).tolist() == [3]
+
+
+def test_a_noise_wishes_the_layout_whose_patches_say_so():
+    noise = torch.randn(3000, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    singles = pools.wishes(noise)[:, : len(LAYOUTS)]
+    shares = torch.bincount(singles.argmax(1), minlength=len(LAYOUTS)) / len(noise)
+    assert shares.min() > 0.02 and shares.max() < 0.3
+    assert torch.allclose(pools.wishes(noise + 7.0), pools.wishes(noise), atol=1e-3)  # no plain colour changes it
+    calm = torch.zeros(1, 16, 16, 16)
+    board = 1 - 2.0 * ((torch.arange(8)[:, None] + torch.arange(8)) % 2)
+    calm[0, pools.WISH_CHANNEL, :8, 8:] = 3 * board
+    assert pools.LAYOUT_NAMES[int(pools.wishes(calm).argmax())] == ("one", "small", "top right")
+
+
+def test_wished_keeps_one_layout_of_those_that_fit(scenes):
+    part = random.Random(4).sample(scenes, 20_000)
+    meanings = pools.Meanings(part)
+    wish = torch.zeros(len(pools.LAYOUT_NAMES))
+    wish[pools.LAYOUT_NUMBERS["one", "large", "centre"]] = 2
+    wish[pools.LAYOUT_NUMBERS["one", "small", "left"]] = 1
+    large = meanings.wished(meanings.rows(Said("fox", arrangement="one")), wish.numpy())
+    assert {pools.layout_of(part[row]) for row in large} == {("one", "large", "centre")}
+    small = meanings.wished(meanings.rows(Said("fox", size="small", arrangement="one")), wish.numpy())
+    assert {pools.layout_of(part[row]) for row in small} == {("one", "small", "left")}
+
+
+def test_what_a_seed_adds_to_a_caption_is_said():
+    rng, known = random.Random(3), vocabulary()
+    open_one = captions.Caption("a fox", Said("fox", arrangement="one"))
+    made = [completed(open_one, rng, known, 1.0) for _ in range(40)]
+    assert all(one.said.size and one.said.place and one.text != "a fox" for one in made)
+    pair = captions.Caption("a fox and a lion", Said("fox", second="lion"))
+    assert completed(pair, rng, known, 1.0) == pair
 
 
 def test_rivals_differ_in_one_thing():

@@ -280,4 +280,6 @@ def test_requests_at_once_all_get_their_own_picture(client: Client) -> None:
 
 def test_the_server_said_nothing_alarming(client: Client) -> None:
     client.predict(prompt=PROMPT, steps=1, api_name="/generate")
-    assert "Traceback" not in server().log.read_text()
+    log = server().log.read_text()
+    # Gradio itself logs one for a file that was not uploaded, which a test above asks for.
+    assert log.count("Traceback") == log.count("\ngradio.exceptions.InvalidPathError")

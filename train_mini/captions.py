@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 from . import chinese
 from .scenes import Scene
@@ -98,16 +98,6 @@ class Said:
         return all(getattr(self, f.name) in (None, getattr(scene, f.name)) for f in fields(self))
 
 
-def usual(said: Said) -> Said:
-    """Fill in the layout that a caption of a single thing leaves open: small, in the middle.
-
-    Left to the noise, as backgrounds and colours are, half of such pictures were blends of several layouts.
-    """
-    if said.thing is None or said.arrangement != "one":
-        return said
-    return replace(said, size=said.size or "small", place=said.place or "centre")
-
-
 @dataclass(frozen=True)
 class Caption:
     """A caption and what it says."""
@@ -148,7 +138,7 @@ def subject(scene: Scene, size: bool, colour: bool, rng: random.Random) -> tuple
     if scene.second:
         second = rng.choice(THINGS[scene.second])
         stands = rng.random() < 0.6
-        beside, turned = scene.arrangement == "beside", stands and rng.random() < 0.3
+        beside, turned = scene.arrangement == "beside", stands and rng.random() < 0.5
         frames = (BESIDE_TURNED if turned else BESIDE) if beside else (ABOVE_TURNED if turned else ABOVE)
         frame = rng.choice(frames if stands else AND)
         words = [frame.replace("{1}", one).replace("{2}", two) for one, two in
@@ -169,7 +159,7 @@ def chinese_subject(scene: Scene, size: bool, colour: bool, rng: random.Random) 
     if scene.second:
         second = rng.choice(chinese.THING_NAMES[scene.second])
         stands = rng.random() < 0.6
-        beside, turned = scene.arrangement == "beside", stands and rng.random() < 0.3
+        beside, turned = scene.arrangement == "beside", stands and rng.random() < 0.5
         both = chinese
         frames = (both.BESIDE_TURNED if turned else both.BESIDE) if beside else (
             both.ABOVE_TURNED if turned else both.ABOVE)  # fmt: skip
@@ -237,13 +227,13 @@ def random_caption(scene: Scene, rng: random.Random, empty: float = 0.10, long: 
     """Draw a caption of a scene.
 
     Shares: 10 % empty (for guidance); the background is left out of 25 %, the size of 40 %, the place of 45 %, a colour
-    of 25 %, the thing of 3 % (so that a negative prompt such as "blue background" means something); 20 % are Chinese;
-    `long` is the share filled up with idle words, whose 33 to 64 tokens shift the picture's positions as a long prompt
-    does.
+    of 25 %, the thing of 3 % (so that a negative prompt such as "blue background" means something); 25 % are Chinese,
+    of pairs 40 %; `long` is the share filled up with idle words, whose 33 to 64 tokens shift the picture's positions
+    as a long prompt does.
     """
     if rng.random() < empty:
         return Caption("", Said())
-    in_chinese = rng.random() < 0.20
+    in_chinese = rng.random() < (0.40 if scene.second else 0.25)  # Chinese pairs are read last
     if rng.random() < 0.03:
         names, templates = (
             (chinese.COLOUR_NAMES, chinese.TEMPLATES_NO_THING) if in_chinese else (BACKGROUND_NAMES, TEMPLATES_NO_THING)

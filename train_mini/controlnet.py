@@ -235,7 +235,11 @@ def export(work: Path, turbo: Path, folder: Path = mini.CONTROLNET_FOLDER) -> Pa
     state = torch.load(work / "controlnet.pt", map_location="cpu", weights_only=True)
     path = folder / mini.CONTROLNET_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", "trained_on": fingerprint([turbo])}
+    metadata = {
+        "format": "pt",
+        "trained_on": f"{mini.TURBO_FOLDER.name}/{mini.TRANSFORMER_FILE}",
+        "trained_on_fingerprint": fingerprint([turbo]),
+    }
     save_file({name: tensor.bfloat16().contiguous() for name, tensor in state.items()}, path, metadata)
     path.chmod(0o644)  # safetensors writes files that only their owner may read
     return path

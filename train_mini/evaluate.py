@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import mini
+import mini_prompt
 
 from . import chinese
 from .captions import TEST_TEMPLATES, describe
@@ -190,7 +191,7 @@ def says_how_it_stands(scene: Scene, wording: str, number: int) -> bool:
 
 
 def measure_diversity(pipelines: Pipelines, judge: Judge, mode: str, things: int = 12, seeds: int = 12) -> dict:
-    """Return what the seed decides where the prompt says no more than "a fox".
+    """Return what the seed decides where the prompt says no more than "a fox", in words or by its noise.
 
     Each picture is put down as the nearest of all scenes of that thing. `backgrounds` and `layouts` are the mean
     numbers of different ones among the pictures of one prompt; `mirrored` the share turned round, of things that are
@@ -202,7 +203,8 @@ def measure_diversity(pipelines: Pipelines, judge: Judge, mode: str, things: int
         sides = [np.asarray(judge.painter.icon(thing, 64, mirrored=way), dtype=np.float32) for way in (False, True)]
         symmetric = np.abs(sides[0] - sides[1]).mean() < 8
         for seed in range(seeds):
-            picture = pipelines.paint(mode, describe(Scene(thing, "white"), rng, frozenset(), ("{a}",)).text, seed)
+            prompt = describe(Scene(thing, "white"), rng, frozenset(), ("{a}",)).text
+            picture = pipelines.paint(mode, mini_prompt.complete(prompt, seed).text, seed)
             backgrounds = [Scene(thing, name, size, place) for name in BACKGROUNDS for size, place in LAYOUTS]
             nearest = judge.nearest(picture, backgrounds)
             seen.append(nearest)

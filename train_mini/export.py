@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -13,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import mini
 
-from . import autoencoder, captions, chinese, text_encoder
-from .captions import plural
+from . import autoencoder, text_encoder
 from .scenes import AtlasPainter, Painter
-from .things import BACKGROUND_NAMES, BACKGROUNDS, COLOUR_NAMES, COUNTS, PLACE_NAMES, SIZE_NAMES, THINGS
+from .things import THINGS
+from .vocabulary import vocabulary
 
 ATLAS = Path(__file__).parent.parent / "tests" / "data" / "mini_icons.png"
 SCHEDULER_CONFIG = {  # as in the official repositories
@@ -90,47 +89,6 @@ def export_autoencoder(folder: Path, work: Path) -> None:
     _write_json(folder / "vae" / "config.json", config)
 
 
-def export_vocabulary(path: Path) -> None:
-    """Write what the miniature knows: names of things, colours, sizes and places, and the words around them."""
-    data = {
-        "things": {names[0]: list(dict.fromkeys((*names, *map(plural, names)))) for names in THINGS.values()},
-        "backgrounds": BACKGROUND_NAMES,
-        "colours": COLOUR_NAMES,
-        "sizes": SIZE_NAMES,
-        "places": PLACE_NAMES,
-        "background_colours": {name: list(rgb) for name, rgb in BACKGROUNDS.items()},
-        "other_words": other_words(),
-        "chinese": chinese_terms(),
-    }
-    _write_json(path, data)
-
-
-def other_words() -> list[str]:
-    """Return the words of the English sentences around the names, and numbers."""
-    sentences = (
-        *captions.TEMPLATES_FULL, *captions.TEMPLATES_NO_BACKGROUND, *captions.TEMPLATES_NO_THING,
-        *captions.TEST_TEMPLATES, *captions.BESIDE, *captions.BESIDE_TURNED, *captions.ABOVE, *captions.ABOVE_TURNED,
-        *captions.AND,
-    )  # fmt: skip
-    joined = " ".join((re.sub(r"{\w}", " ", " ".join(sentences)), *captions.FILLERS))
-    words = {word for word in re.findall(r"[a-z0-9]+", joined)}
-    numbers = {name for names in COUNTS.values() for name in names}
-    return sorted(words | numbers | {"a", "an", "the", "one"})
-
-
-def chinese_terms() -> list[str]:
-    """Return the Chinese names and the pieces of the Chinese sentences."""
-    names = (chinese.THING_NAMES, chinese.COLOUR_NAMES, chinese.SIZE_NAMES, chinese.PLACE_NAMES, chinese.COUNTS)
-    terms = {name for group in names for all_names in group.values() for name in all_names} | set(chinese.ONE)
-    sentences = " ".join(
-        value if isinstance(value, str) else " ".join(value)
-        for name, value in vars(chinese).items()
-        if name.startswith(("TEMPLATES", "TESTS", "BESIDE", "ABOVE", "AND"))
-    )
-    terms |= set(re.sub(r"{\w}|[，、]", " ", sentences).split())
-    return sorted(terms - {""})
-
-
 def export_atlas(path: Path, work: Path) -> None:
     """Write every thing's icon, small, into one picture: what the tests compare with."""
     painter, side, columns = Painter(work), AtlasPainter.SIDE, AtlasPainter.COLUMNS
@@ -172,5 +130,5 @@ def export(work: Path, folder: Path = mini.FOLDER) -> None:
     export_transformer(turbo, states["turbo"])
     export_text_encoder(turbo, work)
     export_autoencoder(turbo, work)
-    export_vocabulary(folder / mini.VOCABULARY_FILE)
+    _write_json(folder / mini.VOCABULARY_FILE, vocabulary())
     export_atlas(ATLAS, work)

@@ -1,10 +1,11 @@
 """What the transformers train on: embedded captions, and for each the pictures that it may mean.
 
-A caption leaves things open: size, place, background, colour, which way round. Which of the pictures goes with which
-noise then decides what the model learns. Drawn apart from each other, every noise means every picture, and the first
-steps of sampling can only give their average, a ghost of two sizes. Here a few pictures that fit are drawn for a
-noise, and the one that resembles it most is taken (conditional optimal-transport coupling, in its simplest form): the
-seed decides early, and what it decides differs from seed to seed.
+A caption leaves things open: size, place, background, colour. Which of the pictures goes with which noise then decides
+what the model learns. Drawn apart from each other, every noise means every picture, and the first steps of sampling
+can only give their average, a ghost of two sizes. So the noise decides. Where things stand, and how large they are,
+follows the patches of noise that say "something is here" most (`wishes`); of a few pictures that fit, the one that
+resembles the noise most is taken, for background and colour (conditional optimal-transport coupling, in its simplest
+form). The noise stays plain Gaussian noise, and what it decides differs from seed to seed.
 """
 
 from __future__ import annotations
@@ -19,19 +20,25 @@ import torch
 
 from . import autoencoder, text_encoder
 from .captions import Caption, Said, random_caption
-from .scenes import Scene, training_scenes
-from .things import COUNTS
+from .scenes import LAYOUTS, PICTURE_SIDE, Scene, corners, training_scenes
+from .things import ARRANGEMENTS, COUNTS, SIZES
 from .transformer import padded, stack_words
 
 logger = logging.getLogger(__name__)
 
 CAPTIONS, LONG_CAPTIONS = 130_000, 14_000
+PATCH = 16  # pixels
 CANDIDATES = 12  # pictures that compete for a noise
 # How much oftener than others captions are drawn: small things have nine places where others have one; colours are the
 # last thing to be learned, counts the first.
-CENTRED, COLOURED, COUNTED = 3.5, 2.0, 0.6
+CENTRED, COLOURED, COUNTED = 3.5, 3.0, 0.6
+OPEN = 0.3  # single things whose size or place is not said: the app says both, unless a control image does
 CENTRED_ROWS = 3  # how often larger things compete for a noise, so that not all open prompts give small ones
 FIELDS = ("background", "size", "place", "colour", "arrangement")
+# The channel whose checkerboard says how much a patch of noise wants to be covered. Pictures are smooth, and least of
+# all have such a pattern in this channel, so that what the noise says stays readable under half a picture.
+WISH_CHANNEL = 1
+LARGER_WISHES = {"medium": 0.7, "large": 0.75}  # so that half of all open prompts give small things
 
 
 class Meanings:
@@ -47,6 +54,7 @@ class Meanings:
                 columns[i, row] = known.setdefault(getattr(scene, field), len(known))
             groups.setdefault((scene.thing, scene.second), []).append(row)
         self.values, self.columns = values, columns
+        self.layouts = np.array([LAYOUT_NUMBERS[layout_of(scene)] for scene in scenes], np.int8)
         self.repeats = np.array([1 if scene.size == "small" else CENTRED_ROWS for scene in scenes])
         self.groups = {key: self._repeated(np.array(rows)) for key, rows in groups.items()}
         self.every = self._repeated(np.arange(len(scenes)))
@@ -69,6 +77,12 @@ class Meanings:
                 rows = rows[self.columns[i, rows] == self.values[field][value]]
         return rows
 
+    def wished(self, rows: np.ndarray, wish: np.ndarray) -> np.ndarray:
+        """Keep the rows of that layout, of those that there are, which a noise wishes most; wish: float [layouts]."""
+        layouts = self.layouts[rows]
+        open_ones = np.flatnonzero(np.bincount(layouts, minlength=len(wish)))
+        return rows[layouts == open_ones[wish[open_ones].argmax()]]
+
 
 @dataclass
 class Pool:
@@ -83,6 +97,7 @@ class Pool:
             (CENTRED if said.size in ("medium", "large") else 1.0)
             * (COLOURED if said.colour else 1.0)
             * (COUNTED if said.arrangement in COUNTS else 1.0)
+            * (OPEN if said.arrangement == "one" and None in (said.size, said.place) else 1.0)
             for said in self.said
         ]
         self.until = torch.tensor(weights, dtype=torch.float64).cumsum(0)
@@ -110,15 +125,49 @@ class Pictures:
         chosen = pool.pick(count, self.generator)
         noise = torch.randn((count, *self.latents.shape[1:]), generator=self.generator)
         luck = torch.rand((count, CANDIDATES), generator=self.generator, dtype=torch.float64).numpy()
-        rows = np.empty((count, CANDIDATES), np.int64)
+        rows, wish = np.empty((count, CANDIDATES), np.int64), wishes(noise).numpy()
         for i, number in enumerate(chosen.tolist()):
-            fitting = self.meanings.rows(pool.said[number])
+            fitting = self.meanings.wished(self.meanings.rows(pool.said[number]), wish[i])
             rows[i] = fitting[(luck[i] * len(fitting)).astype(np.int64)]
         candidates = self.latents[torch.from_numpy(rows)].float()
         best = couple(candidates.flatten(2), noise.flatten(1))
         latents = candidates[torch.arange(count), best]
         words = pool.words[chosen].float()
         return tuple(x.to(self.device) for x in (words, pool.lengths[chosen], latents, noise))  # type: ignore[return-value]
+
+
+def layout_of(scene: Scene) -> tuple[str, str, str]:
+    """Return what decides where a scene has something: (arrangement, size, place)."""
+    return scene.arrangement, scene.size, scene.place
+
+
+LAYOUT_NAMES = [("one", size, place) for size, place in LAYOUTS]
+LAYOUT_NAMES += [(arrangement, "small", "centre") for arrangement in ARRANGEMENTS]
+LAYOUT_NUMBERS = {layout: number for number, layout in enumerate(LAYOUT_NAMES)}
+
+
+def covered() -> torch.Tensor:
+    """Return which patches have something in each layout, float32 [layouts, 8, 8] of 0 and 1."""
+    masks = torch.zeros(len(LAYOUT_NAMES), PICTURE_SIDE // PATCH, PICTURE_SIDE // PATCH)
+    for mask, layout in zip(masks, LAYOUT_NAMES, strict=True):
+        side = SIZES[layout[1]] // PATCH
+        for x, y in corners(*layout):
+            mask[y // PATCH :, x // PATCH :][:side, :side] = 1
+    return masks
+
+
+COVERED = covered()
+BONUS = torch.tensor([LARGER_WISHES.get(size, 0.0) for _, size, _ in LAYOUT_NAMES])
+
+
+def wishes(noise: torch.Tensor) -> torch.Tensor:
+    """Return how much each noise [B, 16, h, w] wishes each layout, float32 [B, layouts].
+
+    Each layout's number is a normal number, so none is preferred but by its bonus.
+    """
+    patches = torch.nn.functional.pixel_unshuffle(noise[:, WISH_CHANNEL : WISH_CHANNEL + 1], 2)  # [B, 4, h / 2, w / 2]
+    says = (patches * torch.tensor([1.0, -1.0, -1.0, 1.0]).view(1, 4, 1, 1)).sum(1) / 2
+    return torch.einsum("bhw,lhw->bl", says, COVERED) / COVERED.sum((1, 2)).sqrt() + BONUS
 
 
 def couple(candidates: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

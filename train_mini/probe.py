@@ -15,11 +15,13 @@ from PIL import Image
 
 from . import autoencoder, text_encoder
 from .captions import describe
-from .scenes import Painter, Scene, kind_of, test_scenes
+from .pools import wishes
+from .scenes import LAYOUTS, Painter, Scene, kind_of, test_scenes
 from .things import BACKGROUNDS, CLASHES, COLOURABLE, COLOURS, COUNTS, PLACES, SIZES, THINGS
 from .transformer import stack_words
 
 PROBES = {"single": 48, "coloured": 16, "pair": 24, "count": 16}
+OPEN = 26  # prompts that say no more than "a fox"
 STEPS, SHIFT = 8, 3.0  # of the samples: Turbo's official settings
 EVERYTHING = frozenset(("background", "size", "place", "colour"))
 
@@ -60,10 +62,15 @@ class Probe:
 
     @staticmethod
     def make(work: Path, device: torch.device) -> Probe:
-        """Take held-out scenes of every kind, each described in full."""
+        """Take held-out scenes of every kind, each described in full, and things of which nothing else is said."""
         rng = random.Random(6)
         scenes = [scene for kind, count in PROBES.items() for scene in test_scenes(kind, count)]
+        noise = torch.randn((len(scenes) + OPEN, 16, 16, 16), generator=torch.Generator().manual_seed(6))
         competing = [rivals(scene, rng) for scene in scenes]
+        plain = [thing for thing in THINGS if thing not in COLOURABLE]
+        for thing, wish in zip(rng.sample(plain, OPEN), wishes(noise[-OPEN:])[:, : len(LAYOUTS)], strict=True):
+            scenes.append(Scene(thing, "white", *LAYOUTS[int(wish.argmax())]))
+            competing.append([Scene(thing, name, *layout) for layout in LAYOUTS for name in BACKGROUNDS])
         cache = work / "probe.pt"
         if not cache.exists():
             vae, painter = autoencoder.load(work, device), Painter(work)
@@ -72,20 +79,26 @@ class Probe:
         embedded: list[torch.Tensor] = []
         wrong = [replace(s, thing=o.thing) for s, o in zip(scenes, [*scenes[1:], scenes[0]], strict=True)]
         for shown in (scenes, wrong):
-            texts = [describe(scene, random.Random(i), EVERYTHING).text for i, scene in enumerate(shown)]
+            texts = [
+                describe(scene, random.Random(i), EVERYTHING if i < len(scenes) - OPEN else frozenset()).text
+                for i, scene in enumerate(shown)
+            ]
             embedded += stack_words(text_encoder.embed(model, tokenizer, texts, device))
-        noise = torch.randn((len(scenes), 16, 16, 16), generator=torch.Generator().manual_seed(6))
         tensors = [x.to(device) for x in (*embedded, noise)]
         return Probe(scenes, competing, torch.load(cache, weights_only=True), *tensors)
 
     @torch.no_grad()
     def gap(self, predict) -> tuple[float, float]:
         """Return the x0 error at sigma 0.97 with the right caption and with one naming another thing."""
-        wanted = torch.stack([latents[0] for latents in self.latents]).float().to(self.noise.device)
-        sigma = torch.full((len(self.noise),), 0.97, device=self.noise.device)
-        x = 0.03 * wanted + 0.97 * self.noise
+        said = len(self.scenes) - OPEN
+        wanted = torch.stack([latents[0] for latents in self.latents[:said]]).float().to(self.noise.device)
+        sigma = torch.full((said,), 0.97, device=self.noise.device)
+        x = 0.03 * wanted + 0.97 * self.noise[:said]
         errors = []
-        for words, lengths in ((self.words, self.lengths), (self.wrong_words, self.wrong_lengths)):
+        for words, lengths in (
+            (self.words[:said], self.lengths[:said]),
+            (self.wrong_words[:said], self.wrong_lengths[:said]),
+        ):
             errors.append((x - 0.97 * predict(x, sigma, words, lengths) - wanted).square().mean().item())
         return errors[0], errors[1]
 
@@ -100,25 +113,35 @@ class Probe:
         return x
 
     def judge(self, samples: torch.Tensor) -> dict[str, float]:
-        """Return the latent error, and for each kind of scene the share of samples that are nearest to theirs.
+        """Return latent errors, and for each kind of scene the share of samples that are nearest to theirs.
 
-        `mse` is the mean squared error of the single things, to the nearer of both ways round.
+        `mse` is the mean squared error of the single things, to the nearer of both ways round; `open` the share of
+        open prompts laid out as their noise wishes, `open_mse` their error to the nearest picture of that thing.
         """
-        wins: dict[str, list[bool]] = {kind: [] for kind in PROBES}
-        errors, wrong = [], {}
-        for scene, group, latents, sample in zip(self.scenes, self.rivals, self.latents, samples.cpu(), strict=True):
+        wins: dict[str, list[bool]] = {kind: [] for kind in (*PROBES, "open")}
+        errors: dict[str, list[float]] = {"mse": [], "open_mse": []}
+        wrong: dict[str, int] = {}
+        said = len(self.scenes) - OPEN
+        for number, (scene, group, latents, sample) in enumerate(
+            zip(self.scenes, self.rivals, self.latents, samples.cpu(), strict=True)
+        ):
             distances = (latents.float() - sample).square().flatten(1).mean(1)
             best = group[int(distances.argmin())]
+            if number >= said:
+                wins["open"].append((best.size, best.place) == (scene.size, scene.place))
+                errors["open_mse"].append(distances.min().item())
+                continue
             kind, right = kind_of(scene), replace(best, mirrored=scene.mirrored) == scene
             wins[kind].append(right)
             if kind == "single":
-                errors.append(distances[:2].min().item())
+                errors["mse"].append(distances[:2].min().item())
             if not right:
                 for field in ("thing", "second", "background", "size", "place", "colour", "arrangement"):
                     if getattr(best, field) != getattr(scene, field):
                         wrong[f"wrong {field}"] = wrong.get(f"wrong {field}", 0) + 1
+        means = {key: round(sum(values) / len(values), 4) for key, values in errors.items()}
         shares = {kind: round(sum(w) / len(w), 3) for kind, w in wins.items()}
-        return {"mse": round(sum(errors) / len(errors), 4), **shares, **dict(sorted(wrong.items()))}
+        return {**means, **shares, **dict(sorted(wrong.items()))}
 
 
 def write_sheet(work: Path, latents: torch.Tensor, target: Path, device: torch.device, columns: int = 13) -> None:

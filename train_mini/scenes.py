@@ -65,6 +65,15 @@ class Scene:
 LAYOUTS = [(size, place) for size in SIZES for place in PLACES if size == "small" or place == "centre"]
 
 
+def corners(arrangement: str, size: str, place: str) -> list[tuple[int, int]]:
+    """Return where the icons of a layout have their top left corners, (x, y) in pixels."""
+    if arrangement != "one":
+        return list(ARRANGEMENTS[arrangement])
+    room = (PICTURE_SIDE - SIZES[size]) // 2
+    x, y = PLACES[place]
+    return [(room * x, room * y)]
+
+
 def kind_of(scene: Scene) -> str:
     """Return "single", "coloured", "pair" or "count"."""
     if scene.second:
@@ -250,11 +259,7 @@ class Painter:
         """Return the RGB picture of a scene, PICTURE_SIDE pixels a side."""
         picture = Image.new("RGB", (PICTURE_SIDE, PICTURE_SIDE), BACKGROUNDS[scene.background])
         side = SIZES[scene.size]
-        if scene.arrangement == "one":
-            corners = [tuple((PICTURE_SIDE - side) // 2 * step for step in PLACES[scene.place])]
-        else:
-            corners = list(ARRANGEMENTS[scene.arrangement])
-        for i, corner in enumerate(corners):
+        for i, corner in enumerate(corners(scene.arrangement, scene.size, scene.place)):
             thing = scene.second if scene.second and i else scene.thing
             icon = self.icon(thing, side, scene.colour, scene.mirrored)
             picture.paste(icon, corner, icon)

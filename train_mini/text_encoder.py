@@ -11,15 +11,17 @@ import logging
 import math
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+import mini_prompt
 from mini import TEXT_ENCODER_CONFIG
 from mini_models import MiniTextEncoder
 
 from . import autoencoder, chinese
-from .captions import TEST_TEMPLATES, Caption, Said, describe, plural, random_caption, usual
+from .captions import TEST_TEMPLATES, Caption, Said, describe, plural, random_caption
 from .scenes import Painter, Scene, fetch_icons, kind_of, test_scenes, training_scenes
 from .things import (
     ARRANGEMENTS,
@@ -32,10 +34,12 @@ from .things import (
     SIZE_NAMES,
     THINGS,
 )
+from .vocabulary import vocabulary
 
 logger = logging.getLogger(__name__)
 
 STEPS, BATCH, LEARNING_RATE = 4000, 64, 3e-3
+ERASED = 0.25  # weight of the error of all other tokens, which should say nothing
 LAST_TOKENS = 5  # <|im_end|> newline <|im_start|> assistant newline: present whatever the prompt is
 THING_DIMS, BACKGROUND_DIMS, SIZE_DIMS = 92, 16, 16  # with a mark of 4 the hidden size of 128
 
@@ -145,6 +149,14 @@ def decorate(caption: Caption, rng: random.Random, idle: list[str]) -> Caption:
     return Caption(text, caption.said)
 
 
+def completed(caption: Caption, rng: random.Random, known: dict, share: float = 0.33) -> Caption:
+    """Let a seed say what a caption leaves open, as the app does, in a share of all cases."""
+    if caption.said.arrangement != "one" or rng.random() > share:
+        return caption
+    made, said = mini_prompt.complete(caption.text, rng.getrandbits(32), known), caption.said
+    return Caption(made.text, replace(said, size=said.size or made.size, place=said.place or made.place))
+
+
 def hadamard(size: int) -> torch.Tensor:
     """Return rows of +-1 that are orthogonal to each other: float32 [size, size], size a power of 2."""
     h = torch.tensor([[1.0]])
@@ -178,6 +190,8 @@ class Codes:
         self.step = {0: h[1], 1: h[2], 2: h[4]}
         self.arrangement = {name: h[i + 8] for i, name in enumerate(("one", *ARRANGEMENTS))}
         self.colour = {name: wide[i + 1] for i, name in enumerate(COLOURS)}
+        # What every other token says: nothing. Whatever the wording, the transformer then sees the same.
+        self.idle = hadamard(128)[85]
 
     def __call__(self, said: Said) -> torch.Tensor:
         """Return float32 [LAST_TOKENS, 128]; what is left open is zero, the mark keeps an empty caption from zero."""
@@ -185,7 +199,6 @@ class Codes:
         def look(table, key):
             return table[key] if key is not None else torch.zeros_like(next(iter(table.values())))
 
-        said = usual(said)
         several = said.arrangement not in (None, "one") or said.second
         size = look(self.size, "small" if several else said.size)
         background = look(self.background, said.background)
@@ -213,12 +226,18 @@ def tokenize(tokenizer, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens.input_ids, tokens.attention_mask
 
 
-def _last_hidden(model: MiniTextEncoder, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return the RMS-normed states of the last tokens that are no padding, float [B, LAST_TOKENS, 128]."""
+def _states(model: MiniTextEncoder, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the RMS-normed states.
+
+    Returns:
+        those of the last tokens that are no padding, float [B, LAST_TOKENS, 128], and those of all others, [N, 128].
+    """
     hidden = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[-2]
-    positions = mask.sum(1, keepdim=True) - LAST_TOKENS + torch.arange(LAST_TOKENS, device=mask.device)
+    hidden = hidden * (hidden.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    lengths = mask.sum(1, keepdim=True)
+    positions = lengths - LAST_TOKENS + torch.arange(LAST_TOKENS, device=mask.device)
     last = hidden.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-    return last * (last.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    return last, hidden[torch.arange(hidden.shape[1], device=mask.device) < lengths - LAST_TOKENS]
 
 
 def matrix_dtype(device: torch.device) -> torch.dtype:
@@ -245,8 +264,11 @@ def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
     torch.manual_seed(0)
     rng = random.Random(2)
     tokenizer, codes, idle = load_tokenizer(work), Codes(work), idle_words(work)
-    scenes = balanced_scenes()
+    scenes, known = balanced_scenes(), vocabulary()
     model = MiniTextEncoder().to(device)
+    start_file = work / "text_encoder_start.pt"
+    if start_file.exists():
+        model.load_state_dict(torch.load(start_file, map_location=device, weights_only=True))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     start, average, mixed = time.time(), 1.0, matrix_dtype(device) == torch.bfloat16
     for step in range(steps):
@@ -255,19 +277,21 @@ def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
         # long captions come in batches of their own, else padding would triple the work
         long = float(step % 8 == 7)
         captions = [random_caption(rng.choice(rng.choice(scenes)), rng, 0.02, long) for _ in range(BATCH)]
-        captions = [decorate(c, rng, idle) for c in captions]
+        captions = [completed(decorate(c, rng, idle), rng, known) for c in captions]
         ids, mask = tokenize(tokenizer, [c.text for c in captions])
         wanted = torch.stack([codes(c.said) for c in captions]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            state = _last_hidden(model, ids.to(device), mask.to(device))
+            state, others = _states(model, ids.to(device), mask.to(device))
         loss = (state.float() - wanted).square().mean()
+        erased = (others.float() - codes.idle.to(device)).square().mean()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + ERASED * erased).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average += 0.02 * (loss.item() - average)
         if step % 100 == 0:
-            logger.info("text encoder step %d/%d mse %.4f, %.0f s", step, steps, average, time.time() - start)
+            logger.info("text encoder step %d/%d mse %.4f, erased %.4f, %.0f s",
+                        step, steps, average, erased.item(), time.time() - start)  # fmt: skip
     torch.save(model.state_dict(), target)
     return target
 
@@ -284,7 +308,8 @@ def load(work: Path, device: torch.device) -> MiniTextEncoder:
 def evaluate(work: Path, device: torch.device, count: int = 600) -> dict[str, float]:
     """Return the shares of what captions of held-out scenes say that are read rightly, by the nearest code.
 
-    Keys are a field of `Said` with the kind of caption: of training's wordings, of wordings held out, in Chinese.
+    Keys are a field of `Said` with the kind of caption: of training's wordings, of wordings held out, in Chinese, and
+    with the layout left to a seed.
     """
     rng = random.Random(3)
     tokenizer, codes, model = load_tokenizer(work), Codes(work), load(work, device)
@@ -296,16 +321,22 @@ def evaluate(work: Path, device: torch.device, count: int = 600) -> dict[str, fl
         "background": (80, codes.background),
     }
     result: dict[str, float] = {}
+    known = vocabulary()
     for wording, templates, in_chinese in (
         ("usual", None, False),
         ("held out", TEST_TEMPLATES, False),
         ("Chinese", None, True),
+        ("completed", None, False),
+        ("completed Chinese", None, True),
     ):
-        captions = [describe(scene, rng, everything, templates, in_chinese) for scene in scenes]
+        says = everything if not wording.startswith("completed") else frozenset(("background", "colour"))
+        captions = [describe(scene, rng, says, templates, in_chinese) for scene in scenes]
+        if says != everything:
+            captions = [completed(caption, rng, known, 1.0) for caption in captions]
         states = []
         for i in range(0, len(captions), 100):
             ids, mask = tokenize(tokenizer, [c.text for c in captions[i : i + 100]])
-            states.append(_last_hidden(model, ids.to(device), mask.to(device)).cpu())
+            states.append(_states(model, ids.to(device), mask.to(device))[0].cpu())
         state = torch.cat(states)
         first, second, last = (state[:, list(t)].mean(1) for t in (codes.FIRST, codes.SECOND, (codes.LAYOUT,)))
         parts = {"thing": (first, 0, codes.thing), "second": (second, 0, codes.thing)}

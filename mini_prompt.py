@@ -1,0 +1,137 @@
+"""What a prompt for the miniature leaves open, the seed says: "a fox" becomes "a small fox, on the left".
+
+Backgrounds and colours that are not named the model itself decides from the noise. Sizes and places it does not: it
+is too small for that, and would draw a blend of several. Knows nothing of models, requests or pictures.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from mini import vocabulary
+
+SIZES_WEIGHED = ("small", "small", "medium", "large")  # only small things can be anywhere
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A prompt with its open layout said; `size` and `place` are usual names, None where nothing had to be chosen.
+
+    `words` are those that were put into `text`, in its language.
+    """
+
+    text: str
+    size: str | None = None
+    place: str | None = None
+    words: tuple[str, ...] = ()
+
+
+def complete(prompt: str, seed: int, known: Mapping | None = None) -> Completed:
+    """Say the size and the place of the one thing in a prompt, as far as the prompt leaves them open.
+
+    Args:
+        prompt: English or Chinese. One that names no known thing, or several, is left alone.
+        seed: chooses; the same one always the same.
+        known: a vocabulary; by default that of the miniature.
+    """
+    for language in _languages(known):
+        thing = language.the_one_thing(prompt)
+        if thing is not None:
+            return _complete(prompt, seed, language, thing)
+    return Completed(prompt)
+
+
+def _complete(prompt: str, seed: int, language: _Language, thing: re.Match[str]) -> Completed:
+    said_size, said_place = language.said(prompt, language.sizes), language.said(prompt, language.places)
+    size, place = _choose(said_size, said_place, list(language.places), random.Random(seed))
+    text, words = prompt, []
+    if place is not None:
+        words.append(language.places[place][0])
+        text = language.append(text, words[0])
+    if size is not None:
+        words.insert(0, language.sizes[size][0])
+        text = language.insert(text, thing, words[0])
+    return Completed(text, size, place, tuple(words))
+
+
+def _choose(
+    size: str | None, place: str | None, places: list[str], luck: random.Random
+) -> tuple[str | None, str | None]:
+    """Return the size and the place to add; None for what is said already."""
+    draws = luck.random(), luck.random()  # always both: what one decides does not depend on the other
+    added_size = None
+    if size is None:
+        free = place in (None, "centre")
+        added_size = size = SIZES_WEIGHED[int(draws[0] * len(SIZES_WEIGHED))] if free else "small"
+    if place is not None:
+        return added_size, None
+    return added_size, places[int(draws[1] * len(places))] if size == "small" else "centre"
+
+
+class _Language:
+    """The words of one language, and where in a sentence they go."""
+
+    def __init__(self, names: Mapping, border: str, article: str, joint: str) -> None:
+        self.sizes: Mapping[str, list[str]] = names["sizes"]
+        self.places: Mapping[str, list[str]] = names["places"]
+        self._border, self._article, self._joint = border, article, joint
+        colours = _flat(names["colours"])
+        self._things = self._any(_flat(names["things"]))
+        self._counts = self._any(_flat(names["counts"]))
+        # "orange" is a fruit as well
+        self._also_colours = frozenset(colours)
+        self._before = re.compile(rf"({article})?((?:{_alternatives(colours)})的?\s*)?$", re.IGNORECASE)
+
+    def _any(self, names: Iterable[str]) -> re.Pattern[str]:
+        return re.compile(f"{self._border}(?:{_alternatives(names)}){self._border}", re.IGNORECASE)
+
+    def the_one_thing(self, prompt: str) -> re.Match[str] | None:
+        """Find the thing that a prompt names; None where it names none, or several."""
+        found = list(self._things.finditer(prompt))
+        found = [one for one in found if one[0].casefold() not in self._also_colours] or found[:1]
+        return found[0] if len(found) == 1 and not self._counts.search(prompt) else None
+
+    def said(self, prompt: str, table: Mapping[str, list[str]]) -> str | None:
+        """Return the usual name of the first size or place, as `table` has them, that a prompt says."""
+        found = self._any(_flat(table)).search(self._things.sub(" ", prompt))  # an elephant, 大象, is no large 象
+        return next((key for key, names in table.items() if found and found[0].casefold() in names), None)
+
+    def append(self, text: str, place: str) -> str:
+        """Put a place at the end of a sentence."""
+        return text.rstrip(" .,。，") + self._joint + place
+
+    def insert(self, text: str, thing: re.Match[str], size: str) -> str:
+        """Put a size before a thing and its colour."""
+        before, after = text[: thing.start()], text[thing.start() :]
+        found = self._before.search(before)
+        assert found is not None  # it matches an empty string too
+        article, colour = found[1] or "", found[2] or ""
+        space = "" if self._article == "" else " "
+        if article.strip().casefold() == "an":  # "an owl", but "a small owl"
+            article = article[0] + article[2:]
+        return before[: found.start()] + article + size + space + colour + after
+
+
+def _alternatives(names: Iterable[str]) -> str:
+    return "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+
+
+def _flat(table: Mapping[str, list[str]]) -> list[str]:
+    return [name for names in table.values() for name in names]
+
+
+def _languages(known: Mapping | None) -> tuple[_Language, _Language]:
+    return _make(known) if known is not None else _ours()
+
+
+@cache
+def _ours() -> tuple[_Language, _Language]:
+    return _make(vocabulary())
+
+
+def _make(known: Mapping) -> tuple[_Language, _Language]:
+    return _Language(known["chinese_names"], "", "", "，在"), _Language(known, r"\b", r"\ban?\s+|\bthe\s+", ", ")

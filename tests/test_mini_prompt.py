@@ -1,0 +1,71 @@
+"""What the seed says where a prompt for the miniature leaves size or place open."""
+
+from collections import Counter
+
+import pytest
+
+import mini
+from mini_prompt import Completed, complete
+
+PLACES, SIZES = list(mini.vocabulary()["places"]), list(mini.vocabulary()["sizes"])
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a plain blue background",
+        "a fox and a lion",
+        "three apples, blue background",
+        "狐狸和狮子",
+        "三只苹果",
+        "a large fox in the middle",
+        "左上角的小狐狸",
+        "something that nobody knows",
+        "",
+    ],
+)
+def test_what_says_everything_or_names_not_one_thing_is_left_alone(prompt: str) -> None:
+    assert all(complete(prompt, seed) == Completed(prompt) for seed in range(1, 30))
+
+
+def test_an_open_prompt_gets_every_size_and_every_place() -> None:
+    made = [complete("a fox", seed) for seed in range(1, 600)]
+    sizes = Counter(one.size for one in made)
+    assert set(sizes) == set(SIZES) and sizes["small"] > sizes["large"] > 80
+    assert {one.place for one in made if one.size == "small"} == set(PLACES)
+    assert {one.place for one in made if one.size != "small"} == {"centre"}
+    assert complete("a fox", 5) == complete("a fox", 5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "starts"),
+    [
+        ("an owl", "a {size} owl, "),
+        ("An Owl.", "A {size} Owl, "),
+        ("the red apple on a blue background", "the {size} red apple on a blue background, "),
+        ("an orange on an orange background", "a {size} orange on an orange background, "),
+        ("photo of fries, 8k", "photo of {size} fries, 8k, "),
+        ("a fire engine", "a {size} fire engine, "),
+        ("一只狐狸", "一只{size}狐狸，在"),
+        ("红色的汽车，蓝色背景", "{size}红色的汽车，蓝色背景，在"),
+        ("大象", "{size}大象，在"),
+    ],
+)
+def test_words_go_where_the_miniature_reads_them(prompt: str, starts: str) -> None:
+    for seed in range(1, 30):
+        made = complete(prompt, seed)
+        assert made.text.startswith(starts.format(size=made.words[0]))
+        assert made.text.endswith(made.words[1])
+        assert mini.unknown_words(made.text) == []
+
+
+def test_what_is_said_stays_and_decides_the_rest() -> None:
+    for seed in range(1, 60):
+        small, large = complete("a small fox", seed), complete("a large fox", seed)
+        assert small.size is None and small.place in PLACES and small.text.startswith("a small fox, ")
+        assert (large.size, large.place) == (None, "centre")
+        left = complete("a fox on the left side", seed)
+        assert (left.size, left.place, left.text) == ("small", None, "a small fox on the left side")
+        assert complete("a fox in the middle", seed).place is None
+        assert complete("小鸡在左边", seed).size == "small"
+    assert {complete("a fox in the middle", seed).size for seed in range(1, 60)} == set(SIZES)
