@@ -37,8 +37,8 @@ STAGE = "upscaling"
 def load(source: Source, device: str) -> spandrel.ImageModelDescriptor:
     """Load a network onto a torch device: in fp16 on CUDA where the network allows it, else in fp32.
 
-    The weights of the package are fp16 already; what computing in fp16 adds is below the picture's own 8 bits (see
-    bench/README.md). bf16 is not: it has three bits less.
+    fp16 is what Real-ESRGAN's own program computes in on a card, and what the package's weights are kept in; how far it
+    is from fp32 is not measured here yet. bf16 would have three bits less.
 
     Raises:
         RequestError: the file holds no network that enlarges RGB pictures by 2 or by 4.
