@@ -26,7 +26,20 @@ import metadata
 import weights
 from engine import Engine, Settings
 from errors import Cancelled, RequestError, StudioError
-from request import MODES, ControlNet, Event, Failure, Preprocess, Queued, Request, Result, Stage, Step, TextToImage
+from request import (
+    MODES,
+    ControlNet,
+    Event,
+    Failure,
+    Preprocess,
+    Queued,
+    Request,
+    Result,
+    Stage,
+    Step,
+    TextToImage,
+    TileDone,
+)
 
 MEMORY_HELP = (
     "GB of the device's memory to count with, in place of what is free: fewer leave room to others, more keep more of "
@@ -288,6 +301,8 @@ def _progress(event: Event) -> str:
             return f"{name} {detail}".strip()
         case Step(index, total):
             return f"step {index} of {total}"
+        case TileDone(stage, index, total):
+            return f"{stage} tile {index} of {total}"
     raise AssertionError(f"no line for {event}")
 
 

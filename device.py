@@ -9,6 +9,7 @@ Knows nothing of weights on disk, requests, pipelines or fronts.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import platform
 import sys
@@ -40,6 +41,11 @@ HOST_RESERVE = 6_000_000_000  # bytes of the host's memory left to the system, t
 VRAM_MARGIN_GIB = 0.5  # kept free under `vram_limit`, as in DiffSynth's own low-VRAM examples
 # Numbers alive per output pixel while the VAE decodes untiled: 3.8 kB a pixel in fp32, measured at 320 x 320 on a CPU.
 VAE_NUMBERS_PER_PIXEL = 1_000
+# Real-ESRGAN x4plus in fp32, for each pixel of a tile: measured on a CPU between tiles of 96 and 144 pixels.
+UPSCALER_BYTES_PER_PIXEL = 16_000
+UPSCALER_TILE_AT_LEAST = 96  # pixels of a side; below, most of a tile is overlap
+# A larger tile is hardly faster: 1 GB on a CPU, 2 GB in fp16 on a card.
+UPSCALER_TILE_AT_MOST: Mapping[Kind, int] = {"cpu": 256, "mps": 256, "cuda": 512}
 TILED_AT_LEAST, TILED_AT_MOST = 512 * 512, 4096 * 4096  # pixels; Upscale's output ends at 4096 x 4096
 
 # What must be set before torch, DiffSynth and Gradio are imported, and why.
@@ -252,6 +258,7 @@ class MemoryPlan:
         fits: whether the plan is expected to run at all; where it is not, the last reason says what is short.
         lora_copies: bytes that changed copies of weights may take while a LoRA is used; see docs/adr/0010.
         tightest: whether there is nothing left to give up.
+        upscaler_tile: width and height of what Real-ESRGAN enlarges at once, in pixels of its input.
     """
 
     parts: Mapping[str, Placement]
@@ -264,6 +271,7 @@ class MemoryPlan:
     fits: bool = True
     lora_copies: int = 0
     tightest: bool = False
+    upscaler_tile: int = UPSCALER_TILE_AT_LEAST
 
     @property
     def resident(self) -> tuple[str, ...]:
@@ -377,7 +385,7 @@ def memory_plan(
     control = mode == "controlnet"
     names = (*_ALL, "controlnet") if control or kind == "mini" else _ALL
     if kind == "mini":
-        return _mini_plan(names, dtype, room, tighter)
+        return _mini_plan(names, dtype, room, tighter, upscaler_tile(device_kind, room - GIB))
 
     rows, headroom = _rows(dtype, control), HEADROOM[dtype]
     fitting = [row for row in rows if row.bytes(vae_dtype) + headroom <= room]
@@ -416,7 +424,20 @@ def memory_plan(
     plain = "transformer" in row.resident and row.held == dtype  # only such weights can have changed copies
     copies = max(0, left - headroom) if plain and not waiting and not tighter else 0
     tightest = bool(tighter) and tighter >= len(fitting) - 1
-    return MemoryPlan(parts, both, limit, tiled, vae_dtype, room, tuple(reasons), fits, copies, tightest)
+    tile = upscaler_tile(device_kind, left - headroom // 3)
+    return MemoryPlan(parts, both, limit, tiled, vae_dtype, room, tuple(reasons), fits, copies, tightest, tile)
+
+
+def upscaler_tile(device_kind: Kind, spare: int) -> int:
+    """Return the side of Real-ESRGAN's tiles, in pixels of its input: half of the memory that is spare, in steps of 16.
+
+    Args:
+        device_kind: "cuda", "mps" or "cpu"; on CUDA it computes in half precision.
+        spare: bytes that nothing else of ours takes.
+    """
+    per_pixel = UPSCALER_BYTES_PER_PIXEL // (2 if device_kind == "cuda" else 1)
+    side = math.isqrt(max(spare, 0) // 2 // per_pixel) // 16 * 16
+    return min(max(side, UPSCALER_TILE_AT_LEAST), UPSCALER_TILE_AT_MOST[device_kind])
 
 
 def plan_for(
@@ -452,15 +473,15 @@ def plan_for(
     )
 
 
-def _mini_plan(names: tuple[str, ...], dtype: Dtype, room: int, tighter: int) -> MemoryPlan:
+def _mini_plan(names: tuple[str, ...], dtype: Dtype, room: int, tighter: int, tile: int) -> MemoryPlan:
     """The miniature stays in memory as a whole; only after that did not suffice is it read from the disk."""
     if not tighter:
         parts = dict.fromkeys(names, Placement("device", dtype))
         reasons = ("the miniature takes well under 1 GB: everything stays in memory",)
-        return MemoryPlan(parts, True, None, TILED_AT_MOST, dtype, room, reasons, lora_copies=GIB)
+        return MemoryPlan(parts, True, None, TILED_AT_MOST, dtype, room, reasons, lora_copies=GIB, upscaler_tile=tile)
     parts = {part: Placement("device" if part == "vae" else "disk", dtype) for part in names}
     reasons = ("the miniature is read from the disk in each step, because the memory did not suffice before",)
-    return MemoryPlan(parts, True, None, TILED_AT_MOST, dtype, room, reasons, tightest=True)
+    return MemoryPlan(parts, True, None, TILED_AT_MOST, dtype, room, reasons, tightest=True, upscaler_tile=tile)
 
 
 _WHOSE: Mapping[Kind, str] = {

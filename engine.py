@@ -29,6 +29,7 @@ import preflight
 import preprocess
 import safeguard
 import tokens
+import upscaling
 import weights
 from errors import InternalError, OutOfMemory, StudioError, WeightsMissing
 from request import (
@@ -45,6 +46,7 @@ from request import (
     Result,
     Stage,
     TextToImage,
+    Upscale,
     WeightsChoice,
     WeightsKind,
 )
@@ -150,7 +152,9 @@ class Engine:
         self._modes: Mapping[type[Request], Callable[[weights.Chosen, Request], Drawing]] = {
             TextToImage: self._text_to_image,
             ControlNet: self._structure_to_image,
+            Upscale: self._upscale,
         }
+        self._upscale_speed: dict[str, float] = {}  # seconds per operation as measured, by upscaler
 
     def weights_in_use(self, mode: str, model: str, asked: WeightsChoice = "auto") -> weights.Chosen:
         """Return which weights a request would use; a request's own choice comes before the process's.
@@ -349,6 +353,50 @@ class Engine:
         notes = (*control.notes, *picture.notes, *worn.notes, *_miniature_notes(request, chosen.kind))
         return Drawn(picture.image, notes, {"image": control.digest, **worn.inputs}, lora=worn.lora)
 
+    def _upscale(self, chosen: weights.Chosen, request: Upscale) -> Drawing:
+        opened = upscaling.open_input(Path(request.image))
+        pipeline = (yield from self._ready(chosen, request)) if request.denoise else None
+        yield Stage("loading", "program")
+        on, plan = self._planned_upscale(chosen.kind)
+        image, source = yield from self._measured(
+            upscaling.enlarge(opened.image, request.upscaler, on.kind, plan),
+            request.upscaler,
+            upscaling.operations(opened.image.size, request.upscaler, plan.upscaler_tile),
+        )
+        notes = [*opened.notes]
+        if pipeline is not None:
+            image, picture = yield from upscaling.refine(pipeline, image, request, chosen.kind, plan)
+            notes += picture.notes
+        notes += upscaling.notes(request, chosen.kind, source, image.size, plan)
+        return Drawn(image, tuple(notes), {"image": opened.digest}, {"upscaler": source.fingerprint})
+
+    def upscale_estimate(self, request: Upscale) -> upscaling.Estimate:
+        """Return what a request will give and take, before it is run; the first time it imports torch.
+
+        Raises:
+            RequestError: the picture cannot be used.
+            WeightsMissing: nothing could refine it.
+        """
+        size = upscaling.open_input(Path(request.image)).image.size
+        chosen = self.weights_in_use(request.mode, request.model, request.weights)
+        on, plan = self._planned_upscale(chosen.kind)
+        return upscaling.estimate(size, request.upscaler, plan, on.kind, self._upscale_speed.get(request.upscaler))
+
+    def plain_enlargement(self, request: Upscale) -> Image.Image:
+        """Return the picture of a request at the size of its result, made by a filter: what to compare it with.
+
+        Raises:
+            RequestError: the picture cannot be used.
+        """
+        return upscaling.plain(upscaling.open_input(Path(request.image)).image)
+
+    def _measured(self, work: Generator[Event, None, T], upscaler: str, operations: float) -> Generator[Event, None, T]:
+        """Pass work on, and note how fast it was for the next estimate."""
+        clock = _Clock()
+        done = yield from clock.watch(work)
+        self._upscale_speed[upscaler] = clock.read()["upscaling"] / operations
+        return done
+
     def _ready(
         self, chosen: weights.Chosen, request: Request, size: tuple[int, int] | None = None
     ) -> Generator[Event, None, Pipeline]:
@@ -374,10 +422,7 @@ class Engine:
 
             from pipeline import Pipeline
 
-            on = device.choose_device(self.settings.device)
-            plan = device.plan_for(
-                on, request.mode, chosen.kind, memory_gb=self.settings.memory_gb, tighter=self._tighter
-            )
+            on, plan = self._planned(request.mode, chosen.kind)
             log.info("%s; %s", on.reason, "; ".join(plan.reasons))
             if not plan.fits:
                 raise OutOfMemory(
@@ -399,6 +444,17 @@ class Engine:
         log.info("estimate: %s (%s throughput)", expected, expected.source)
         if expected.seconds >= ESTIMATE_SAID:
             yield Stage("estimating", str(expected))
+
+    def _planned(self, mode: str, kind: WeightsKind) -> tuple[device.Device, device.MemoryPlan]:
+        """Look at this machine as it is now; imports torch."""
+        device.prepare_environment(os.environ)
+        on = device.choose_device(self.settings.device)
+        return on, device.plan_for(on, mode, kind, memory_gb=self.settings.memory_gb, tighter=self._tighter)
+
+    def _planned_upscale(self, kind: WeightsKind) -> tuple[device.Device, device.MemoryPlan]:
+        """Return the plan that models were loaded by, where they are: they are not free memory any more."""
+        on, plan = self._planned(Upscale.mode, kind)
+        return on, self._plan or plan
 
     def _drop_pipeline(self) -> None:
         self._pipeline = self._built_for = self._plan = None

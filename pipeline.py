@@ -25,7 +25,12 @@ from diffsynth.core.attention import attention
 from diffsynth.diffusion.base_pipeline import ControlNetInput
 from diffsynth.models.model_loader import ModelPool
 from diffsynth.models.z_image_dit import TimestepEmbedder, ZImageDiT
-from diffsynth.pipelines.z_image import ZImagePipeline, ZImageUnit_PAIControlNet, ZImageUnit_PromptEmbedder
+from diffsynth.pipelines.z_image import (
+    ZImagePipeline,
+    ZImageUnit_InputImageEmbedder,
+    ZImageUnit_PAIControlNet,
+    ZImageUnit_PromptEmbedder,
+)
 from PIL import Image
 from transformers import AutoTokenizer
 
@@ -35,8 +40,9 @@ import preview
 import sanity
 from adapter import Adapter, Adapters, applied
 from device import MemoryPlan
+from image_to_image import InputImageUnit, redraw
 from loader import StudioPipe
-from request import Model, Note, Stage, Step, WeightsKind
+from request import Model, Note, Stage, Step, TileDone, WeightsKind
 from tokens import TEXT_TOKENS
 from weights import Chosen
 
@@ -46,7 +52,7 @@ SIGMA_SHIFT = 3.0  # scheduler_config.json of both official models
 BLANKS_KEPT = 8  # encoded blank pictures, by size: half a megabyte each at 1024 x 1024
 EMBEDDINGS_KEPT = 32  # 512 tokens x 2560 bf16 numbers are 2.6 MB each at full size
 
-Progress = Generator[Stage | Step, None, "Picture"]
+Progress = Generator[Stage | Step | TileDone, None, "Picture"]
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,8 @@ class Pipeline:
         for unit in self.pipe.units:
             if isinstance(unit, ZImageUnit_PromptEmbedder):
                 unit.encode_prompt = self._encode_prompt
-        self.pipe.units = [
-            ControlUnit() if isinstance(unit, ZImageUnit_PAIControlNet) else unit for unit in self.pipe.units
-        ]
+        ours = {ZImageUnit_PAIControlNet: ControlUnit, ZImageUnit_InputImageEmbedder: InputImageUnit}
+        self.pipe.units = [ours[type(unit)]() if type(unit) in ours else unit for unit in self.pipe.units]
 
     def load(self, chosen: Chosen, model: Model) -> Generator[Stage, None, None]:
         """Load what `model` needs and is not in memory yet, yielding a stage before each part.
@@ -252,6 +257,32 @@ class Pipeline:
             attention.ATTENTION_IMPLEMENTATION = usual
             for half, dtype in zip(halves, dtypes, strict=True):
                 half.to(dtype)
+
+    def image_to_image(
+        self, *, image: Image.Image, prompt: str, steps: int, denoise: float, seed: int, side: int
+    ) -> Progress:
+        """Draw a picture again with the transformer loaded last, without guidance.
+
+        Args:
+            image: RGB, width and height multiples of 16.
+            prompt: the text, as in `text_to_image`.
+            steps: Euler steps, at least 1; all of them are taken, whatever `denoise` is.
+            denoise: how much of the schedule is drawn, above 0 up to 1.
+            seed: of the CPU's generator.
+            side: the most that is drawn at once, in pixels of width and height, a multiple of 64; what is larger is
+                drawn in tiles.
+
+        Returns:
+            The picture, as the generator's return value.
+        """
+        self.pipe.scheduler.set_timesteps(steps, denoising_strength=denoise, shift=SIGMA_SHIFT)
+        yield Stage("encoding")
+        with torch.no_grad():
+            embeds = self._encode_prompt(self.pipe, prompt, self.pipe.device)
+        note = self._embeddings[prompt][1]
+        redrawn, latents = yield from redraw(self.pipe, image, embeds, seed, side)
+        health = sanity.measure(latents, self.pipe.preprocess_image(redrawn))
+        return Picture(redrawn, latents, (note,) if note else (), health)
 
     def wearing(self, adapter: Adapter, strength: float, drawing: Progress) -> Progress:
         """Carry out `drawing` with a LoRA on the transformer loaded last; afterwards its weights are what they were."""

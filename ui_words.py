@@ -16,7 +16,7 @@ from PIL import Image
 
 from errors import RequestError, StudioError
 from language import Say, english, fixed
-from request import Failure, Note, Preview, Queued, Result, Stage, Step, WeightsKind
+from request import Failure, Note, Preview, Queued, Result, Stage, Step, TileDone, WeightsKind
 
 if TYPE_CHECKING:
     from ui_parts import Situation
@@ -26,6 +26,7 @@ STAGES = {
     "preprocessing": "Preparing the control image:",
     "estimating": "This will take",
     "safe mode": "Once more in safe mode,",
+    "upscaling": "Enlarging",
     "encoding": "Reading the prompt",
     "denoising": "Drawing",
     "decoding": "Developing the picture",
@@ -89,7 +90,7 @@ def working_on(sentence: str, aside: str = "", fraction: float | None = None) ->
     )
 
 
-def underway(event: Queued | Stage | Step, say: Say, left: float | None, of_several: str) -> str:
+def underway(event: Queued | Stage | Step | TileDone, say: Say, left: float | None, of_several: str) -> str:
     def working(sentence: str, aside: str = "", fraction: float | None = None) -> str:
         return working_on(f"{of_several} {sentence}".strip(), aside, fraction)
 
@@ -106,6 +107,8 @@ def underway(event: Queued | Stage | Step, say: Say, left: float | None, of_seve
             if left is not None and left >= LEFT_SHOWN:
                 aside += ", " + _time_left(left, say)
             return working(say(STAGES["denoising"]), aside, index / total)
+        case TileDone(stage, index, total):
+            return working(say(STAGES[stage]), say("tile {index} of {total}", index=index, total=total), index / total)
 
 
 def _time_left(seconds: float, say: Say) -> str:
@@ -163,8 +166,8 @@ def done_with(result: Result, say: Say) -> str:
     if loading >= 1:
         time = say("{total} s, {loading} of them loading", total=f"{total:.1f}", loading=f"{loading:.1f}")
     width, height = result.size
-    steps = say("{steps} steps", steps=used.steps)
-    facts = f"{used.model.title()}, {steps}, {width} × {height}, {time}"
+    drawn = f"{used.model.title()}, {say('{steps} steps', steps=used.steps_run)}, " if used.steps_run else ""
+    facts = f"{drawn}{width} × {height}, {time}"
     notes = "".join(f'<p class="note">{escape(noted(note, say))}</p>' for note in result.notes)
     return f"<p><span>{say('Seed')} <b>{used.seed}</b></span><span>{facts}</span></p>{notes}"
 

@@ -39,10 +39,17 @@ ALLOWED = {
     "loader": {"tiling", "device"},
     "preview": {"request"},
     "pipeline": {
-        *("loader", "sanity", "preview", "tokens", "adapter", "mini", "weights", "device", "request", "errors"),
+        *("image_to_image", "loader", "sanity", "preview", "tokens", "adapter", "mini", "weights", "device", "request"),
+        "errors",
     },
     "safeguard": {"sanity", "request", "errors"},
     "preflight": {"device", "request", "errors"},
+    "tiles": set(),
+    "ncnn_weights": set(),
+    "upscaler_weights": {"ncnn_weights", "places", "weights", "errors"},
+    "upscaler": {"upscaler_weights", "tiles", "request", "errors"},
+    "image_to_image": {"tiles", "request"},
+    "upscaling": {"safeguard", "upscaler", "upscaler_weights", "tiles", "preprocess", "pipeline", "device", "request"},
     "turns": {"errors"},
     "tokens": set(),
     "pace": {"request"},
@@ -53,6 +60,7 @@ ALLOWED = {
         "safeguard",
         "preflight",
         "tokens",
+        "upscaling",
         "preprocess",
         "pipeline",
         "lora",
@@ -86,7 +94,11 @@ ALLOWED = {
         *("ui_fields", "ui_gallery", "ui_form", "ui_lora", "ui_parts", "ui_words", "language", "engine", "request"),
         "errors",
     },
-    "ui": {"tab_generate", "tab_controlnet", "ui_restore", "ui_parts", "language", "theme", "engine", "request"},
+    "tab_upscale": {"ui_parts", "language", "upscaling", "engine", "request", "errors"},
+    "ui": {
+        *("tab_generate", "tab_controlnet", "tab_upscale", "ui_restore", "ui_parts", "language", "theme", "engine"),
+        "request",
+    },
     "cli_models": {"download", "hub", "links", "verify", "weights", "errors"},
     "cli": {"cli_models", "app", "engine", "request", "metadata", "weights", "lora", "device", "errors"},
     "app": {"ui", "theme", "language", "engine", "weights", "device", "errors"},
@@ -95,8 +107,9 @@ ALLOWED = {
 
 # Third-party packages that only some modules may import, and whether they may do so at the top of the file.
 HEAVY = {
-    "torch": {"pipeline", "loader", "preview", "adapter", "mini_models", "depth"},
-    "diffsynth": {"pipeline", "loader", "mini_models"},
+    "torch": {"pipeline", "image_to_image", "upscaler", "loader", "preview", "adapter", "mini_models", "depth"},
+    "diffsynth": {"pipeline", "image_to_image", "loader", "mini_models"},
+    "spandrel": {"upscaler"},
     "transformers": {"pipeline", "depth"},
     "cv2": set(),
     "ai_edge_litert": set(),
@@ -104,12 +117,13 @@ HEAVY = {
     "modelscope_hub": {"hub_modelscope"},
     "gradio": {
         *("ui", "ui_lora", "ui_parts", "ui_form", "ui_fields", "ui_gallery", "ui_restore", "tab_generate"),
-        *("tab_controlnet", "language", "app", "theme"),
+        *("tab_controlnet", "tab_upscale", "language", "app", "theme"),
     },
 }
 HEAVY_LAZILY = {
     "torch": {"engine", "device"},
     "diffsynth": {"mini"},
+    "spandrel": set(),
     "transformers": {"mini_models"},
     "cv2": {"preprocess", "pose"},
     "ai_edge_litert": {"pose"},

@@ -56,7 +56,7 @@ def component(config: dict, label: str) -> dict:
 
 def test_public_endpoints_take_every_field(client: Client) -> None:
     endpoints = client.view_api(return_format="dict", print_info=False)
-    assert sorted(endpoints["named_endpoints"]) == ["/controlnet", "/generate", "/preprocess"]
+    assert sorted(endpoints["named_endpoints"]) == ["/controlnet", "/generate", "/preprocess", "/upscale"]
     assert not endpoints["unnamed_endpoints"]
     for request in (TextToImage, ControlNet, Preprocess):
         parameters = endpoints["named_endpoints"][f"/{request.mode}"]["parameters"]
@@ -180,7 +180,7 @@ def test_help_lines_and_ranges_are_the_requests_own(config: dict) -> None:
 
 def test_every_other_listener_is_private_and_none_limits_the_others(config: dict) -> None:
     public = [one["api_name"] for one in config["dependencies"] if one["api_visibility"] != "private"]
-    assert sorted(public) == ["controlnet", "generate", "preprocess"]
+    assert sorted(public) == ["controlnet", "generate", "preprocess", "upscale"]
 
 
 # --- the server ---
