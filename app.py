@@ -17,6 +17,7 @@ device.prepare_environment()
 if "SPACE_ID" in os.environ:
     hub_mirror.settle(os.environ)
 
+import language  # noqa: E402
 import theme  # noqa: E402
 import ui  # noqa: E402
 import zerogpu  # noqa: E402
@@ -74,7 +75,8 @@ def launch_options(host: str, port: int | None, auth: str | None, insecure: bool
         "head": ui.HEAD,
         "favicon_path": str(theme.FAVICON),
         "app_kwargs": {"routes": theme.routes()},
-        "footer_links": ["api"],
+        "footer_links": ["api", "settings"],  # the settings hold Gradio's choice of a language
+        "i18n": language.for_gradio(),
         "run_history": False,  # it would keep every visitor's prompts in their browser
         "enable_monitoring": False,
         "show_error": True,

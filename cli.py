@@ -19,13 +19,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import cli_models
 import device
 import lora
 import metadata
 import weights
 from engine import Engine, Settings
 from errors import Cancelled, RequestError, StudioError
-from request import MODES, Event, Failure, Preprocess, Queued, Request, Result, Retry, Stage, Step, TextToImage
+from request import (
+    MODES,
+    ControlNet,
+    Event,
+    Failure,
+    Preprocess,
+    Queued,
+    Request,
+    Result,
+    Retry,
+    Stage,
+    Step,
+    TextToImage,
+    TileDone,
+)
+
+MEMORY_HELP = (
+    "GB of the device's memory to count with, in place of what is free: fewer leave room to others, more keep more of "
+    "the models loaded (also Z_IMAGE_MEMORY)"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,6 +61,7 @@ def build_parser() -> Parser:
     common = Parser(add_help=False)
     common.add_argument("--weights", default="auto", help=_help(TextToImage, "weights"))
     common.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    common.add_argument("--memory", metavar="GB", help=MEMORY_HELP)
     common.add_argument("--offline", action="store_true", help="never touch the network")
     common.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else")
     common.add_argument("-v", "--verbose", action="store_true", help="log what happens to stderr")
@@ -67,9 +88,7 @@ def build_parser() -> Parser:
     inspect.add_argument("file", type=Path)
     inspect.set_defaults(run=_inspect)
 
-    models = commands.add_parser("models", parents=[common], help="weights present and missing, with sizes")
-    models.add_argument("action", nargs="?", choices=["list"], default="list")
-    models.set_defaults(run=_models)
+    cli_models.add(commands, common)
 
     doctor = commands.add_parser("doctor", parents=[common], help="device, memory plan, versions, problems")
     doctor.set_defaults(run=_doctor)
@@ -235,17 +254,15 @@ def _inspect_lora(args: argparse.Namespace) -> int:
     return 0
 
 
-def _models(args: argparse.Namespace) -> int:
-    _print_facts({"models": _inventory()}, args.json)
-    return 0
-
-
 def _doctor(args: argparse.Namespace) -> int:
     device.prepare_environment(os.environ)
     on = device.choose_device(args.device)
     chosen = weights.choose(args.weights, TextToImage.mode, "turbo")
     total, available = device.host_memory()
-    plan = device.memory_plan(on.kind, on.total_bytes, on.free_bytes, total, TextToImage.mode, chosen.kind, on.dtype)
+    plans = {
+        mode: device.plan_for(on, mode, chosen.kind, memory_gb=args.memory)
+        for mode in (TextToImage.mode, ControlNet.mode)
+    }
     facts = {
         "version": metadata.APP_VERSION,
         "python": platform.python_version(),
@@ -254,15 +271,15 @@ def _doctor(args: argparse.Namespace) -> int:
         "device": f"{on.name} ({on.kind}, {on.dtype}): {on.reason}",
         "memory": f"{weights.size_text(available)} of {weights.size_text(total)} free",
         "weights": f"{chosen.kind}: {chosen.reason}",
-        "memory plan": list(plan.reasons),
-        "models": _inventory(),
+        "memory plan": {mode: list(plan.reasons) for mode, plan in plans.items()},
+        "models": cli_models.inventory_lines(),
     }
     _print_facts(facts, args.json)
     return 0
 
 
 def _engine(args: argparse.Namespace) -> Engine:
-    return Engine(Settings(weights=args.weights, device=args.device))
+    return Engine(Settings(weights=args.weights, device=args.device, memory_gb=args.memory))
 
 
 def _follow(engine: Engine, request: Request) -> Result | Failure:
@@ -285,8 +302,10 @@ def _progress(event: Event) -> str:
             return f"{name} {detail}".strip()
         case Step(index, total):
             return f"step {index} of {total}"
-        case Retry(text):
-            return text
+        case Retry(note):
+            return note.text
+        case TileDone(stage, index, total):
+            return f"{stage} tile {index} of {total}"
     raise AssertionError(f"no line for {event}")
 
 
@@ -302,15 +321,6 @@ def _check_out(path: Path) -> None:
     """Refuse, before any work is done, a name that the picture could not be written to."""
     if path.suffix.lower() != ".png" or not path.parent.is_dir() or path.is_dir():
         raise RequestError("out", str(path), "a file name that ends in .png, in a folder that exists")
-
-
-def _inventory() -> list[str]:
-    """Say of each part of the real weights whether it is here, and where."""
-    lines = []
-    for found in weights.inventory():
-        where = f"in the {found.source}" if found.present else "missing"
-        lines.append(": ".join([found.part.title, where, *found.problems]))
-    return lines
 
 
 def _free_name(stem: str) -> Path:

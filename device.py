@@ -1,6 +1,6 @@
 """Which device computes, in which dtype, and what stays in its memory: decisions, each returned with its reason.
 
-The deciding functions are pure: plain facts in, a decision out. `choose_device`, `host_memory` and
+The deciding functions are pure: plain facts in, a decision out. `choose_device`, `host_memory`, `plan_for` and
 `prepare_environment` are the only ones that touch the machine, and torch is imported in `choose_device` alone.
 
 Knows nothing of weights on disk, requests, pipelines or fronts.
@@ -8,10 +8,13 @@ Knows nothing of weights on disk, requests, pipelines or fronts.
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import platform
+import sys
 from collections.abc import Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -32,11 +35,17 @@ SIZES: Mapping[str, int] = {
 }
 # An estimate, to be checked wherever a card is at hand: the denoiser's activations at 1024 x 1024, CUDA's own memory,
 # and what fragmentation loses.
-HEADROOM = 3_000_000_000
-FLOOR = 8_000_000_000  # bytes of a card below which no plan is promised; an "8 GB" card has about 8.5e9
+HEADROOM: Mapping[str, int] = {"bfloat16": 3_000_000_000, "float32": 3_500_000_000}
+FLOOR = 8_000_000_000  # bytes of a card below which nothing is promised; an "8 GB" card has about 8.5e9
+HOST_RESERVE = 6_000_000_000  # bytes of the host's memory left to the system, the program and files being read
 VRAM_MARGIN_GIB = 0.5  # kept free under `vram_limit`, as in DiffSynth's own low-VRAM examples
 # Numbers alive per output pixel while the VAE decodes untiled: 3.8 kB a pixel in fp32, measured at 320 x 320 on a CPU.
 VAE_NUMBERS_PER_PIXEL = 1_000
+# Real-ESRGAN x4plus in fp32, for each pixel of a tile: measured on a CPU between tiles of 96 and 144 pixels.
+UPSCALER_BYTES_PER_PIXEL = 16_000
+UPSCALER_TILE_AT_LEAST = 96  # pixels of a side; below, most of a tile is overlap
+# A larger tile is hardly faster: 1 GB on a CPU, 2 GB in fp16 on a card.
+UPSCALER_TILE_AT_MOST: Mapping[Kind, int] = {"cpu": 256, "mps": 256, "cuda": 512}
 TILED_AT_LEAST, TILED_AT_MOST = 512 * 512, 4096 * 4096  # pixels; Upscale's output ends at 4096 x 4096
 
 # What must be set before torch, DiffSynth and Gradio are imported, and why.
@@ -71,6 +80,7 @@ class Device:
     free_bytes: int | None
     dtype: Dtype
     reason: str
+    capability: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,9 @@ def decide(asked: str, present: list[Accelerator]) -> Device:
     one = present[0] if asked == "auto" else present[kinds.index(asked)]
     why = "as asked" if asked != "auto" else _WHY_AUTO[one.kind]
     dtype, why_dtype = _dtype(one)
-    return Device(one.kind, one.name, one.total_bytes, one.free_bytes, dtype, f"{one.name}, {why}; {why_dtype}")
+    return Device(
+        one.kind, one.name, one.total_bytes, one.free_bytes, dtype, f"{one.name}, {why}; {why_dtype}", one.capability
+    )
 
 
 _WHY_AUTO: Mapping[Kind, str] = {
@@ -219,58 +231,117 @@ def _reclaimable(path: Path, name: str) -> int:
 
 # --- what stays in memory ----------------------------------------------------------------------------------------
 
+Where = Literal["device", "host", "disk"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a part waits between uses, and the dtype that its weights are held in (computed in is the device's)."""
+
+    at: Where
+    held: Dtype
+
 
 @dataclass(frozen=True)
 class MemoryPlan:
     """What stays in the device's memory while requests come and go.
 
     Attributes:
-        resident: parts that stay on the device; "transformer" is the one in use.
+        parts: where each part waits. What does not wait on the device is fetched layer by layer while it is used.
         keep_both_transformers: whether Base and Turbo may be loaded together.
-        vram_limit_gb: DiffSynth's `vram_limit`, in GiB as it counts; None where it manages nothing.
-        offload: whether DiffSynth moves parts between host and device (its VRAM management).
+        vram_limit_gb: DiffSynth's `vram_limit`, in GiB as it counts: how full the card may be before layers stop
+            staying on it. None where nothing is fetched, and on the CPU and MPS, where DiffSynth cannot ask.
         tiled_vae_above: pixels above which the VAE works in tiles.
+        vae_dtype: what the VAE is held and computed in.
+        room: bytes of the device's memory that the plan counts with.
         reasons: sentences for people.
         fits: whether the plan is expected to run at all; where it is not, the last reason says what is short.
         lora_copies: bytes that changed copies of weights may take while a LoRA is used; see docs/adr/0010.
+        tightest: whether there is nothing left to give up.
+        upscaler_tile: width and height of what Real-ESRGAN enlarges at once, in pixels of its input.
     """
 
-    resident: tuple[str, ...]
+    parts: Mapping[str, Placement]
     keep_both_transformers: bool
     vram_limit_gb: float | None
-    offload: bool
     tiled_vae_above: int
+    vae_dtype: Dtype
+    room: int
     reasons: tuple[str, ...]
     fits: bool = True
     lora_copies: int = 0
+    tightest: bool = False
+    upscaler_tile: int = UPSCALER_TILE_AT_LEAST
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """Parts that stay on the device; "transformer" is the one in use."""
+        return tuple(part for part, placement in self.parts.items() if placement.at == "device")
+
+    @property
+    def offload(self) -> bool:
+        """Whether parts come from the host's memory or the disk while they are used."""
+        return len(self.resident) < len(self.parts)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes that stay on the device."""
+        held = sum(_bytes(part, self.parts[part].held) for part in self.resident)
+        second = self.keep_both_transformers and "transformer" in self.resident
+        return held + (_bytes("transformer", self.parts["transformer"].held) if second else 0)
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One way to use a device's memory: what stays on it, and how many transformers."""
+    """One way to use a device's memory: what stays on it and in which dtype, and how many transformers."""
 
     resident: tuple[str, ...]
+    held: Dtype
     transformers: int
     sentence: str
 
-    def bytes(self, scale: int) -> int:
-        """Return what stays resident, in bytes; `scale` is 1 for bf16 and 2 for fp32."""
-        extra = SIZES["transformer"] * (self.transformers - 1) if self.transformers else 0
-        return scale * (sum(SIZES[part] for part in self.resident) + extra)
+    def bytes(self, vae_dtype: Dtype) -> int:
+        """Return what stays on the device."""
+        parts = [part for part in self.resident if part != "vae"] + ["transformer"] * (self.transformers - 1)
+        return sum(_bytes(part, self.held) for part in parts) + _bytes("vae", vae_dtype)
+
+
+def _bytes(part: str, dtype: Dtype) -> int:
+    return SIZES[part] * (2 if dtype == "float32" else 1)
+
+
+def _rows(dtype: Dtype, control: bool) -> list[_Row]:
+    """Return the ways to use a device's memory, the roomiest first."""
+    rows = []
+    extra = ("controlnet",) if control else ()
+    for held in dict.fromkeys((dtype, "bfloat16")):
+        also = "" if held == dtype else ", held in bf16 and computed in fp32"
+        rows += [
+            _Row((*_ALL, *extra), held, 2, f"Base and Turbo, text encoder and VAE stay in memory{also}"),
+            _Row(
+                (*_ALL, *extra),
+                held,
+                1,
+                f"one transformer, text encoder and VAE stay in memory{also}; the other is loaded when asked for",
+            ),
+        ]
+        if held != "bfloat16":  # before anything is fetched from elsewhere, it is held in bf16
+            continue
+        if control:
+            rows.append(_Row(_ALL, held, 1, f"transformer, text encoder and VAE stay in memory{also}"))
+        rows.append(
+            _Row(
+                ("transformer", "vae"),
+                held,
+                1,
+                f"the transformer stays in memory{also}; the text encoder is fetched for each new prompt",
+            )
+        )
+    rows.append(_Row(("vae",), "bfloat16", 1, "transformer and text encoder are fetched layer by layer, in each step"))
+    return rows
 
 
 _ALL = ("transformer", "text_encoder", "vae")
-_OWN_MEMORY = (  # without DiffSynth's management: everything a request needs is in the device's memory at once
-    _Row(_ALL, 2, "Base and Turbo, text encoder and VAE stay in memory"),
-    _Row(
-        _ALL, 1, "one transformer, text encoder and VAE stay in memory; the other transformer is loaded when asked for"
-    ),
-)
-_STAGED_CONTROL = _Row(_ALL, 1, "transformer, text encoder and VAE stay on the card")
-_MANAGED = (  # with it: the rest waits in the host's memory
-    _Row(("transformer", "vae"), 1, "the transformer stays on the card; the text encoder comes and goes"),
-    _Row(("vae",), 0, "transformer and text encoder are streamed from the host's memory"),
-)
 
 
 def memory_plan(
@@ -281,13 +352,19 @@ def memory_plan(
     mode: str,
     kind: Literal["full", "mini"] = "full",
     dtype: Dtype | None = None,
+    *,
+    allowed: int | None = None,
+    tighter: int = 0,
 ) -> MemoryPlan:
-    """Decide what stays in memory. Pure; the figures are estimates from sizes, not yet measured on cards.
+    """Decide what stays in memory. Pure; figures for cards are estimates from sizes, those for a CPU were measured.
 
     The real weights take, in bf16: a transformer 12.3 GB, text encoder 8.0, ControlNet 6.7, VAE 0.2; twice that in
-    fp32. So a CUDA card holds everything but ControlNet from 24 GB on, both transformers from 36 (with ControlNet from
-    43), the transformer alone from 16, and streams below. The CPU and MPS are not managed: torch lacks there what
-    DiffSynth's management calls (`cpu.empty_cache`, `mps.mem_get_info`).
+    fp32. So in bf16 everything but ControlNet fits from 24 GB on, both transformers from 36 (with ControlNet from 43),
+    the transformer alone from 16; below that its layers are fetched in each step. A device that computes in fp32 holds
+    the weights in bf16 where fp32 would not fit: the numbers are those that other devices compute with.
+
+    Parts that do not stay on a CUDA card wait in the host's memory where that suffices, else on the disk. On the CPU
+    and on Apple's GPU, whose memory is the host's, they are read from the disk.
 
     Args:
         device_kind: "cuda", "mps" or "cpu".
@@ -296,58 +373,142 @@ def memory_plan(
         host_total: the host's memory in bytes.
         mode: "generate", "controlnet" or "upscale".
         kind: "mini" needs no plan.
-        dtype: what weights are held in; None takes fp32 on the CPU and bf16 elsewhere.
+        dtype: what is computed in; None takes fp32 on the CPU and bf16 elsewhere.
+        allowed: bytes of the device's memory to count with, in place of what is free: the user's word.
+        tighter: how many plans to skip that would fit: after the memory did not suffice.
     """
-    if kind == "mini":
-        reasons = ("the miniature takes well under 1 GB: everything stays in memory",)
-        return MemoryPlan((*_ALL, "controlnet"), True, None, False, TILED_AT_MOST, reasons, lora_copies=GIB)
-
     dtype = dtype or ("float32" if device_kind == "cpu" else "bfloat16")
-    scale = 2 if dtype == "float32" else 1
-    # On the CPU and MPS what other programs hold can be swapped out; a CUDA card has no such way.
-    room = total or host_total
-    if device_kind == "cuda" and free is not None:
-        room = min(room, free)
-    control = ("controlnet",) if mode == "controlnet" else ()
-    rows = [_with(row, control) for row in _OWN_MEMORY]
-    managed = [] if device_kind != "cuda" else [*([_STAGED_CONTROL] if control else []), *_MANAGED]
-    row = next((row for row in [*rows, *managed] if row.bytes(scale) + HEADROOM <= room), None)
-    fits = row is not None
-    row = row or (managed or rows)[-1]
-    offload = row in managed
+    # Black pictures on Apple's GPU have come from VAEs in half precision; fp32 costs 0.2 GB there.
+    vae_dtype: Dtype = "float32" if device_kind == "mps" else dtype
+    total = total or host_total
+    room = allowed if allowed is not None else total if free is None else min(total, free)
+    control = mode == "controlnet"
+    names = (*_ALL, "controlnet") if control or kind == "mini" else _ALL
+    if kind == "mini":
+        return _mini_plan(names, dtype, room, tighter, upscaler_tile(device_kind, room - GIB))
 
-    reasons = [f"{_memory_text(device_kind, room)}: {row.sentence}"]
+    rows, headroom = _rows(dtype, control), HEADROOM[dtype]
+    fitting = [row for row in rows if row.bytes(vae_dtype) + headroom <= room]
+    row = (fitting or rows[-1:])[min(tighter, max(len(fitting) - 1, 0))]
+    fits, waiting = bool(fitting), [part for part in names if part not in row.resident]
+    wait = sum(_bytes(part, "bfloat16") for part in waiting)
+    at: Where = "host" if device_kind == "cuda" and wait + HOST_RESERVE <= host_total else "disk"
+    held = {part: Placement("device", vae_dtype if part == "vae" else row.held) for part in row.resident}
+    parts = {part: held.get(part, Placement(at, "bfloat16")) for part in names}
+
+    source = "allowed" if allowed is not None else _WHOSE[device_kind]
+    reasons = [f"{room / 1e9:.0f} GB {source}: {row.sentence}"]
+    if tighter:
+        reasons.append("tighter than estimated, because the memory did not suffice before")
     if control:
-        where = "stays in memory too" if "controlnet" in row.resident else "comes and goes"
-        reasons.append(f"ControlNet ({scale * SIZES['controlnet'] / 1e9:.1f} GB) {where}")
-    both = row.transformers == 2
-    limit = None
-    if offload:
-        limit = round(room / GIB - VRAM_MARGIN_GIB, 1)
-        one = scale * sum(SIZES[part] for part in (*_ALL, *control)) + HEADROOM
-        both = one + scale * SIZES["transformer"] <= host_total
-        wait = "both transformers wait" if both else "one transformer at a time waits"
-        reasons.append(f"{wait} in the host's {host_total / 1e9:.0f} GB")
-        if one > host_total:
-            reasons.append(f"that needs about {one / 1e9:.0f} GB of host memory: expect swapping, or to run out of it")
-            fits = False
-        if total is not None and total < FLOOR:
-            reasons.append(f"a card of {total / 1e9:.1f} GB is below the 8 GB that this is made for")
-            fits = False
-    elif not fits:
-        need = (row.bytes(scale) + HEADROOM) / 1e9
-        reasons.append(f"that needs about {need:.0f} GB in {dtype}: expect swapping, or to run out of memory")
-    left = room - row.bytes(scale) - HEADROOM // 3
-    per_pixel = VAE_NUMBERS_PER_PIXEL * 2 * scale
-    tiled = min(max(left // per_pixel, TILED_AT_LEAST), TILED_AT_MOST)
-    copies = 0 if offload else max(0, room - row.bytes(scale) - HEADROOM)
-    return MemoryPlan(row.resident, both, limit, offload, tiled, tuple(reasons), fits, copies)
+        where = "stays in memory too" if "controlnet" in row.resident else "is fetched too"
+        reasons.append(f"ControlNet ({_bytes('controlnet', row.held) / 1e9:.1f} GB) {where}")
+    both, limit = row.transformers == 2, None
+    if waiting:
+        if "transformer" in waiting:  # one that waits on the disk takes no memory
+            both = at == "disk" or wait + SIZES["transformer"] + HOST_RESERVE <= host_total
+        where = f"in the host's {host_total / 1e9:.0f} GB of memory" if at == "host" else "on the disk"
+        reasons.append(f"what does not stay waits {where}")
+        if device_kind == "cuda":
+            # The check behind it counts what everybody holds on the card, not only this process.
+            taken = total - free if free is not None else 0
+            limit = round(min(total, taken + room) / GIB - VRAM_MARGIN_GIB, 1)
+    if device_kind == "cuda" and total < FLOOR:
+        reasons.append(f"a card of {total / 1e9:.1f} GB is below the 8 GB that this is made for: slow, and tight")
+    if not fits:
+        need = (row.bytes(vae_dtype) + headroom) / 1e9
+        reasons.append(f"even that needs about {need:.0f} GB: expect to run out of memory")
+    left = room - row.bytes(vae_dtype)
+    per_pixel = VAE_NUMBERS_PER_PIXEL * (4 if vae_dtype == "float32" else 2)
+    tiled = TILED_AT_LEAST if tighter else min(max((left - headroom // 3) // per_pixel, TILED_AT_LEAST), TILED_AT_MOST)
+    plain = "transformer" in row.resident and row.held == dtype  # only such weights can have changed copies
+    copies = max(0, left - headroom) if plain and not waiting and not tighter else 0
+    tightest = bool(tighter) and tighter >= len(fitting) - 1
+    tile = upscaler_tile(device_kind, left - headroom // 3)
+    return MemoryPlan(parts, both, limit, tiled, vae_dtype, room, tuple(reasons), fits, copies, tightest, tile)
 
 
-def _with(row: _Row, parts: tuple[str, ...]) -> _Row:
-    return replace(row, resident=(*row.resident, *parts))
+def upscaler_tile(device_kind: Kind, spare: int) -> int:
+    """Return the side of Real-ESRGAN's tiles, in pixels of its input: half of the memory that is spare, in steps of 16.
+
+    Args:
+        device_kind: "cuda", "mps" or "cpu"; on CUDA it computes in half precision.
+        spare: bytes that nothing else of ours takes.
+    """
+    per_pixel = UPSCALER_BYTES_PER_PIXEL // (2 if device_kind == "cuda" else 1)
+    side = math.isqrt(max(spare, 0) // 2 // per_pixel) // 16 * 16
+    return min(max(side, UPSCALER_TILE_AT_LEAST), UPSCALER_TILE_AT_MOST[device_kind])
 
 
-def _memory_text(device_kind: Kind, room: int) -> str:
-    whose = {"cuda": "of video memory free", "mps": "that Metal recommends at most", "cpu": "of memory"}
-    return f"{room / 1e9:.0f} GB {whose[device_kind]}"
+def plan_for(
+    on: Device,
+    mode: str,
+    kind: Literal["full", "mini"],
+    *,
+    memory_gb: float | str | None = None,
+    tighter: int = 0,
+) -> MemoryPlan:
+    """Return the memory plan for a device of this machine; see `memory_plan`.
+
+    Args:
+        on: the device, as chosen before anything of ours was loaded.
+        mode: "generate", "controlnet" or "upscale".
+        kind: which weights.
+        memory_gb: GB (10^9 bytes) of the device's memory to count with; None takes Z_IMAGE_MEMORY, else what is free.
+        tighter: how many plans to skip that would fit.
+
+    Raises:
+        RequestError: `memory_gb` is not a positive number.
+    """
+    given = memory_gb if memory_gb is not None else os.environ.get("Z_IMAGE_MEMORY") or None
+    try:
+        allowed = None if given is None else int(float(given) * 1e9)
+    except (ValueError, OverflowError):
+        allowed = 0
+    if allowed is not None and allowed <= 0:
+        raise RequestError("memory", given, "a number of GB above 0, such as 12")
+    total, _ = host_memory()
+    return memory_plan(
+        on.kind, on.total_bytes, on.free_bytes, total, mode, kind, on.dtype, allowed=allowed, tighter=tighter
+    )
+
+
+def _mini_plan(names: tuple[str, ...], dtype: Dtype, room: int, tighter: int, tile: int) -> MemoryPlan:
+    """The miniature stays in memory as a whole; only after that did not suffice is it read from the disk."""
+    if not tighter:
+        parts = dict.fromkeys(names, Placement("device", dtype))
+        reasons = ("the miniature takes well under 1 GB: everything stays in memory",)
+        return MemoryPlan(parts, True, None, TILED_AT_MOST, dtype, room, reasons, lora_copies=GIB, upscaler_tile=tile)
+    parts = {part: Placement("device" if part == "vae" else "disk", dtype) for part in names}
+    reasons = ("the miniature is read from the disk in each step, because the memory did not suffice before",)
+    return MemoryPlan(parts, True, None, TILED_AT_MOST, dtype, room, reasons, tightest=True, upscaler_tile=tile)
+
+
+_WHOSE: Mapping[Kind, str] = {
+    "cuda": "of video memory free",
+    "mps": "that Metal recommends at most",
+    "cpu": "of memory free",
+}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that the device or the host had too little memory.
+
+    CUDA has a class for it; torch's CPU allocator, MPS and a failed mapping of a file are told by their message or
+    number alone.
+    """
+    torch = sys.modules.get("torch")  # importing it may be what failed
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS)
+
+
+_OUT_OF_MEMORY_TEXTS = (
+    "can't allocate memory",  # c10/core/impl/alloc_cpu.cpp
+    "unable to mmap",  # aten/src/ATen/MapAllocator.cpp
+    "MPS backend out of memory",  # aten/src/ATen/mps/MPSAllocator.mm
+    "CUDA out of memory",
+    "Cannot allocate memory",
+)

@@ -11,12 +11,12 @@ import datetime
 import gc
 import logging
 import os
-import sys
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -25,7 +25,11 @@ import lora
 import metadata
 import mini
 import mini_prompt
+import preflight
 import preprocess
+import safeguard
+import tokens
+import upscaling
 import weights
 import zerogpu
 from errors import InternalError, OutOfMemory, RequestError, StudioError, WeightsMissing
@@ -44,6 +48,7 @@ from request import (
     Sizes,
     Stage,
     TextToImage,
+    Upscale,
     WeightsChoice,
     WeightsKind,
 )
@@ -59,15 +64,24 @@ T = TypeVar("T")
 
 QUEUE_LIMIT = 32  # waiting requests; about as many as people are willing to wait behind
 CONTROLS_KEPT = 16  # control images, 3 MB each at full size: one or two for every visitor of a busy page
+ESTIMATE_SAID = 10.0  # seconds from which a visitor wants to know how long it will take
 POLL_SECONDS = 0.25  # how often a waiting request says that it waits, and so can be cancelled
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for a whole process: which weights and device to use, and how many requests may wait."""
+    """What holds for a whole process.
+
+    Attributes:
+        weights: which weights to use.
+        device: which device to use.
+        memory_gb: how many GB (10^9 bytes) of the device's memory to count with; None takes what is free.
+        queue_limit: how many requests may wait.
+    """
 
     weights: WeightsChoice = "auto"
     device: str = "auto"
+    memory_gb: float | str | None = None
     queue_limit: int = QUEUE_LIMIT
 
 
@@ -137,7 +151,10 @@ class Engine:
         self._turns = Turns(settings.queue_limit)
         self._pipeline: Pipeline | None = None
         self._built_for: WeightsKind | None = None
+        self._device: device.Device | None = None
         self._plan: device.MemoryPlan | None = None
+        self._tighter = 0  # how many plans were given up because the memory did not suffice
+        self._forecast = preflight.Forecast()
         self._controls: OrderedDict[_ControlKey, preprocess.Control] = OrderedDict()
         self._preprocessing = threading.Lock()
         # Filled by `load_for_zerogpu`: the weights in memory by mode and model, and the fingerprints of their parts.
@@ -147,7 +164,9 @@ class Engine:
         self._modes: Mapping[type[Request], Callable[[weights.Chosen, Request], Drawing]] = {
             TextToImage: self._text_to_image,
             ControlNet: self._structure_to_image,
+            Upscale: self._upscale,
         }
+        self._upscale_speed: dict[str, float] = {}  # seconds per operation as measured, by upscaler
 
     def weights_in_use(self, mode: str, model: str, asked: WeightsChoice = "auto") -> weights.Chosen:
         """Return which weights a request would use; a request's own choice comes before the process's.
@@ -158,6 +177,21 @@ class Engine:
         if self._packed:
             return self._packed_for(mode, model, asked)
         return weights.choose(asked if asked != "auto" else self.settings.weights, mode, model)
+
+    def memory_in_use(self) -> str:
+        """Say what of the real weights stays in memory, once a request has loaded them; empty before and otherwise."""
+        if self._plan is None or self._built_for != "full":
+            return ""
+        return f"Memory: {'; '.join(self._plan.reasons)}"
+
+    def count_tokens(self, request: type[Request], prompt: str) -> int | None:
+        """Return how many of the text encoder's `tokens.TEXT_TOKENS` a prompt takes; None without its tokenizer."""
+        model = request.model_fields["model"].default if "model" in request.model_fields else request.model
+        try:
+            files = self.weights_in_use(request.mode, model).files["tokenizer"]
+        except WeightsMissing:
+            return None
+        return tokens.count(files[0], prompt)
 
     def inspect_lora(self, path: Path) -> lora.Report:
         """Return what a LoRA file is, from its header alone.
@@ -264,6 +298,7 @@ class Engine:
         requests = [
             ControlNet.parse(prompt="-", image="-"),  # first: its memory plan has room for all
             *(TextToImage.parse(prompt="-", model=model) for model in reversed(MODELS)),
+            Upscale.parse(image="-"),
         ]
         packed: dict[tuple[str, str], weights.Chosen] = {}
         for request in requests:
@@ -298,12 +333,16 @@ class Engine:
         request = request.resolved(chosen.kind)
         _lora_of(request, chosen.kind)
         prepared = None
-        if isinstance(request, ControlNet):
+        if isinstance(request, Upscale):
+            size = upscaling.size_after(upscaling.open_input(Path(request.image)).image.size)
+        elif isinstance(request, ControlNet):
             yield Stage("preprocessing", PREPROCESSORS[request.preprocessor].title)
             prepared = self.control_image(request)
             size = prepared.image.size
         else:
             size = request.width, request.height
+        if not isinstance(request, Upscale):  # it works in tiles, of any number
+            self._forecast.check(request, chosen.kind, size, self._device, self._plan)
         yield from zerogpu.carry_out(zerogpu.Task(request, size, prepared))
 
     def _in_fork(self, task: zerogpu.Task) -> Generator[Event, None, None]:
@@ -324,8 +363,9 @@ class Engine:
         request = request.resolved(chosen.kind)
         log.info("%s with %s weights: %s", request.mode, chosen.kind, request.model_dump_json())
 
-        drawn = yield from clock.watch(self._modes[type(request)](chosen, request))
+        drawn = yield from clock.watch(self._within_memory(chosen, request))
         seconds = clock.read()
+        self._forecast.learn(request, chosen.kind, drawn.image.size, seconds)
 
         fingerprints = {
             part: self._fingerprints.get(part) or weights.fingerprint(files) for part, files in chosen.files.items()
@@ -348,11 +388,29 @@ class Engine:
             notes=drawn.notes,
         )
 
+    def _within_memory(self, chosen: weights.Chosen, request: Request) -> Drawing:
+        """Draw; where the memory does not suffice, once more under a tighter plan, which then stays."""
+        try:
+            return (yield from self._modes[type(request)](chosen, request))
+        except Exception as error:
+            if not device.is_out_of_memory(error) or self._plan is None or self._plan.tightest or self._packed:
+                raise
+            log.warning("out of memory, trying again with less: %s", error)
+        # Outside of the handler: the exception held what was half-done.
+        self._drop_pipeline()
+        self._tighter += 1
+        yield Stage("loading", "again, since the memory did not suffice")
+        drawn = yield from self._modes[type(request)](chosen, request)
+        plan = "; ".join(self._plan.reasons) if self._plan else ""
+        note = Note("less_memory", f"The memory did not suffice at first; drawn with a tighter plan: {plan}.")
+        return replace(drawn, notes=(*drawn.notes, note))
+
     def _text_to_image(self, chosen: weights.Chosen, request: TextToImage) -> Drawing:
         file = _lora_of(request, chosen.kind)
-        pipeline = yield from self._ready(chosen, request)
+        pipeline = yield from self._ready(chosen, request, (request.width, request.height))
         prompt, left_open = _completed(request, chosen.kind)
-        drawing = pipeline.text_to_image(
+        draw = partial(
+            pipeline.text_to_image,
             prompt=prompt,
             negative_prompt=request.negative_prompt,
             steps=request.steps,
@@ -361,7 +419,7 @@ class Engine:
             height=request.height,
             seed=request.seed,
         )
-        picture, worn = yield from _wearing(pipeline, file, request, drawing)
+        picture, worn = yield from _wearing(pipeline, file, request, draw)
         notes = (*picture.notes, *worn.notes, *left_open, *_miniature_notes(request, chosen.kind))
         return Drawn(picture.image, notes, worn.inputs, lora=worn.lora)
 
@@ -369,9 +427,10 @@ class Engine:
         yield Stage("preprocessing", PREPROCESSORS[request.preprocessor].title)
         control = self.control_image(request)
         file = _lora_of(request, chosen.kind)
-        pipeline = yield from self._ready(chosen, request)
+        pipeline = yield from self._ready(chosen, request, control.image.size)
         width, height = control.image.size
-        drawing = pipeline.text_to_image(
+        draw = partial(
+            pipeline.text_to_image,
             prompt=request.prompt,
             negative_prompt="",
             steps=request.steps,
@@ -381,14 +440,70 @@ class Engine:
             seed=request.seed,
             control=(control.image, request.scale),
         )
-        picture, worn = yield from _wearing(pipeline, file, request, drawing)
+        picture, worn = yield from _wearing(pipeline, file, request, draw)
         notes = (*control.notes, *picture.notes, *worn.notes, *_miniature_notes(request, chosen.kind))
         return Drawn(picture.image, notes, {"image": control.digest, **worn.inputs}, lora=worn.lora)
 
-    def _ready(self, chosen: weights.Chosen, request: Request) -> Generator[Event, None, Pipeline]:
-        """Return the pipeline with the request's models loaded, built anew where the kind of weights changed."""
+    def _upscale(self, chosen: weights.Chosen, request: Upscale) -> Drawing:
+        opened = upscaling.open_input(Path(request.image))
+        pipeline = (yield from self._ready(chosen, request)) if request.denoise else None
+        yield Stage("loading", "program")
+        on, plan = self._planned_upscale(chosen.kind)
+        image, source = yield from self._measured(
+            upscaling.enlarge(opened.image, request.upscaler, on.kind, plan),
+            request.upscaler,
+            upscaling.operations(opened.image.size, request.upscaler, plan.upscaler_tile),
+        )
+        notes = [*opened.notes]
+        if pipeline is not None:
+            image, picture = yield from upscaling.refine(pipeline, image, request, chosen.kind, plan)
+            notes += picture.notes
+        notes += upscaling.notes(request, chosen.kind, source, image.size, plan)
+        return Drawn(image, tuple(notes), {"image": opened.digest}, {"upscaler": source.fingerprint})
+
+    def upscale_estimate(self, request: Upscale) -> upscaling.Estimate:
+        """Return what a request will give and take, before it is run; the first time it imports torch.
+
+        Raises:
+            RequestError: the picture cannot be used.
+            WeightsMissing: nothing could refine it.
+        """
+        size = upscaling.open_input(Path(request.image)).image.size
+        chosen = self.weights_in_use(request.mode, request.model, request.weights)
+        on, plan = self._planned_upscale(chosen.kind)
+        return upscaling.estimate(size, request.upscaler, plan, on.kind, self._upscale_speed.get(request.upscaler))
+
+    def plain_enlargement(self, request: Upscale) -> Image.Image:
+        """Return the picture of a request at the size of its result, made by a filter: what to compare it with.
+
+        Raises:
+            RequestError: the picture cannot be used.
+        """
+        return upscaling.plain(upscaling.open_input(Path(request.image)).image)
+
+    def _measured(self, work: Generator[Event, None, T], upscaler: str, operations: float) -> Generator[Event, None, T]:
+        """Pass work on, and note how fast it was for the next estimate."""
+        clock = _Clock()
+        done = yield from clock.watch(work)
+        self._upscale_speed[upscaler] = clock.read()["upscaling"] / operations
+        return done
+
+    def _ready(
+        self, chosen: weights.Chosen, request: Request, size: tuple[int, int] | None = None
+    ) -> Generator[Event, None, Pipeline]:
+        """Return the pipeline with the request's models loaded, built anew where the kind of weights changed.
+
+        Args:
+            chosen: the weights to use.
+            request: the resolved request.
+            size: width and height of the picture, to estimate what it takes; None where the mode does so itself.
+
+        Raises:
+            OutOfMemory: the weights cannot be used on this machine at all.
+            RequestError: a picture of this size and number of steps is hopeless here.
+        """
         planned = self._plan is not None and (
-            "controlnet" in self._plan.resident or "controlnet" not in chosen.files
+            "controlnet" in self._plan.parts or "controlnet" not in chosen.files
         )  # a plan made without it may not leave room for it
         if self._pipeline is None or self._built_for != chosen.kind or not planned:
             yield Stage("loading", "program")  # torch and diffsynth take seconds to import
@@ -398,21 +513,41 @@ class Engine:
 
             from pipeline import Pipeline
 
-            on = device.choose_device(self.settings.device)
-            host_total, _ = device.host_memory()
-            plan = device.memory_plan(
-                on.kind, on.total_bytes, on.free_bytes, host_total, request.mode, chosen.kind, on.dtype
-            )
+            on, plan = self._planned(request.mode, chosen.kind)
             log.info("%s; %s", on.reason, "; ".join(plan.reasons))
-            if plan.offload or not plan.fits:  # streaming weights from the host is not built yet
+            if not plan.fits:
                 raise OutOfMemory(
-                    f"these weights do not fit this machine yet: {'; '.join(plan.reasons)}. "
-                    "Weights mini draws with the miniature."
+                    f"these weights do not fit this machine: {'; '.join(plan.reasons)}. "
+                    "Weights mini draws with the miniature; --memory GB counts with more than is free."
                 )
-            self._pipeline = Pipeline(on.kind, getattr(torch, on.dtype), plan.keep_both_transformers, plan.lora_copies)
-            self._built_for, self._plan = chosen.kind, plan
+            self._device, self._plan = on, plan
+            dtype = getattr(torch, on.dtype)
+            self._pipeline = Pipeline(on.kind, dtype, plan.keep_both_transformers, plan.lora_copies, plan)
+            self._built_for = chosen.kind
+        if size is not None:
+            yield from self._expect(chosen, request, size)
         yield from self._pipeline.load(chosen, request.model)
         return self._pipeline
+
+    def _expect(self, chosen: weights.Chosen, request: Request, size: tuple[int, int]) -> Generator[Event, None, None]:
+        """Say what a request will take, where that is long; refuse what is hopeless."""
+        expected = self._forecast.check(request, chosen.kind, size, self._device, self._plan)
+        log.info("estimate: %s (%s throughput)", expected, expected.source)
+        if expected.seconds >= ESTIMATE_SAID:
+            yield Stage("estimating", str(expected))
+
+    def _planned(self, mode: str, kind: WeightsKind) -> tuple[device.Device, device.MemoryPlan]:
+        """Look at this machine as it is now; imports torch."""
+        device.prepare_environment(os.environ)
+        on = device.choose_device(self.settings.device)
+        return on, device.plan_for(on, mode, kind, memory_gb=self.settings.memory_gb, tighter=self._tighter)
+
+    def _planned_upscale(self, kind: WeightsKind) -> tuple[device.Device, device.MemoryPlan]:
+        """Return the plan that models were loaded by, where they are: they are not free memory any more."""
+        if self._packed:  # the page's process has no GPU to look at
+            return self._device, self._plan
+        on, plan = self._planned(Upscale.mode, kind)
+        return on, self._plan or plan
 
     def _drop_pipeline(self) -> None:
         if self._packed:
@@ -423,10 +558,12 @@ class Engine:
     def _translate(self, error: Exception) -> StudioError:
         """Turn a foreign exception into one of ours, by its type; whatever it left half-done is dropped."""
         self._drop_pipeline()
-        torch = sys.modules.get("torch")  # importing it may be what failed
-        if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
+        if device.is_out_of_memory(error):
             log.warning("out of memory: %s", error)
-            return OutOfMemory("the memory did not suffice; a smaller width and height needs less")
+            return OutOfMemory(
+                "the memory did not suffice, also with the tightest plan; choose a smaller width and height, draw "
+                "without a LoRA, or close other programs that use the memory"
+            )
         log.exception("internal error")
         return InternalError(type(error).__name__, str(error))
 
@@ -446,7 +583,7 @@ def _lora_of(request: Request, kind: WeightsKind) -> lora.LoraFile | None:
     Raises:
         RequestError: it cannot be used, or not with these weights.
     """
-    if not request.lora:
+    if not getattr(request, "lora", ""):
         return None
     file = lora.read(lora.find(request.lora))
     file.report.check_fits(kind)
@@ -454,13 +591,14 @@ def _lora_of(request: Request, kind: WeightsKind) -> lora.LoraFile | None:
 
 
 def _wearing(
-    pipeline: Pipeline, file: lora.LoraFile | None, request: Request, drawing: Progress
+    pipeline: Pipeline, file: lora.LoraFile | None, request: Request, draw: Callable[[], Progress]
 ) -> Generator[Event, None, tuple[Picture, Worn]]:
-    """Carry out `drawing` with the request's LoRA, if it has one."""
+    """Carry out a drawing with the request's LoRA, if it has one, and look at what comes of it."""
     if file is None:
-        return (yield from drawing), Worn()
+        return (yield from safeguard.checked(pipeline, draw)), Worn()
     yield Stage("loading", "LoRA")
     adapter = pipeline.loras.get(file)
+    drawing = safeguard.checked(pipeline, draw, file.report.name)
     picture = yield from pipeline.wearing(adapter, request.lora_strength, drawing)
     report = adapter.report
     notes = [Note("lora_partly", sentence) for sentence in report.warnings()]

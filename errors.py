@@ -4,7 +4,9 @@
     ├── UserError            the user can change something and try again
     │   ├── RequestError     a field of the request has an impossible value
     │   ├── WeightsMissing   the files that a mode needs are not on this machine
+    │   ├── DownloadError    weights could not be fetched
     │   ├── OutOfMemory      the device or the host ran out of memory
+    │   ├── BrokenPicture    what came out is no picture: NaN, black, flat or clipped
     │   ├── QueueFull        too many requests are waiting already
     │   ├── GpuRefused       a Space gives this visitor no GPU for this request
     │   │   ├── GpuQuota     their quota does not cover it
@@ -72,12 +74,26 @@ class WeightsMissing(UserError):
     http_status = 503
 
 
+class DownloadError(UserError):
+    """Weights could not be fetched; the sentence says why and what to do. What has arrived is kept."""
+
+    code = "download_failed"
+    http_status = 503
+
+
 class OutOfMemory(UserError):
     """The device or the host ran out of memory; the sentence says what to change."""
 
     code = "out_of_memory"
     exit_code = 4
     http_status = 503
+
+
+class BrokenPicture(UserError):
+    """What came out is no picture, also in safe mode; the sentence says what was seen and the likely cause."""
+
+    code = "broken_picture"
+    http_status = 500
 
 
 class QueueFull(UserError):

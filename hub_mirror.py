@@ -16,7 +16,7 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import weights
+import places
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def settle(environ: MutableMapping[str, str] = os.environ) -> Mirrored | None:
     Call it before huggingface_hub is imported, which reads the environment then.
     """
     home = Path(environ.get("HOME") or Path.home())
-    cache = weights.hub_cache(environ)
+    cache = places.hub_cache(environ)
     if not cache.is_dir() or _writable(cache):
         return None
     target = home / FOLDER

@@ -5,6 +5,8 @@
 Standard library only, and readable by Python 3.8, so that an interpreter that is too old still gets a sentence.
 Everything said here goes to stderr: stdout belongs to the script. Knows nothing of what it installs or starts.
 
+Z_IMAGE_TORCH chooses the build of torch: auto (the default), cpu, cuda, pip, or a name such as cu126.
+
 A stamp, written last, says which locks .venv was made from. While it holds, nothing but the script is started;
 a .venv without one was cut short, and is made again rather than trusted.
 """
@@ -15,16 +17,21 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple, NoReturn, Sequence
+from typing import Callable, Iterator, Mapping, NamedTuple, NoReturn, Sequence
 
 WINDOWS = sys.platform == "win32"
 MINORS = (11, 12, 13)  # of Python 3
 SUPPORTED = "Python 3.11, 3.12 or 3.13"
 LOCKS = {"": "requirements.lock", "test": "requirements-test.lock"}
+# Where PyTorch publishes its builds, a folder each: https://pytorch.org/get-started/locally/
+TORCH_INDEX = "https://download.pytorch.org/whl"
+CUDA_BUILD = "cu130"  # the build that the locked torch has on PyPI for Linux: its metadata asks for CUDA 13.0
+TORCH = "torch"  # the stamp's line for the build of torch, beside those of the locks
 PROBE = """
 import sys
 try:
@@ -109,6 +116,52 @@ def find_python(
         "Install one of these (Debian and Ubuntu: apt install python3 python3-venv; macOS: brew install python@3.12; "
         "Windows: winget install Python.Python.3.12), then run this again."
     )
+
+
+# The build of torch
+
+
+def wanted_build(asked: str, installed: str, platform: str, card: bool) -> str:
+    """The build of torch to install: a folder of TORCH_INDEX, or "" for whatever pip gives by itself.
+
+    pip's own is the CUDA build on Linux, the CPU build on Windows and the only one there is on macOS. What
+    Z_IMAGE_TORCH asks for goes first, then what is installed already, so that the choice is made once.
+    """
+    if asked not in ("", "auto", "cpu", "cuda", "pip") and not re.match(r"(cu|rocm|xpu)[\d.]*$", asked):
+        raise SetupError(
+            f"Z_IMAGE_TORCH={asked} is not possible; allowed: auto, cpu, cuda, pip, or a build that PyTorch publishes, "
+            "such as cu126."
+        )
+    if platform == "darwin" or asked == "pip":
+        return ""
+    if asked in ("", "auto"):
+        if asked == "" and installed:
+            return "" if installed == "pip" else installed
+        asked = "cuda" if card and platform == "win32" else "pip"
+    if asked == "cuda":
+        return CUDA_BUILD if platform == "win32" else ""
+    return "" if asked == "pip" else asked
+
+
+def has_card(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether an NVIDIA driver answers, without any package: by the tool that comes with every driver."""
+    import shutil
+
+    beside = os.path.join(environ.get("SYSTEMROOT", ""), "System32", "nvidia-smi.exe")
+    tool = shutil.which("nvidia-smi", path=environ.get("PATH")) or beside
+    try:
+        done = subprocess.run(
+            [tool, "-L"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.returncode == 0 and b"GPU" in done.stdout
+
+
+def index_arguments(build: str) -> list[str]:
+    """pip's arguments for a build: `2.14.1+cpu` fits `torch==2.14.1`, and goes before a version without a suffix."""
+    index = os.environ.get("Z_IMAGE_TORCH_INDEX") or TORCH_INDEX
+    return ["--extra-index-url", f"{index}/{build}"] if build else []
 
 
 # The environment and its stamp
@@ -209,27 +262,41 @@ def call(command: Sequence[str], lock: int) -> int:
     )
 
 
+def wishes(root: Path, extras: Sequence[str], stamp: dict[str, str] | None, card: Callable[[], bool]) -> dict[str, str]:
+    """What the environment is to hold: the locks' digests, and the build of torch."""
+    asked, installed = os.environ.get("Z_IMAGE_TORCH", ""), (stamp or {}).get(TORCH, "")
+    needs_look = sys.platform == "win32" and (asked == "auto" or not (asked or installed))
+    build = wanted_build(asked, installed, sys.platform, needs_look and card())
+    return {**digests(root, extras), TORCH: build or "pip"}
+
+
 def set_up(root: Path, extras: Sequence[str] = ()) -> Path:
     """Make .venv hold the wanted locks, with no more work than that takes, and return its interpreter."""
-    venv, wanted = root / ".venv", digests(root, extras)
-    if holds(read_stamp(venv), wanted):
+    venv = root / ".venv"
+    stamp = read_stamp(venv)
+    if holds(stamp, wishes(root, extras, stamp, has_card)):
         return venv_python(venv)
     with only_one(root / ".venv.lock") as lock:
         stamp = read_stamp(venv)
+        wanted = wishes(root, extras, stamp, has_card)
         if holds(stamp, wanted):  # by the set-up we waited for
             return venv_python(venv)
+        if stamp is not None and stamp.get(TORCH, wanted[TORCH]) != wanted[TORCH]:
+            say(f"Another build of torch is asked for ({wanted[TORCH]}): .venv is made anew.")
+            stamp = None  # pip takes one build of a version for another
         if stamp is None:
             make_venv(venv, lock)
         with contextlib.suppress(FileNotFoundError):
             stamp_path(venv).unlink()
         say("Installing the pinned packages into .venv; the first time this takes some minutes and several GB.")
-        files = [argument for name in wanted for argument in ("-r", str(root / name))]
-        code = call([str(venv_python(venv)), "-m", "pip", "install", *files], lock)
+        files = [argument for name in digests(root, extras) for argument in ("-r", str(root / name))]
+        index = index_arguments("" if wanted[TORCH] == "pip" else wanted[TORCH])
+        code = call([str(venv_python(venv)), "-m", "pip", "install", *index, *files], lock)
         if code != 0:
             if stamp is not None and code > 0:
                 # pip gave up by itself (a negative code is a signal's), so each package is whole, old or new: the
                 # next call goes on from here.
-                write_stamp(venv, {})
+                write_stamp(venv, {TORCH: wanted[TORCH]})
             free = disk_free_gb(root)
             raise SetupError(
                 "The set-up stopped because pip failed; its last lines are above.\n"

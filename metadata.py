@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from errors import RequestError
-from request import MODELS, MODES, SEED_MAX, Request, Result, TextToImage, WeightsKind
+from request import MODELS, MODES, SEED_MAX, Request, Result, TextToImage, Upscale, WeightsKind
 
 APP_VERSION = "0.1.0"
 SCHEMA = 1
@@ -83,12 +83,13 @@ def a1111_text(request: Request, provenance: Provenance, size: tuple[int, int]) 
     """Return the text of the `parameters` chunk for a resolved request and a picture of `size` (width, height)."""
     title = MODELS[request.model].title + (" miniature" if provenance.weights == "mini" else "")
     pairs = {
-        "Steps": request.steps,
+        "Steps": request.steps_run,
         "Sampler": SAMPLER,
         "CFG scale": f"{getattr(request, 'cfg', MODELS[request.model].cfg):g}",
         "Seed": request.seed,
         "Size": f"{size[0]}x{size[1]}",
         "Model": title,
+        **_upscale_pairs(request),
         **_lora_pairs(provenance.lora),
         "Version": f"Z-Image Studio {APP_VERSION}",
     }
@@ -97,6 +98,10 @@ def a1111_text(request: Request, provenance: Provenance, size: tuple[int, int]) 
         lines.append(f"{_NEGATIVE} {negative}")
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items()))
     return "\n".join(lines)
+
+
+def _upscale_pairs(request: Request) -> dict[str, str]:
+    return {"Denoising strength": f"{request.denoise:g}"} if isinstance(request, Upscale) else {}
 
 
 def _lora_pairs(lora: Lora | None) -> dict[str, str]:

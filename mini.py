@@ -98,13 +98,23 @@ MODEL_CONFIGS: tuple[dict, ...] = (
 )
 
 
+# DiffSynth's VRAM management knows which layers to move by a model's class: ours have the layers of these.
+MANAGED_LIKE: dict[str, str] = {
+    "mini_models.MiniTextEncoder": "diffsynth.models.z_image_text_encoder.ZImageTextEncoder",
+    "mini_models.MiniControlNet": "diffsynth.models.z_image_controlnet.ZImageControlNet",
+}
+
+
 def register() -> None:
     """Add the miniature to DiffSynth's registry, so that its ModelPool loads the folder's files; safe to repeat."""
     from diffsynth.configs import MODEL_CONFIGS as registry
+    from diffsynth.configs import VRAM_MANAGEMENT_MODULE_MAPS as layers
 
     for config in MODEL_CONFIGS:
         if config not in registry:
             registry.append(config)
+    for ours, theirs in MANAGED_LIKE.items():
+        layers[ours] = layers[theirs]
 
 
 # ---- what the miniature knows ----------------------------------------------------------------------------------------

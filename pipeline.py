@@ -15,41 +15,54 @@ import logging
 import sys
 import types
 from collections import OrderedDict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffsynth.core import ModelConfig
+from diffsynth.core.attention import attention
 from diffsynth.diffusion.base_pipeline import ControlNetInput
 from diffsynth.models.model_loader import ModelPool
 from diffsynth.models.z_image_dit import TimestepEmbedder, ZImageDiT
-from diffsynth.pipelines.z_image import ZImagePipeline, ZImageUnit_PAIControlNet, ZImageUnit_PromptEmbedder
+from diffsynth.pipelines.z_image import (
+    ZImagePipeline,
+    ZImageUnit_InputImageEmbedder,
+    ZImageUnit_PAIControlNet,
+    ZImageUnit_PromptEmbedder,
+)
 from PIL import Image
 from transformers import AutoTokenizer
 
+import loader
 import mini
+import preview
+import sanity
 from adapter import Adapter, Adapters, applied
-from request import Model, Note, Stage, Step
+from device import MemoryPlan
+from image_to_image import InputImageUnit, redraw
+from loader import StudioPipe
+from request import Model, Note, Stage, Step, TileDone, WeightsKind
+from tokens import TEXT_TOKENS
 from weights import Chosen
 
 log = logging.getLogger(__name__)
 
-TEXT_TOKENS = 512  # what Z-Image's text encoder was trained with, chat template included
 SIGMA_SHIFT = 3.0  # scheduler_config.json of both official models
 BLANKS_KEPT = 8  # encoded blank pictures, by size: half a megabyte each at 1024 x 1024
 EMBEDDINGS_KEPT = 32  # 512 tokens x 2560 bf16 numbers are 2.6 MB each at full size
 
-Progress = Generator[Stage | Step, None, "Picture"]
+Progress = Generator[Stage | Step | TileDone, None, "Picture"]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture, RGB, 8 bit, with the latents it came from: (1, 16, height / 8, width / 8)."""
+    """A decoded picture, RGB, 8 bit; the latents it came from, (1, 16, height / 8, width / 8); the health of both."""
 
     image: Image.Image
     latents: torch.Tensor
     notes: tuple[Note, ...]
+    health: sanity.Health | None = None
 
 
 class Pipeline:
@@ -60,23 +73,34 @@ class Pipeline:
         dtype: the dtype that weights are held and computed in.
         keep_both: whether Base and Turbo may be in memory together.
         lora_copies: bytes that changed copies of weights may take while a LoRA is used.
+        plan: where each part waits; without one, everything stays on the device.
     """
 
-    def __init__(self, device: str, dtype: torch.dtype, keep_both: bool, lora_copies: int = 0) -> None:
+    def __init__(
+        self,
+        device: str,
+        dtype: torch.dtype,
+        keep_both: bool,
+        lora_copies: int = 0,
+        plan: MemoryPlan | None = None,
+    ) -> None:
         _send_prints_to_log()
+        self.kind: WeightsKind = "full"
         self.keep_both = keep_both
+        self.plan = plan
         self.lora_copies = lora_copies
         self.loras = Adapters()
         self.transformers: dict[Model, ZImageDiT] = {}
         # DiffSynth's own default device is the CPU on a Mac.
-        self.pipe = ZImagePipeline(device=device, torch_dtype=dtype)
+        self.pipe = StudioPipe(device=device, torch_dtype=dtype)
+        if plan is not None:
+            self.pipe.tiled_vae_above = plan.tiled_vae_above
         self._embeddings: OrderedDict[str, tuple[torch.Tensor, Note | None]] = OrderedDict()
         for unit in self.pipe.units:
             if isinstance(unit, ZImageUnit_PromptEmbedder):
                 unit.encode_prompt = self._encode_prompt
-        self.pipe.units = [
-            ControlUnit() if isinstance(unit, ZImageUnit_PAIControlNet) else unit for unit in self.pipe.units
-        ]
+        ours = {ZImageUnit_PAIControlNet: ControlUnit, ZImageUnit_InputImageEmbedder: InputImageUnit}
+        self.pipe.units = [ours[type(unit)]() if type(unit) in ours else unit for unit in self.pipe.units]
 
     def load(self, chosen: Chosen, model: Model) -> Generator[Stage, None, None]:
         """Load what `model` needs and is not in memory yet, yielding a stage before each part.
@@ -86,7 +110,7 @@ class Pipeline:
         Raises:
             FileNotFoundError, ValueError: a file is absent, or DiffSynth does not know what it holds.
         """
-        pipe = self.pipe
+        pipe, self.kind = self.pipe, chosen.kind
         if chosen.kind == "mini":
             mini.register()
         if pipe.tokenizer is None:
@@ -94,25 +118,32 @@ class Pipeline:
             pipe.tokenizer = AutoTokenizer.from_pretrained(chosen.files["tokenizer"][0], local_files_only=True)
         if pipe.text_encoder is None:
             yield Stage("loading", "text encoder")
-            pipe.text_encoder = self._read(chosen.files["text_encoder"]).fetch_model("z_image_text_encoder")
+            pipe.text_encoder = self._read(chosen.files["text_encoder"], "text_encoder").fetch_model(
+                "z_image_text_encoder"
+            )
         if pipe.vae_decoder is None:
             yield Stage("loading", "autoencoder")
-            pool = self._read(chosen.files["vae"])
+            pool = self._read(chosen.files["vae"], "vae")
             pipe.vae_encoder = pool.fetch_model("flux_vae_encoder")
             pipe.vae_decoder = pool.fetch_model("flux_vae_decoder")
+            loader.keep_own_dtype(pipe.vae_encoder, answer=pipe.torch_dtype)
+            loader.keep_own_dtype(pipe.vae_decoder)  # a picture is best rounded once
         if pipe.controlnet is None and "controlnet" in chosen.files:
             yield Stage("loading", "ControlNet")
-            pipe.controlnet = self._read(chosen.files["controlnet"]).fetch_model("z_image_controlnet")
+            pipe.controlnet = self._read(chosen.files["controlnet"], "controlnet").fetch_model("z_image_controlnet")
+        if pipe.dit is not None and pipe.dit is not self.transformers.get(model):
+            loader.offload(pipe.dit)  # from here on DiffSynth does not see it
         if model not in self.transformers:
             yield Stage("loading", f"transformer ({model})")
             if not self.keep_both:
                 self.transformers.clear()
                 pipe.dit = None
                 gc.collect()  # modules hold cycles, and the next load needs the room now
-            transformer = self._read(chosen.files[model]).fetch_model("z_image_dit")
+            transformer = self._read(chosen.files[model], "transformer").fetch_model("z_image_dit")
             follow_weight_dtype(transformer.t_embedder)
             self.transformers[model] = transformer
         pipe.dit = self.transformers[model]
+        pipe.vram_management_enabled = pipe.check_vram_management_state()
 
     def text_to_image(
         self,
@@ -180,24 +211,86 @@ class Pipeline:
                     progress_id=index,
                 )
                 shared["latents"] = pipe.step(pipe.scheduler, progress_id=index, noise_pred=predicted, **shared)
-            yield Step(index + 1, steps)
+                # Where the remaining steps lead if the prediction stays: the latents themselves are mostly noise.
+                rest = pipe.scheduler.sigmas[index + 1] if index + 1 < steps else 0.0
+                emerging = preview.project(shared["latents"] - rest * predicted, self.kind)
+            yield Step(index + 1, steps, emerging)
 
         yield Stage("decoding")
+        image, health = self.decode(shared["latents"])
+        return Picture(image, shared["latents"], notes, health)
+
+    def decode(self, latents: torch.Tensor) -> tuple[Image.Image, sanity.Health]:
+        """Decode latents, (1, 16, height / 8, width / 8), in tiles where the memory plan says so."""
+        pipe = self.pipe
         with torch.no_grad():
             pipe.load_models_to_device(["vae_decoder"])
-            image = pipe.vae_output_to_image(pipe.vae_decoder(shared["latents"]))
+            decoded = pipe.in_tiles(pipe.vae_decoder, latents)
             pipe.load_models_to_device([])
-        return Picture(image, shared["latents"], notes)
+            return pipe.vae_output_to_image(decoded), sanity.measure(latents, decoded)
+
+    @property
+    def dtype_name(self) -> str:
+        """What the transformer computes in."""
+        return str(self.pipe.torch_dtype).removeprefix("torch.")
+
+    @property
+    def attention(self) -> str:
+        """DiffSynth's attention backend; "torch" is SDPA."""
+        return attention.ATTENTION_IMPLEMENTATION
+
+    def safe_mode_differs(self) -> bool:
+        """Whether safe mode would compute anything in another way than usual."""
+        return self.attention != "torch" or next(self.pipe.vae_decoder.parameters()).dtype != torch.float32
+
+    @contextmanager
+    def safe_mode(self) -> Iterator[None]:
+        """Compute with torch's own attention and the VAE in fp32 inside the block."""
+        halves = [self.pipe.vae_encoder, self.pipe.vae_decoder]
+        usual, dtypes = attention.ATTENTION_IMPLEMENTATION, [next(half.parameters()).dtype for half in halves]
+        try:
+            attention.ATTENTION_IMPLEMENTATION = "torch"
+            for half in halves:
+                half.float()
+            yield
+        finally:
+            attention.ATTENTION_IMPLEMENTATION = usual
+            for half, dtype in zip(halves, dtypes, strict=True):
+                half.to(dtype)
+
+    def image_to_image(
+        self, *, image: Image.Image, prompt: str, steps: int, denoise: float, seed: int, side: int
+    ) -> Progress:
+        """Draw a picture again with the transformer loaded last, without guidance.
+
+        Args:
+            image: RGB, width and height multiples of 16.
+            prompt: the text, as in `text_to_image`.
+            steps: Euler steps, at least 1; all of them are taken, whatever `denoise` is.
+            denoise: how much of the schedule is drawn, above 0 up to 1.
+            seed: of the CPU's generator.
+            side: the most that is drawn at once, in pixels of width and height, a multiple of 64; what is larger is
+                drawn in tiles.
+
+        Returns:
+            The picture, as the generator's return value.
+        """
+        self.pipe.scheduler.set_timesteps(steps, denoising_strength=denoise, shift=SIGMA_SHIFT)
+        yield Stage("encoding")
+        with torch.no_grad():
+            embeds = self._encode_prompt(self.pipe, prompt, self.pipe.device)
+        note = self._embeddings[prompt][1]
+        redrawn, latents = yield from redraw(self.pipe, image, embeds, seed, side)
+        health = sanity.measure(latents, self.pipe.preprocess_image(redrawn))
+        return Picture(redrawn, latents, (note,) if note else (), health)
 
     def wearing(self, adapter: Adapter, strength: float, drawing: Progress) -> Progress:
         """Carry out `drawing` with a LoRA on the transformer loaded last; afterwards its weights are what they were."""
         with applied(self.pipe.dit, adapter, strength, self.lora_copies, self.pipe.torch_dtype):
             return (yield from drawing)
 
-    def _read(self, files: Sequence[Path]) -> ModelPool:
-        """Have DiffSynth recognise and load one model's files."""
-        paths = [str(path) for path in files]
-        return self.pipe.download_and_load_models([ModelConfig(path=paths if len(paths) > 1 else paths[0])])
+    def _read(self, files: Sequence[Path], part: str) -> ModelPool:
+        return loader.read(self.pipe, files, part, self.plan)
 
     def _encode_prompt(self, pipe: ZImagePipeline, prompt: str, device: str) -> list[torch.Tensor]:
         """Replace the prompt unit's own method; returns [(tokens, width)] as that does.
@@ -257,22 +350,22 @@ class ControlUnit(ZImageUnit_PAIControlNet):
         self._blanks: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()
 
     def process(
-        self, pipe: ZImagePipeline, controlnet_inputs: list[ControlNetInput] | None, height: int, width: int
+        self, pipe: StudioPipe, controlnet_inputs: list[ControlNetInput] | None, height: int, width: int
     ) -> dict[str, object]:
         """Return `control_context`, (1, 33, 1, height / 8, width / 8), and `control_scale`."""
         if controlnet_inputs is None:
             return {}
         (wanted,) = controlnet_inputs
         pipe.load_models_to_device(self.onload_model_names)
-        control = pipe.vae_encoder(pipe.preprocess_image(wanted.image))
+        control = pipe.in_tiles(pipe.vae_encoder, pipe.preprocess_image(wanted.image))
         mask = torch.zeros((1, 1, height // 8, width // 8), dtype=pipe.torch_dtype, device=pipe.device)
         context = torch.cat([control, mask, self._blank(pipe, height, width)], dim=1)
         return {"control_context": context.unsqueeze(2), "control_scale": wanted.scale}
 
-    def _blank(self, pipe: ZImagePipeline, height: int, width: int) -> torch.Tensor:
+    def _blank(self, pipe: StudioPipe, height: int, width: int) -> torch.Tensor:
         if (height, width) not in self._blanks:
             picture = torch.zeros((1, 3, height, width), dtype=pipe.torch_dtype, device=pipe.device)
-            self._blanks[height, width] = pipe.vae_encoder(picture)
+            self._blanks[height, width] = pipe.in_tiles(pipe.vae_encoder, picture)
             if len(self._blanks) > BLANKS_KEPT:
                 self._blanks.popitem(last=False)
         self._blanks.move_to_end((height, width))

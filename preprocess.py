@@ -56,7 +56,7 @@ class Opened:
     notes: tuple[Note, ...] = ()
 
 
-def open_image(path: Path, field: str = "image") -> Opened:
+def open_image(path: Path, field: str = "image", longest: int | None = None) -> Opened:
     """Read any picture file that Pillow can: upright, opaque, sRGB of 8 bits, the first frame where there are several.
 
     Transparent places show GROUND. More than 8 bits are scaled, not clipped: whole numbers from 0..65535, others from
@@ -65,9 +65,10 @@ def open_image(path: Path, field: str = "image") -> Opened:
     Args:
         path: the file.
         field: the request's field that errors name.
+        longest: the most pixels that it may have on a side, whatever its area.
 
     Raises:
-        RequestError: there is no such file, it is no picture, it is damaged, or it is too large to be opened.
+        RequestError: there is no such file, it is no picture, it is damaged, or it is too large.
     """
     data = _read(path, field)
     notes = []
@@ -76,6 +77,9 @@ def open_image(path: Path, field: str = "image") -> Opened:
         with Image.open(io.BytesIO(data), formats=_formats()) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise _too_large(path, field, f"{file.width} x {file.height}")
+            if longest is not None and max(file.size) > longest:
+                value = f"{path.name} ({file.width} x {file.height} pixels)"
+                raise RequestError(field, value, f"a picture of up to {longest} pixels a side")
             if not file.width * file.height:
                 raise ValueError("no pixels")
             frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # MPO: a photo with its extras
@@ -262,9 +266,15 @@ class Padded:
         return image.crop((0, 0, width * factor, height * factor))
 
 
-def pad(image: Image.Image, step: int = STEP) -> Padded:
-    """Extend an RGB picture to whole steps by its own mirror image, so that nothing of it is lost or moved."""
-    right, below = (-side % step for side in image.size)
+def pad(image: Image.Image, step: int = STEP, least: int = 0) -> Padded:
+    """Extend an RGB picture by its own mirror image, so that nothing of it is lost or moved.
+
+    Args:
+        image: RGB.
+        step: both sides become whole steps.
+        least: both sides become at least so long, which is whole steps.
+    """
+    right, below = (max(-side % step, least - side) for side in image.size)
     if not (right or below):
         return Padded(image, image.size)
     pixels = np.pad(np.asarray(image), ((0, below), (0, right), (0, 0)), mode="symmetric")

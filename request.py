@@ -115,6 +115,11 @@ class Request(BaseModel):
     mode: ClassVar[str]
     help: ClassVar[str]
 
+    @property
+    def steps_run(self) -> int:
+        """How many denoising steps a resolved request takes."""
+        return self.steps
+
     @classmethod
     def parse(cls, **values: Any) -> Self:
         """Build a request from untrusted values.
@@ -301,8 +306,68 @@ class ControlNet(Preprocess):
         return self.model_copy(update=filled)
 
 
+Upscaler = Literal["best", "fast"]
+
+
+@dataclass(frozen=True)
+class UpscalerFacts:
+    """What a choice of upscaler is called, and what it costs: floating-point operations per pixel of the input."""
+
+    title: str
+    operations: int
+
+
+# Operations: two for each weight of a convolution at each place where it is applied, counted from the networks.
+UPSCALERS: Mapping[Upscaler, UpscalerFacts] = {
+    "best": UpscalerFacts("Best", 35_900_000),
+    "fast": UpscalerFacts("Fast", 1_240_000),
+}
+UPSCALER_OVERLAP = 24  # pixels of the input that neighbouring tiles share; see `upscaler`
+UPSCALE_STEPS = 5
+UPSCALE_MAX = 4096  # pixels a side of what comes out
+UPSCALE_SCALE = 2
+# Turbo adds detail without changing what is there; the miniature would turn a photograph into flat colours.
+UPSCALE_DENOISE: Mapping[WeightsKind, float] = {"full": 0.33, "mini": 0.0}
+_DENOISE_TEXT = f"{UPSCALE_DENOISE['full']} with the real weights, {UPSCALE_DENOISE['mini']:g} with the miniature"
+
+
+class Upscale(Request):
+    """A picture at twice its width and height."""
+
+    mode: ClassVar[str] = "upscale"
+    help: ClassVar[str] = "small picture to large: exactly twice the width and height"
+    model: ClassVar[Model] = "turbo"
+
+    image: ImageFile = Field(description="The picture to enlarge, up to 2048 a side; transparent places become white.")
+    prompt: Prompt = Field("masterpiece, 8k", description="What the refinement should add: a word or two on quality.")
+    steps: Steps = Field(None, description=f"Steps of the refinement; {UPSCALE_STEPS} is usual.")
+    denoise: float | None = Field(
+        None, ge=0, le=1, description=f"How much is drawn anew: 0 is nothing. Usual: {_DENOISE_TEXT}."
+    )
+    upscaler: Upscaler = Field(
+        "best", description="Real-ESRGAN x4plus, or a network of a thirtieth of its size for a slow processor."
+    )
+    seed: Seed = 0
+    weights: Weights = "auto"
+
+    @property
+    def steps_run(self) -> int:
+        """How many steps a resolved request takes: all of them, however small `denoise` is, but none at 0."""
+        return self.steps if self.denoise else 0
+
+    def resolved(self, kind: WeightsKind) -> Upscale:
+        """Return this request with every open value filled in for the weights in use, a random seed included."""
+        filled = {
+            "steps": self.steps or UPSCALE_STEPS,
+            "denoise": UPSCALE_DENOISE[kind] if self.denoise is None else self.denoise,
+            "seed": self.seed or random_seed(),
+            "weights": kind,
+        }
+        return self.model_copy(update=filled)
+
+
 # By name, every mode that draws.
-MODES: Mapping[str, type[Request]] = {request.mode: request for request in (TextToImage, ControlNet)}
+MODES: Mapping[str, type[Request]] = {request.mode: request for request in (TextToImage, ControlNet, Upscale)}
 
 
 def random_seed() -> int:
@@ -339,25 +404,47 @@ class Queued:
 
 @dataclass(frozen=True)
 class Stage:
-    """Work has entered a stage: `loading`, `encoding`, `denoising`, `decoding` or `saving`; `detail` says of what."""
+    """Work has entered a stage; `detail` says of what.
+
+    Stages are `loading`, `preprocessing`, `upscaling`, `encoding`, `denoising`, `decoding` and `saving`.
+    """
 
     name: str
     detail: str = ""
 
 
 @dataclass(frozen=True)
-class Step:
-    """Denoising step `index` (1-based) of `total` is done."""
+class Preview:
+    """How a picture looks so far, small: `width` x `height` pixels of red, green and blue, 8 bit each, row by row."""
 
+    width: int
+    height: int
+    rgb: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Denoising step `index` (1-based) of `total` is done; `preview` is where the picture is heading."""
+
+    index: int
+    total: int
+    preview: Preview | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class TileDone:
+    """Tile `index` (1-based) of `total` of a stage is done; in `denoising`, of all steps together."""
+
+    stage: str
     index: int
     total: int
 
 
 @dataclass(frozen=True)
 class Retry:
-    """The work begins anew; `text` says why. Stays true, and is shown, until the last event."""
+    """The work begins anew, for a reason; it stays true, and is shown, until the last event."""
 
-    text: str
+    note: Note
 
 
 @dataclass(frozen=True)
@@ -401,4 +488,4 @@ class Failure:
         return cls(error.code, str(error), error.exit_code, error.http_status, error.values)
 
 
-Event = Queued | Stage | Step | Retry | Result | Failure
+Event = Queued | Stage | Step | TileDone | Retry | Result | Failure

@@ -7,16 +7,21 @@ from typing import Any
 
 import gradio as gr
 
+import ui_fields
+import ui_gallery
 import ui_parts
+import ui_words
 from engine import Engine
 from errors import StudioError
+from language import fixed, say_to
 from request import CONTROLNET_STEPS, LORA_STRENGTH, PREPROCESSORS, ControlNet, Preprocess, Preprocessor, WeightsChoice
+from ui_form import COUNT, Form
 from ui_lora import LoraSlot
 from ui_parts import KEPT, QUIET, Output, Situation, Stopping, Update, bounds, help_line, said
 
 
-def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
-    """Lay out the tab and wire it; return the field for the picture, which other tabs may fill.
+def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Image, Output, Form]:
+    """Lay out the tab and wire it; return the field for the picture, which other tabs may fill, its output and form.
 
     `weights_line` stands above all tabs and says which weights draw.
     """
@@ -28,16 +33,16 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
                 type="filepath",
                 image_mode=None,
                 sources=["upload", "clipboard"],
-                label="Image",
+                label=fixed("Image"),
                 height=240,
                 buttons=[],
                 elem_id="controlnet-image",
             )
-            gr.HTML(f'<p class="hint">{escape(help_line(ControlNet, "image"))}</p>')
+            gr.HTML(f'<p class="hint">{help_line(ControlNet, "image")}</p>')
             preprocessor_field = gr.Radio(
                 choices=[(facts.title, name) for name, facts in PREPROCESSORS.items()],
                 value=fields["preprocessor"].default,
-                label="Preprocessor",
+                label=fixed("Preprocessor"),
                 info=help_line(ControlNet, "preprocessor"),
                 elem_id="preprocessor",
             )
@@ -46,7 +51,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
                     type="filepath",
                     format="png",
                     image_mode=None,
-                    label="What the picture will follow",
+                    label=fixed("What the picture will follow"),
                     interactive=False,
                     height=240,
                     buttons=["fullscreen"],
@@ -54,13 +59,18 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
                 )
             about_preview = gr.HTML(elem_id="preview-status", elem_classes=["status"])
             prompt_field = gr.Textbox(
-                label="Prompt", info=help_line(ControlNet, "prompt"), lines=2, max_lines=10, elem_id="controlnet-prompt"
+                label=fixed("Prompt"),
+                info=help_line(ControlNet, "prompt"),
+                lines=2,
+                max_lines=10,
+                elem_id="controlnet-prompt",
             )
+            ui_fields.count_tokens(engine, ControlNet, prompt_field)
             scale_field = gr.Slider(
                 *bounds(ControlNet, "scale"),
                 value=fields["scale"].default,
                 step=0.05,
-                label="Control scale",
+                label=fixed("Control scale"),
                 info=help_line(ControlNet, "scale"),
                 buttons=[],
             )
@@ -68,39 +78,45 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
                 *bounds(ControlNet, "steps"),
                 value=CONTROLNET_STEPS,
                 step=1,
-                label="Steps",
+                label=fixed("Steps"),
                 info=help_line(ControlNet, "steps"),
                 buttons=[],
             )
             slot = LoraSlot.lay_out(engine, ControlNet, prompt_field, ControlNet.model)
-            with gr.Accordion("Advanced", open=False):
+            with gr.Accordion(fixed("Advanced"), open=False):
                 with gr.Row() as thresholds:
                     low_field, high_field = (
                         gr.Slider(
                             *bounds(ControlNet, name),
                             value=fields[name].default,
                             step=1,
-                            label=label,
+                            label=fixed(label),
                             info=help_line(ControlNet, name),
                             buttons=[],
                             min_width=200,
                         )
                         for name, label in (("canny_low", "Low threshold"), ("canny_high", "High threshold"))
                     )
-                seed_field = gr.Number(fields["seed"].default, label="Seed", info=help_line(ControlNet, "seed"))
+                seed = ui_fields.Seed.lay_out(ControlNet)
             generate = gr.Button(
-                "Generate", variant="primary", interactive=False, elem_id="controlnet-generate", elem_classes=["go"]
+                fixed("Generate"),
+                variant="primary",
+                interactive=False,
+                elem_id="controlnet-generate",
+                elem_classes=["go"],
             )
         with gr.Column(elem_id="controlnet-output", min_width=280):
             output = Output.lay_out(ControlNet, ui_parts.idle("Choose an image, describe a picture", "Generate"))
+            ui_gallery.lay_out(ControlNet, output)
 
     stopping = Stopping(output)
 
     # Listeners that take the picture do so without Gradio's own reading of it, whose complaints are not sentences.
     raw = QUIET | {"preprocess": False}
 
-    def show(image: dict | None, preprocessor: Preprocessor, low: int, high: int) -> Update:
+    def show(image: dict | None, preprocessor: Preprocessor, low: int, high: int, visitor: gr.Request) -> Update:
         """Show the control image that a drawing would follow, or why there is none."""
+        say = say_to(visitor)
         shown: Update = {
             thresholds: gr.Row(visible=preprocessor == "canny"),
             generate: gr.Button(interactive=image is not None),
@@ -113,12 +129,14 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
         try:
             control = engine.control_image(Preprocess.parse(**_fields(image, preprocessor, low, high)))
         except StudioError as error:
-            return shown | {about_preview: ui_parts.failed(error)}
+            return shown | {about_preview: ui_parts.failed(error, say)}
         facts = PREPROCESSORS[preprocessor]
         return shown | {
             preview_column: gr.Column(visible=True),
             preview: gr.Image(control.image, alt_text=f"{facts.title}: {facts.help}"),
-            about_preview: "".join(f'<p class="note">{escape(note.text)}</p>' for note in control.notes),
+            about_preview: "".join(
+                f'<p class="note">{escape(ui_words.noted(note, say))}</p>' for note in control.notes
+            ),
         }
 
     def draw(
@@ -130,6 +148,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
         scale: float,
         steps: int,
         seed: float | None,
+        count: int,
         use_lora: bool,
         lora: dict | None,
         lora_strength: float,
@@ -138,22 +157,40 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
         """Carry out the form, showing each event."""
         values = {**_fields(image, preprocessor, low, high), "prompt": prompt, "scale": scale, "steps": steps}
         values |= {"seed": seed, **slot.fields(use_lora, lora, lora_strength)}
-        with closing(ui_parts.run(engine, ControlNet, visitor, values)) as events:
-            yield from output.follow(events, stopping.begin(visitor))
+        with closing(ui_parts.run(engine, ControlNet, visitor, values, count)) as events:
+            yield from output.follow(events, stopping.begin(visitor), say_to(visitor), count)
 
     seen = [image_field, preprocessor_field, low_field, high_field]
     run = generate.click(
-        draw, [*seen, prompt_field, scale_field, steps_field, seed_field, *slot.inputs], output.shown, **raw
+        draw, [*seen, prompt_field, scale_field, steps_field, seed.field, seed.count, *slot.inputs], output.shown, **raw
     )
+    seed.wire(output)
     run.failure(lambda: said(f"That did not work; the server's log says why. {KEPT}"), None, output.status, **QUIET)
     # While one preview is made, of what is asked for in the meantime only the last is.
-    changes = [image_field.change, preprocessor_field.input, low_field.change, high_field.change]
+    changes = [image_field.change, preprocessor_field.change, low_field.change, high_field.change]
     shown = [thresholds, generate, preview_column, preview, about_preview]
     gr.on(changes, show, seen, shown, trigger_mode="always_last", **raw)
-    tab.select(
-        lambda: ui_parts.weights_line(Situation.of(engine, ControlNet, ControlNet.model)), None, weights_line, **QUIET
+
+    def by_weights(visitor: gr.Request) -> str:
+        return ui_parts.weights_line(Situation.of(engine, ControlNet, ControlNet.model), say_to(visitor))
+
+    tab.select(by_weights, None, weights_line, **QUIET)
+    form = Form.of(
+        ControlNet,
+        {
+            "preprocessor": preprocessor_field,
+            "canny_low": low_field,
+            "canny_high": high_field,
+            "prompt": prompt_field,
+            "scale": scale_field,
+            "steps": steps_field,
+            "seed": seed.field,
+            COUNT: seed.count,
+        },
+        slot,
+        output,
     )
-    return image_field
+    return image_field, output, form
 
 
 def _fields(image: dict | None, preprocessor: Preprocessor, low: int, high: int) -> dict[str, Any]:

@@ -2,20 +2,27 @@
 
 from collections.abc import Iterator
 from contextlib import closing
-from html import escape
 from typing import Any
 
 import gradio as gr
 
+import ui_fields
+import ui_gallery
 import ui_parts
 from engine import Engine
+from language import fixed, say_to
 from request import LORA_STRENGTH, MODELS, Model, Sizes, TextToImage, WeightsChoice
+from shapes import shape_of, shapes
+from ui_form import COUNT, Form
 from ui_lora import LoraSlot
 from ui_parts import KEPT, QUIET, Output, Situation, Stopping, Update, bounds, help_line, said
 
 
-def lay_out(engine: Engine, page: gr.Blocks, tab: gr.Tab, weights_line: gr.HTML) -> Output:
-    """Lay out the tab and wire it; return its output. `weights_line` stands above all tabs: which weights draw."""
+def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output, Form]:
+    """Lay out the tab and wire it; return its output and its form.
+
+    `weights_line` stands above all tabs: which weights draw.
+    """
     first: Model = TextToImage.model_fields["model"].default
     now, usual = Situation.of(engine, TextToImage, first), MODELS[first]
 
@@ -23,7 +30,7 @@ def lay_out(engine: Engine, page: gr.Blocks, tab: gr.Tab, weights_line: gr.HTML)
         with gr.Column(elem_id="generate-controls", min_width=280):
             examples = engine.examples(now.kind)
             prompt_field = gr.Textbox(
-                label="Prompt",
+                label=fixed("Prompt"),
                 info=help_line(TextToImage, "prompt"),
                 placeholder=examples[0],
                 lines=3,
@@ -31,16 +38,17 @@ def lay_out(engine: Engine, page: gr.Blocks, tab: gr.Tab, weights_line: gr.HTML)
                 autofocus=True,
                 elem_id="prompt",
             )
+            ui_fields.count_tokens(engine, TextToImage, prompt_field)
             samples = gr.Dataset(
                 components=[prompt_field],
                 samples=[[example] for example in examples],
-                label="Try one of these",
+                label=fixed("Try one of these"),
                 elem_id="examples",
             )
             model_field = gr.Radio(
                 choices=[(name.title(), name) for name in MODELS],
                 value=first,
-                label="Model",
+                label=fixed("Model"),
                 info=help_line(TextToImage, "model"),
                 elem_id="model",
             )
@@ -48,13 +56,13 @@ def lay_out(engine: Engine, page: gr.Blocks, tab: gr.Tab, weights_line: gr.HTML)
                 *bounds(TextToImage, "steps"),
                 value=usual.steps,
                 step=1,
-                label="Steps",
+                label=fixed("Steps"),
                 info=help_line(TextToImage, "steps"),
                 buttons=[],
             )
             with gr.Column(visible=usual.guided, elem_id="guidance") as guidance:
                 negative_field = gr.Textbox(
-                    label="Negative prompt", info=help_line(TextToImage, "negative_prompt"), lines=2
+                    label=fixed("Negative prompt"), info=help_line(TextToImage, "negative_prompt"), lines=2
                 )
                 cfg_field = gr.Slider(
                     *bounds(TextToImage, "cfg"),
@@ -65,34 +73,34 @@ def lay_out(engine: Engine, page: gr.Blocks, tab: gr.Tab, weights_line: gr.HTML)
                     buttons=[],
                 )
             slot = LoraSlot.lay_out(engine, TextToImage, prompt_field, first, model_field)
-            with gr.Accordion("Advanced", open=False):
+            with gr.Accordion(fixed("Advanced"), open=False):
                 fixed_size = gr.HTML(_fixed_size(now.sizes), visible=_is_fixed(now.sizes))
+                shape_field = gr.Radio(**_shape(now.sizes), label=fixed("Shape"), elem_id="shape")
                 with gr.Row(visible=not _is_fixed(now.sizes)) as free_size:
                     width_field, height_field = (
                         gr.Slider(
                             **_size(now.sizes),
-                            label=side.title(),
+                            label=fixed(side.title()),
                             info=help_line(TextToImage, side),
                             buttons=[],
                             min_width=200,
                         )
                         for side in ("width", "height")
                     )
-                # Without a range of its own: the request checks it, and its sentence is better than Gradio's.
-                seed_field = gr.Number(
-                    TextToImage.model_fields["seed"].default, label="Seed", info=help_line(TextToImage, "seed")
-                )
-            generate = gr.Button("Generate", variant="primary", elem_id="generate", elem_classes=["go"])
+                seed = ui_fields.Seed.lay_out(TextToImage)
+            generate = gr.Button(fixed("Generate"), variant="primary", elem_id="generate", elem_classes=["go"])
         with gr.Column(elem_id="generate-output", min_width=280):
             output = Output.lay_out(TextToImage, ui_parts.idle("Describe a picture", "Generate"))
+            ui_gallery.lay_out(TextToImage, output)
 
     stopping = Stopping(output)
 
-    def by_weights(chosen: Model, width: int, height: int) -> Update:
+    def by_weights(chosen: Model, width: int, height: int, visitor: gr.Request) -> Update:
         """What depends on which weights draw; they may have arrived since the server started."""
         now = Situation.of(engine, TextToImage, chosen)
         return {
-            weights_line: ui_parts.weights_line(now),
+            weights_line: ui_parts.weights_line(now, say_to(visitor)),
+            shape_field: gr.Radio(**_shape(now.sizes, width, height)),
             samples: gr.Dataset(samples=[[example] for example in engine.examples(now.kind)]),
             fixed_size: gr.HTML(_fixed_size(now.sizes), visible=_is_fixed(now.sizes)),
             free_size: gr.Row(visible=not _is_fixed(now.sizes)),
@@ -100,11 +108,27 @@ def lay_out(engine: Engine, page: gr.Blocks, tab: gr.Tab, weights_line: gr.HTML)
             height_field: gr.Slider(**_size(now.sizes, height)),
         }
 
-    def by_model(chosen: Model, width: int, height: int) -> Update:
+    def by_model(chosen: Model, width: int, height: int, visitor: gr.Request) -> Update:
         """What choosing a model changes."""
         usual = MODELS[chosen]
         moved = {steps_field: usual.steps, cfg_field: usual.cfg, guidance: gr.Column(visible=usual.guided)}
-        return moved | by_weights(chosen, width, height)
+        return moved | by_weights(chosen, width, height, visitor)
+
+    def by_shape(shape: str, chosen: Model) -> tuple[int, int]:
+        """What choosing a shape sets."""
+        return shapes(Situation.of(engine, TextToImage, chosen).sizes)[shape]
+
+    def follow(taken: dict[str, Any]) -> tuple[Update, dict[str, str]]:
+        """What values that come from outside change besides, and which of them these weights cannot draw."""
+        sizes = Situation.of(engine, TextToImage, taken.get("model", first)).sizes
+        wrong = [side for side in ("width", "height") if side in taken and taken[side] != sizes.nearest(taken[side])]
+        refused = {side: str(taken.pop(side)) for side in wrong}
+        if "model" not in taken:
+            return {}, refused
+        usual = MODELS[taken["model"]]
+        taken.setdefault("steps", usual.steps)
+        taken.setdefault("cfg", usual.cfg)
+        return {guidance: gr.Column(visible=usual.guided)}, refused
 
     def draw(
         prompt: str,
@@ -115,6 +139,7 @@ def lay_out(engine: Engine, page: gr.Blocks, tab: gr.Tab, weights_line: gr.HTML)
         width: int,
         height: int,
         seed: float | None,
+        count: int,
         use_lora: bool,
         lora: str | None,
         lora_strength: float,
@@ -125,22 +150,41 @@ def lay_out(engine: Engine, page: gr.Blocks, tab: gr.Tab, weights_line: gr.HTML)
         fields |= {"seed": seed, **slot.fields(use_lora, lora, lora_strength)}
         if MODELS[model].guided:  # the other model's form still holds what was typed before it was chosen
             fields.update(negative_prompt=negative_prompt, cfg=cfg)
-        with closing(ui_parts.run(engine, TextToImage, visitor, fields)) as events:
-            yield from output.follow(events, stopping.begin(visitor))
+        with closing(ui_parts.run(engine, TextToImage, visitor, fields, count)) as events:
+            yield from output.follow(events, stopping.begin(visitor), say_to(visitor), count)
 
-    form = [prompt_field, model_field, negative_field, steps_field, cfg_field, width_field, height_field, seed_field]
-    form += slot.inputs
+    fields = {
+        "prompt": prompt_field,
+        "model": model_field,
+        "negative_prompt": negative_field,
+        "steps": steps_field,
+        "cfg": cfg_field,
+        "width": width_field,
+        "height": height_field,
+        "seed": seed.field,
+        COUNT: seed.count,
+    }
     situation = [model_field, width_field, height_field]
-    of_weights = [weights_line, samples, fixed_size, free_size, width_field, height_field]
+    of_weights = [weights_line, samples, shape_field, fixed_size, free_size, width_field, height_field]
     of_model = [steps_field, cfg_field, guidance, *of_weights]
+    refresh = by_weights, situation, of_weights
+    form = Form.of(TextToImage, fields, slot, output, also=[guidance], refresh=refresh, follow=follow)
 
-    run = generate.click(draw, form, output.shown, **QUIET)
+    run = generate.click(draw, [*fields.values(), *slot.inputs], output.shown, **QUIET)
     run.failure(lambda: said(f"That did not work; the server's log says why. {KEPT}"), None, output.status, **QUIET)
+    seed.wire(output)
+    shape_field.input(by_shape, [shape_field, model_field], [width_field, height_field], **QUIET)
+    for side in (width_field, height_field):
+        side.change(
+            lambda width, height, model: shape_of(width, height, Situation.of(engine, TextToImage, model).sizes),
+            [width_field, height_field, model_field],
+            shape_field,
+            **QUIET,
+        )
     samples.click(lambda sample: sample[0], samples, prompt_field, **QUIET)
     model_field.input(by_model, situation, of_model, **QUIET)
-    page.load(by_weights, situation, of_weights, **QUIET)
     tab.select(by_weights, situation, of_weights, **QUIET)
-    return output
+    return output, form
 
 
 def endpoint(engine: Engine) -> None:
@@ -193,9 +237,16 @@ def _size(sizes: Sizes, wanted: int = 0) -> dict[str, Any]:
     }
 
 
+def _shape(sizes: Sizes, width: int = 0, height: int = 0) -> dict[str, Any]:
+    """Return what the choice of a shape is made of; there is nothing to choose where only one is possible."""
+    possible = shapes(sizes)
+    chosen = shape_of(width or sizes.native, height or sizes.native, sizes)
+    return {"choices": list(possible), "value": chosen, "visible": len(possible) > 1}
+
+
 def _is_fixed(sizes: Sizes) -> bool:
     return sizes.minimum == sizes.maximum
 
 
 def _fixed_size(sizes: Sizes) -> str:
-    return f'<p class="hint">Width and height: {escape(str(sizes))}.</p>'
+    return f'<p class="hint">{fixed(f"Width and height: {sizes}.")}</p>'

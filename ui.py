@@ -8,9 +8,12 @@ import gradio as gr
 
 import tab_controlnet
 import tab_generate
+import tab_upscale
 import theme
+import ui_restore
 from engine import Engine
-from request import ControlNet, TextToImage
+from language import fixed
+from request import ControlNet, Request, TextToImage, Upscale
 from ui_parts import QUIET, Output
 
 TITLE = "Z-Image Studio"
@@ -25,27 +28,37 @@ def build(engine: Engine) -> gr.Blocks:
     # Pictures are copied to Gradio's cache to be served; they go after a day, and when the server stops.
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.HTML(_header(), elem_id="header")
-        weights_line = gr.HTML(elem_id="weights")
+        with gr.Row(elem_id="above"):
+            weights_line = gr.HTML(elem_id="weights")
+            restore, restored = ui_restore.lay_out()
         with gr.Tabs() as tabs:
-            with gr.Tab("Text to Image", id=TextToImage.mode) as tab:
-                drawn = tab_generate.lay_out(engine, page, tab, weights_line)
+            with gr.Tab(fixed("Text to Image"), id=TextToImage.mode) as tab:
+                drawn, form = tab_generate.lay_out(engine, tab, weights_line)
             with gr.Tab("ControlNet", id=ControlNet.mode) as tab:
-                image_field = tab_controlnet.lay_out(engine, tab, weights_line)
-        _use_as_control_image(drawn, tabs, image_field)
+                image_field, controlled, control_form = tab_controlnet.lay_out(engine, tab, weights_line)
+            with gr.Tab(fixed("Upscale"), id=Upscale.mode) as tab:
+                small_field = tab_upscale.lay_out(engine, tab, weights_line)
+        for output in (drawn, controlled):
+            _hand_over(output, "Use as control image", tabs, ControlNet, image_field)
+            _hand_over(output, "Upscale this", tabs, Upscale, small_field)
+        ui_restore.wire(page, restore, restored, tabs, [(form, drawn), (control_form, controlled)])
         tab_generate.endpoint(engine)
         tab_controlnet.endpoints(engine)
+        tab_upscale.endpoint(engine)
     # The engine owns the one queue, which is fair and bounded; Gradio's own must not stand before it.
     page.queue(default_concurrency_limit=None)
     return page
 
 
-def _use_as_control_image(drawn: Output, tabs: gr.Tabs, image_field: gr.Image) -> None:
-    """Offer a finished picture to the ControlNet tab."""
+def _hand_over(drawn: Output, label: str, tabs: gr.Tabs, mode: type[Request], image_field: gr.Image) -> None:
+    """Offer a finished picture to another tab."""
     with drawn.downloads:
-        use = gr.Button("Use as control image", size="sm")
-    use.click(lambda picture: (gr.Tabs(selected=ControlNet.mode), picture), drawn.picture, [tabs, image_field], **QUIET)
+        use = gr.Button(fixed(label), size="sm")
+    use.click(lambda picture: (gr.Tabs(selected=mode.mode), picture), drawn.picture, [tabs, image_field], **QUIET)
 
 
 def _header() -> str:
-    soon = " and ".join(f'<a href="{MODEL_ZOO}" target="_blank" rel="noopener">{name}</a>' for name in COMING_SOON)
-    return f'<h1>{TITLE}<span class="stop">.</span></h1><p>{soon} are coming soon</p>'
+    soon = ", ".join(f'<a href="{MODEL_ZOO}" target="_blank" rel="noopener">{name}</a>' for name in COMING_SOON)
+    language = '<button type="button" class="language" lang="en">Language <span lang="zh">语言</span></button>'
+    brand = f'<h1>{TITLE}<span class="stop">.</span></h1>'
+    return f'{brand}<p>{fixed("Coming soon:")} <span class="soon">{soon}</span>{language}</p>'

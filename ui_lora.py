@@ -14,6 +14,7 @@ from gradio.blocks import Block
 
 from engine import Engine
 from errors import RequestError
+from language import fixed
 from request import LORA_STRENGTH, MODELS, Model, Request
 from ui_parts import QUIET, Situation, Update, bounds, failed, help_line, uploaded
 
@@ -43,7 +44,7 @@ class LoraSlot:
             model: the model of a form that was not touched yet.
             choice: the field that chooses another one, where there is one.
         """
-        use = gr.Checkbox(False, label="Use a LoRA", elem_classes=["use-lora"])
+        use = gr.Checkbox(False, label=fixed("Use a LoRA"), elem_classes=["use-lora"])
         with gr.Column(visible=False, elem_classes=["lora"]) as inside:
             file = gr.File(
                 file_types=[".safetensors"],
@@ -52,15 +53,19 @@ class LoraSlot:
                 **_label(model),
                 elem_classes=["lora-file"],
             )
-            about = gr.HTML(f'<p class="hint">{escape(help_line(mode, "lora"))}</p>', elem_classes=["lora-about"])
+            about = gr.HTML(f'<p class="hint">{help_line(mode, "lora")}</p>', elem_classes=["lora-about"])
             words = gr.Dataset(
-                components=[prompt], samples=[], label="Trigger words", visible=False, elem_classes=["trigger-words"]
+                components=[prompt],
+                samples=[],
+                label=fixed("Trigger words"),
+                visible=False,
+                elem_classes=["trigger-words"],
             )
             strength = gr.Slider(
                 *bounds(mode, "lora_strength"),
                 value=LORA_STRENGTH,
                 step=0.05,
-                label="LoRA strength",
+                label=fixed("LoRA strength"),
                 info=help_line(mode, "lora_strength"),
                 buttons=[],
             )
@@ -96,7 +101,7 @@ class LoraSlot:
     def _looked_at(self, engine: Engine, mode: type[Request], path: str | None, model: Model) -> Update:
         """Say what a file is, or why it cannot be used, by its header alone."""
         if path is None:
-            said, found = f'<p class="hint">{escape(help_line(mode, "lora"))}</p>', ()
+            said, found = f'<p class="hint">{help_line(mode, "lora")}</p>', ()
         else:
             try:
                 report = engine.inspect_lora(Path(path))

@@ -8,8 +8,7 @@ import inspect
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from html import escape
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +21,37 @@ from PIL import Image
 import metadata
 from engine import Engine
 from errors import RequestError, StudioError
-from request import SIZES, Event, Failure, Model, Queued, Request, Result, Retry, Sizes, Stage, Step, WeightsKind
+from language import Say, english, fixed, say_to
+from pace import Pace
+from request import (
+    SEED_MAX,
+    SIZES,
+    Event,
+    Failure,
+    Model,
+    Request,
+    Result,
+    Retry,
+    Sizes,
+    Step,
+    WeightsKind,
+    random_seed,
+)
+from ui_words import (
+    KEPT,
+    again,
+    done_with,
+    emerging,
+    failed,
+    idle,
+    parameters_of,
+    said,
+    underway,
+    weights_line,
+    working_on,
+)
 
-STAGES = {
-    "loading": "Loading",
-    "preprocessing": "Preparing the control image:",
-    "encoding": "Reading the prompt",
-    "denoising": "Drawing",
-    "decoding": "Developing the picture",
-    "saving": "Saving the picture",
-}
-
-# Which weights draw, and the words to press for more.
-WEIGHTS: dict[WeightsKind, tuple[str, str]] = {
-    "mini": ("Drawing with the embedded miniature, which knows small flat icons.", "How to get the real weights"),
-    "full": ("Drawing with the real weights.", "Which ones"),
-}
-WEIGHTS_MISSING = ("This model cannot draw yet: its weights are not complete.", "How to get them")
-
-KEPT = "Your form is as you left it."
+__all__ = ["KEPT", "failed", "idle", "said", "weights_line"]  # the tabs take these from here
 
 # Runs once in the browser: the element stays while its text changes, as a screen reader's live region must, and the
 # tab's look follows whether something is under way.
@@ -76,7 +87,7 @@ class Situation:
             chosen = engine.weights_in_use(mode.mode, model)
         except StudioError as error:
             return cls("full", False, str(error))
-        return cls(chosen.kind, True, chosen.reason)
+        return cls(chosen.kind, True, ". ".join(part for part in (chosen.reason, engine.memory_in_use()) if part))
 
 
 @dataclass(frozen=True)
@@ -86,34 +97,42 @@ class Output:
     picture: gr.Image
     status: gr.HTML
     cancel: gr.Button
+    preview: gr.HTML
+    mend: gr.Button
+    mending: gr.State
     downloads: gr.Row
     png_file: gr.DownloadButton
     json_file: gr.DownloadButton
     details: gr.Accordion
     parameters: gr.HTML
+    mendable: set[str] = field(default_factory=set)  # fields that the button `mend` can change; see `ui_form`
 
     @classmethod
     def lay_out(cls, mode: type[Request], idle: str) -> "Output":
         """Make the components, from top to bottom. `idle` is the HTML shown while nothing has been asked for."""
         named = functools.partial(_named, mode)
-        picture = gr.Image(
-            type="filepath",
-            format="png",
-            label="Picture",
-            show_label=False,
-            interactive=False,
-            buttons=["fullscreen"],
-            **named("picture"),
-        )
+        with gr.Column(**named("stage")):
+            picture = gr.Image(
+                type="filepath",
+                format="png",
+                label=fixed("Picture"),
+                show_label=False,
+                interactive=False,
+                buttons=["fullscreen"],
+                **named("picture"),
+            )
+            preview = gr.HTML(**named("emerging"))
         with gr.Row(**named("now")):
             status = gr.HTML(idle, js_on_load=STATUS_JS, **named("status"))
-            cancel = gr.Button("Cancel", size="sm", scale=0, **named("cancel"))
-        with gr.Row(visible=False) as downloads:
-            png_file = gr.DownloadButton("Download picture", size="sm")
-            json_file = gr.DownloadButton("Download parameters", size="sm")
-        with gr.Accordion("Parameters", open=False, visible=False) as details:
+            cancel = gr.Button(fixed("Cancel"), size="sm", scale=0, **named("cancel"))
+        mend, mending = gr.Button(visible=False, size="sm", **named("mend")), gr.State()
+        with gr.Row(visible=False, **named("downloads")) as downloads:
+            png_file = gr.DownloadButton(fixed("Download picture"), size="sm")
+            json_file = gr.DownloadButton(fixed("Download parameters"), size="sm")
+            gr.Button(fixed("Copy picture"), size="sm", elem_classes=["copy"])  # assets/page.js does it
+        with gr.Accordion(fixed("Parameters"), open=False, visible=False) as details:
             parameters = gr.HTML(**named("parameters"))
-        return cls(picture, status, cancel, downloads, png_file, json_file, details, parameters)
+        return cls(picture, status, cancel, preview, mend, mending, downloads, png_file, json_file, details, parameters)
 
     @property
     def shown(self) -> list[Block]:
@@ -122,6 +141,9 @@ class Output:
             self.picture,
             self.status,
             self.cancel,
+            self.preview,
+            self.mend,
+            self.mending,
             self.downloads,
             self.png_file,
             self.json_file,
@@ -129,41 +151,73 @@ class Output:
             self.parameters,
         ]
 
-    def follow(self, events: Generator[Event, None, None], stopped: Callable[[], bool]) -> Iterator[Update]:
-        """Show each event, until the last one or until `stopped`.
+    def follow(
+        self, events: Generator[Event, None, None], stopped: Callable[[], bool], say: Say = english, count: int = 1
+    ) -> Iterator[Update]:
+        """Show each event of `count` pictures, until the last one or until `stopped`, worded by `say`.
 
         Only this writes what is shown: Gradio's own way to cancel lets two listeners write at once, and the loser of
         that race would leave a page that seems to work on something, or calls the cancelled run a failure.
         """
-        shown, banner = _working("Starting"), ""
-        yield {self.status: shown, self.cancel: gr.Button("Cancel", interactive=True)}
+        shown, banner, pace, done = working_on(say("Starting")), "", Pace(), 0
+        yield {
+            self.status: shown,
+            self.cancel: gr.Button(say("Cancel"), interactive=True),
+            self.preview: "",
+            self.mend: gr.Button(visible=False),
+        }
         for event in events:
             if stopped():
                 events.close()
-                yield {self.status: said(f"Cancelled. {KEPT}")}
+                yield {self.status: said(f"{say('Cancelled.')} {say(KEPT)}"), self.preview: ""}
                 return
             match event:
                 case Result():
+                    done, banner = done + 1, ""
                     with files(event) as (png, sidecar):
-                        yield {
-                            self.picture: gr.Image(png, alt_text=event.request.prompt),
-                            self.status: _done(event),
-                            self.downloads: gr.Row(visible=True),
-                            self.png_file: png,
-                            self.json_file: sidecar,
-                            self.details: gr.Accordion(visible=True),
-                            self.parameters: _parameters(Path(sidecar).read_text(encoding="utf-8")),
-                        }
+                        update = self.finished(png, sidecar, event.request.prompt)
+                        yield update | ({self.status: done_with(event, say)} if done == count else {})
                 case Failure():
-                    yield {self.status: failed(event)}
-                case Retry(text):
-                    banner = f'<p class="note" role="status">{escape(text)}</p>'
-                    yield {self.status: banner + shown}
+                    yield {self.status: failed(event, say), self.preview: "", **self._offer(event, say)}
+                case Retry(note):
+                    banner, pace = again(note, say), Pace()
+                    yield {self.status: banner + shown, self.preview: ""}
                 case _:
-                    now = banner + _underway(event)
+                    of_several = say("Picture {number} of {count}:", number=done + 1, count=count) if count > 1 else ""
+                    now = banner + underway(event, say, pace.left(event), of_several)
                     # Also when there is nothing new to show: a visitor who has gone is noticed here.
-                    yield {self.status: now if now != shown else gr.skip()}
+                    update = {self.status: now if now != shown else gr.skip()}
+                    if isinstance(event, Step) and event.preview:
+                        update[self.preview] = emerging(event.preview)
+                    yield update
                     shown = now
+
+    def finished(self, png: str, sidecar: str, prompt: str) -> Update:
+        """Return what shows a finished picture, given by the paths of its two files."""
+        return {
+            self.picture: gr.Image(png, alt_text=prompt),
+            self.preview: "",
+            self.downloads: gr.Row(visible=True),
+            self.png_file: png,
+            self.json_file: sidecar,
+            self.details: gr.Accordion(visible=True),
+            self.parameters: parameters_of(Path(sidecar).read_text(encoding="utf-8")),
+        }
+
+    def _offer(self, failure: Failure, say: Say) -> Update:
+        """Offer the one change that mends a failed form, where there is one and the form can make it."""
+        name, nearest = failure.values.get("field"), failure.values.get("nearest")
+        if name not in self.mendable:
+            return {}
+        if name == "lora":
+            label, value = say("Turn LoRA off"), None
+        elif name == "seed":
+            label, value = say("Use a random seed"), 0
+        elif nearest is not None:
+            label, value = say("Use {value}", value=nearest), nearest
+        else:
+            return {}
+        return {self.mend: gr.Button(label, visible=True), self.mending: (name, value)}
 
 
 class Stopping:
@@ -181,23 +235,35 @@ class Stopping:
 
     def _stop(self, visitor: gr.Request) -> gr.Button:
         self._sessions.add(visitor.session_hash or "")
-        return gr.Button("Cancelling", interactive=False)
+        return gr.Button(say_to(visitor)("Cancelling"), interactive=False)
 
 
 # --- carrying out a request
 
 
 def run(
-    engine: Engine, mode: type[Request], visitor: gr.Request, fields: dict[str, Any]
+    engine: Engine, mode: type[Request], visitor: gr.Request, fields: dict[str, Any], count: int = 1
 ) -> Generator[Event, None, None]:
-    """Carry out an unchecked form; a form that is wrong is a failure like any other. Closing it cancels the work."""
+    """Carry out an unchecked form; a form that is wrong is a failure like any other. Closing it cancels the work.
+
+    With a `count`, so many pictures are drawn, one after another, with consecutive seeds; a failure ends them.
+    """
     try:
         request = mode.parse(**fields)
     except StudioError as error:
         yield Failure.of(error)
         return
-    with closing(engine.run(request, client=visitor.session_hash or "")) as events:
-        yield from events
+    if count > 1 and not request.seed:
+        request = request.model_copy(update={"seed": random_seed()})
+    for _ in range(count):
+        failed = False
+        with closing(engine.run(request, client=visitor.session_hash or "")) as events:
+            for event in events:
+                failed = isinstance(event, Failure)
+                yield event
+        if failed:
+            return
+        request = request.model_copy(update={"seed": request.seed % SEED_MAX + 1})
 
 
 def answer(
@@ -216,8 +282,11 @@ def answer(
                         yield gr.FileData(path=png).model_dump(), dict(event.sidecar)
                 case Failure():
                     raise refusal(event)
+                case Retry(note):
+                    yield None, {"progress": "retry", "text": note.text}
                 case _:
-                    yield None, {"progress": type(event).__name__.lower(), **vars(event)}
+                    told = {name: value for name, value in vars(event).items() if name != "preview"}
+                    yield None, {"progress": type(event).__name__.lower(), **told}
 
 
 def refusal(failure: Failure | StudioError) -> gr.Error:
@@ -270,8 +339,8 @@ def files(result: Result) -> Iterator[tuple[str, str]]:
 
 
 def help_line(mode: type[Request], name: str) -> str:
-    """Return the help line of a field."""
-    return mode.model_fields[name].description or ""
+    """Return the help line of a field, in the visitor's language once it is on the page."""
+    return str(fixed(mode.model_fields[name].description or ""))
 
 
 def bounds(mode: type[Request], name: str) -> tuple[float, float]:
@@ -285,82 +354,3 @@ def bounds(mode: type[Request], name: str) -> tuple[float, float]:
 def _named(mode: type[Request], part: str) -> dict[str, Any]:
     """Name a part of a tab: by a class for the look, by an id that no other tab has."""
     return {"elem_id": f"{mode.mode}-{part}", "elem_classes": [part]}
-
-
-# --- what the page says, as HTML ---------------------------------------------------------------------------------
-
-
-def weights_line(now: Situation) -> str:
-    """Say which weights draw, with more on demand."""
-    plain, more = WEIGHTS[now.kind] if now.complete else WEIGHTS_MISSING
-    return f"<details><summary>{plain} <u>{more}</u></summary><p>{escape(_upper(now.sentence))}</p></details>"
-
-
-def idle(sentence: str, button: str) -> str:
-    """Say what to do first; `button` is what the keys press."""
-    keys = '<span class="keys">Or press <kbd>Ctrl</kbd> <kbd>Enter</kbd>; <kbd>Esc</kbd> cancels.</span>'
-    return f'<p class="hint">{escape(sentence)}, then press {button}. {keys}</p>'
-
-
-def said(sentence: str) -> str:
-    """Return a sentence as a paragraph."""
-    return f"<p>{escape(sentence)}</p>"
-
-
-def _working(sentence: str, aside: str = "", fraction: float | None = None) -> str:
-    """Say what is being done. `aside` is for the eye only: a screen reader need not read every step aloud."""
-    known = "" if fraction is None else f' aria-valuenow="{100 * fraction:.0f}" style="--done: {fraction:.1%}"'
-    return (
-        f'<div class="working"><div class="bar" role="progressbar" aria-label="Progress"{known}><i></i></div>'
-        f'<p>{escape(sentence)}<span aria-hidden="true">{escape(aside)}</span></p></div>'
-    )
-
-
-def _underway(event: Queued | Stage | Step) -> str:
-    match event:
-        case Queued(ahead):
-            others = "one request comes" if ahead == 1 else f"{ahead} requests come"
-            return _working(f"Waiting: {others} before yours")
-        case Stage(name, detail):
-            return _working(STAGES.get(name, name), detail, 1.0 if name in ("decoding", "saving") else None)
-        case Step(index, total):
-            return _working(STAGES["denoising"], f"step {index} of {total}", index / total)
-
-
-def failed(failure: Failure | StudioError) -> str:
-    """Say why there is no picture."""
-    failure = Failure.of(failure) if isinstance(failure, StudioError) else failure
-    facts = failure.values
-    if failure.code != RequestError.code:
-        text = _upper(failure.text)
-    elif facts["field"] == "image" and facts["value"] == "None":
-        text = "Choose an image first."
-    elif facts["field"] == "prompt":
-        text = f"What should the picture show? The prompt takes {facts['allowed']}."
-    elif facts["field"] == "lora":
-        text = f"This LoRA cannot be used. Wanted: {facts['allowed']}."
-    else:
-        name = facts["field"].replace("_", " ").capitalize().replace("Cfg", "CFG").replace("Lora", "LoRA")
-        text = f"{name} takes {facts['allowed']}; {facts['value']} is not possible."
-        if facts["nearest"] is not None:
-            text += f" The nearest is {facts['nearest']}."
-    return f'<p class="failed">{escape(text)}</p>'
-
-
-def _done(result: Result) -> str:
-    used, total, loading = result.request, result.seconds["total"], result.seconds.get("loading", 0.0)
-    time = f"{total:.1f} s" + (f", {loading:.1f} of them loading" if loading >= 1 else "")
-    width, height = result.size
-    facts = f"{used.model.title()}, {used.steps} steps, {width} × {height}, {time}"
-    notes = "".join(f'<p class="note">{escape(note.text)}</p>' for note in result.notes)
-    return f"<p><span>Seed <b>{used.seed}</b></span><span>{facts}</span></p>{notes}"
-
-
-def _parameters(text: str) -> str:
-    # Not as gr.JSON: its colours compete with the picture's.
-    return f'<pre tabindex="0">{escape(text)}</pre>'
-
-
-def _upper(text: str) -> str:
-    """Begin a text like a sentence; it may end with a command, so its end stays."""
-    return text[:1].upper() + text[1:]

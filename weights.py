@@ -10,23 +10,23 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from string import Template
 from typing import Literal
 
 from checkpoint import MAX_HEADER, entries, flat, model_hash, read_header
 from checkpoint import fingerprint as fingerprint
 from errors import RequestError, WeightsMissing
+from places import PLACES, Place, explicit_root
+from places import hub_cache as hub_cache
 
 Kind = Literal["full", "mini"]
 
 ROOT = Path(__file__).resolve().parent
-MODELS_ROOT = ROOT / "models"
 MINI_ROOT = ROOT / "weights" / "mini"
-HUB_COMMAND = r".venv\Scripts\hf download" if os.name == "nt" else ".venv/bin/hf download"  # huggingface_hub's own
+FETCH = "run.bat models download" if os.name == "nt" else "bash run.sh models download"
 
 MINIATURE = "embedded miniature"  # as a source
 
@@ -114,7 +114,7 @@ NEEDS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("generate", "turbo"): ("turbo", *_SHARED),
     ("generate", "base"): ("base", *_SHARED),
     ("controlnet", "turbo"): ("turbo", *_SHARED, "controlnet"),
-    ("upscale", "turbo"): ("turbo", *_SHARED, "upscaler"),
+    ("upscale", "turbo"): ("turbo", *_SHARED),  # and Real-ESRGAN, which is no part of a kind: `upscaler_weights`
 }
 
 
@@ -204,7 +204,7 @@ def choose(
         all(found[name].present for name in parts) for (of, _), parts in NEEDS.items() if of == "generate"
     )
     if weights == "full" or (weights == "auto" and some_model_is_real):
-        raise _missing(missing)
+        raise weights_missing(missing)
 
     mini = [_look_in_miniature(PARTS[name], mini_root or MINI_ROOT) for name in names]
     if absent := [one for one in mini if not one.present]:
@@ -222,16 +222,22 @@ def choose(
     return Chosen("mini", {one.part.name: one.files for one in mini}, MINIATURE, reason)
 
 
-def inventory(environ: Mapping[str, str] = os.environ, root: Path | None = None) -> list[Found]:
-    """Look for every part of the real weights, in the order of PARTS.
+def inventory(
+    environ: Mapping[str, str] = os.environ,
+    root: Path | None = None,
+    *,
+    parts: Iterable[Part] = tuple(PARTS.values()),
+    places: Sequence[Place] = PLACES,
+) -> list[Found]:
+    """Look for parts of the real weights, all of them where none are named, in their order.
 
     Raises:
         RequestError: an explicit folder that does not exist.
     """
-    explicit = _explicit_root(environ, root)
+    explicit = explicit_root(environ, root)
     if explicit is not None and not explicit.is_dir():
         raise RequestError("Z_IMAGE_MODELS", str(explicit), "an existing folder, or not set")
-    return [_find(part, environ, root) for part in PARTS.values()]
+    return [_find(part, environ, root, places) for part in parts]
 
 
 def find(name: str, environ: Mapping[str, str] = os.environ, root: Path | None = None) -> Found:
@@ -243,91 +249,8 @@ def find(name: str, environ: Mapping[str, str] = os.environ, root: Path | None =
     """
     found = next(one for one in inventory(environ, root) if one.part.name == name)
     if not found.present:
-        raise _missing([found], f"{found.part.needed_by} needs a model that is not on this machine")
+        raise weights_missing([found], f"{found.part.needed_by} needs a model that is not on this machine")
     return found
-
-
-# --- where: an ordered table -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Place:
-    """One place that weights are looked for in: repository name -> folders that might hold it, best first."""
-
-    name: str
-    folders: Callable[[str, Mapping[str, str], Path | None], Iterable[Path]]
-
-
-def _explicit_folders(repo: str, environ: Mapping[str, str], root: Path | None) -> list[Path]:
-    base = _explicit_root(environ, root)
-    return [base / repo, base / repo.split("/")[1]] if base else []
-
-
-def _models_folders(repo: str, environ: Mapping[str, str], _: Path | None) -> list[Path]:
-    base = environ.get("DIFFSYNTH_MODEL_BASE_PATH")  # what DiffSynth itself reads instead of ./models
-    return [(_expand(base, environ) if base else MODELS_ROOT) / repo]
-
-
-def _hugging_face_folders(repo: str, environ: Mapping[str, str], _: Path | None) -> list[Path]:
-    """Follow huggingface_hub.constants: HF_HUB_CACHE, else HF_HOME/hub, else the XDG cache."""
-    folder = hub_cache(environ) / f"models--{repo.replace('/', '--')}"
-    try:
-        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
-    except OSError:
-        commit = ""
-    return _snapshots(folder, {commit})
-
-
-def _modelscope_folders(repo: str, environ: Mapping[str, str], _: Path | None) -> list[Path]:
-    """Follow modelscope_hub: snapshots as of SDK 1.38, and the flat folders of older ones, dots written as ___."""
-    base = _first(environ, "MODELSCOPE_CACHE") or _home(environ) / ".cache" / "modelscope"
-    owner, name = repo.split("/")
-    older = Path(owner) / name.replace(".", "___")
-    return [
-        *_snapshots(base / "models" / f"{owner}--{name}", {"master", "main"}),
-        *(base / prefix / older for prefix in ("models", "hub/models", "hub", ".")),
-    ]
-
-
-PLACES: tuple[Place, ...] = (
-    Place("explicit folder", _explicit_folders),
-    Place("models folder", _models_folders),
-    Place("Hugging Face cache", _hugging_face_folders),
-    Place("ModelScope cache", _modelscope_folders),
-)
-
-
-def hub_cache(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the Hugging Face cache's folder, by the rules of huggingface_hub.constants."""
-    if named := _first(environ, "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        return named
-    home = _first(environ, "HF_HOME")
-    return (home or (_first(environ, "XDG_CACHE_HOME") or _home(environ) / ".cache") / "huggingface") / "hub"
-
-
-def _explicit_root(environ: Mapping[str, str], root: Path | None) -> Path | None:
-    return root if root is not None else _first(environ, "Z_IMAGE_MODELS")
-
-
-def _first(environ: Mapping[str, str], *names: str) -> Path | None:
-    return next((_expand(environ[name], environ) for name in names if environ.get(name)), None)
-
-
-def _home(environ: Mapping[str, str]) -> Path:
-    home = environ.get("USERPROFILE" if os.name == "nt" else "HOME")
-    return Path(home) if home else Path.home()
-
-
-def _expand(path: str, environ: Mapping[str, str]) -> Path:
-    """Expand $NAME and a leading ~, as huggingface_hub does."""
-    path = Template(path).safe_substitute(environ)
-    return _home(environ) / path[2:] if path == "~" or path.startswith(("~/", "~\\")) else Path(path)
-
-
-def _snapshots(folder: Path, preferred: set[str]) -> list[Path]:
-    """Return a repository's cached snapshots: a preferred name first, then from new to old."""
-    snapshots = [path for path in entries(folder / "snapshots") if path.is_dir()]
-    return sorted(snapshots, key=lambda path: (path.name not in preferred, -path.stat().st_mtime_ns, path.name))
 
 
 # --- whether: complete, and what it should be --------------------------------------------------------------------
@@ -337,10 +260,10 @@ class _UnusableError(Exception):
     """Something lies where a part belongs, and is not that part; the message says what is wrong with which path."""
 
 
-def _find(part: Part, environ: Mapping[str, str], root: Path | None) -> Found:
+def _find(part: Part, environ: Mapping[str, str], root: Path | None, places: Sequence[Place]) -> Found:
     """Return the part from the first place in the table that has it whole, with the problems met before it."""
     problems: list[str] = []
-    for place in PLACES:
+    for place in places:
         for repo in (part.repo, *part.also):
             try:
                 folders = list(place.folders(repo, environ, root))
@@ -474,13 +397,9 @@ def _total(missing: Sequence[Found]) -> str:
     return size_text(sum(one.part.size for one in missing))
 
 
-def fetch_command(missing: Sequence[Found]) -> str:
-    """Return the command that fetches missing parts into the Hugging Face cache, going on where it was cut off."""
-    folders: dict[str, list[str]] = {}
-    for one in missing:
-        pattern = f"{os.path.dirname(one.part.pattern)}/*" if "/" in one.part.pattern else one.part.pattern
-        folders.setdefault(one.part.repo, []).append(f'--include "{pattern}"')
-    return " && ".join(f"{HUB_COMMAND} {repo} {' '.join(patterns)}" for repo, patterns in folders.items())
+def fetch_command(missing: Iterable[Found]) -> str:
+    """Return the command that fetches missing parts, going on where it was cut off."""
+    return " ".join([FETCH, *(one.part.name for one in missing)])
 
 
 def _problems(missing: Sequence[Found]) -> str:
@@ -493,9 +412,10 @@ def _list(missing: Sequence[Found]) -> str:
     return f"missing: {', '.join(one.part.title for one in missing)}" + (f" ({problems})" if problems else "")
 
 
-def _missing(
+def weights_missing(
     missing: Sequence[Found], prefix: str = "the real weights are not complete on this machine"
 ) -> WeightsMissing:
+    """Return the error that names missing parts, their size and the command that fetches them."""
     return WeightsMissing(
         f"{prefix}; {_list(missing)}; to fetch them ({_total(missing)}): {fetch_command(missing)}",
         missing=[one.part.title for one in missing],
@@ -510,5 +430,5 @@ def _no_miniature(absent: Sequence[Found], missing: Sequence[Found]) -> WeightsM
     problems = [problem for one in absent for problem in one.problems]
     prefix = f"the {MINIATURE} has no {names}" + (f" ({'; '.join(problems[:3])})" if problems else "")
     if missing:
-        return _missing(missing, f"{prefix}, and the real weights are not complete on this machine")
+        return weights_missing(missing, f"{prefix}, and the real weights are not complete on this machine")
     return WeightsMissing(f"{prefix}; the real weights are complete: use --weights full", missing=names, command="")

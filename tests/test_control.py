@@ -273,7 +273,7 @@ def test_depth_without_its_model_stops_with_what_how_big_and_how(tmp_path: Path,
     text = str(refused.value)
     assert text.startswith("the preprocessor Depth needs a model that is not on this machine")
     assert "(99 MB)" in text
-    assert 'hf download depth-anything/Depth-Anything-V2-Small-hf --include "model.safetensors"' in text
+    assert f"{weights.FETCH} depth" in text
 
 
 def test_a_depth_model_that_is_cut_short_is_not_used(depth_folder: Path, tmp_path: Path, monkeypatch) -> None:

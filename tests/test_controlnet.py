@@ -256,7 +256,7 @@ def test_without_its_controlnet_the_miniature_says_so(
     assert isinstance(failure, Failure)
     assert (failure.code, failure.exit_code) == ("weights_missing", WeightsMissing.exit_code)
     assert "the embedded miniature has no controlnet" in failure.text
-    assert "hf download alibaba-pai/Z-Image-Turbo-Fun-Controlnet-Union-2.1" in failure.text
+    assert weights.FETCH in failure.text
     # Its control image can be looked at all the same, at the miniature's size.
     assert engine.control_image(Preprocess.parse(image=str(sketch))).image.size == (128, 128)
     assert engine.draw(TextToImage.parse(prompt=PROMPT, steps=1)).size == (128, 128)

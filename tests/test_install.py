@@ -142,7 +142,7 @@ def test_first_call_sets_up_and_passes_everything_on(first):
         "packages": {"tiny": "1.0"},
     }
     assert "Making .venv with Python 3." in done.stderr
-    assert json.loads(project.stamp.read_text())["locks"].keys() == {"requirements.lock"}
+    assert json.loads(project.stamp.read_text())["locks"].keys() == {"requirements.lock", "torch"}
 
 
 def test_no_arguments_mean_the_page(ready):
@@ -391,6 +391,92 @@ def test_no_python_gets_a_sentence_from_run_sh(tmp_path, wheels):
     done = new_project(tmp_path / "project", wheels).run(PATH=str(tmp_path))
     assert (done.returncode, done.stdout) == (1, "")
     assert "no Python was found" in done.stderr
+
+
+# The build of torch
+
+
+@pytest.mark.parametrize(
+    ("asked", "installed", "platform", "card", "build"),
+    [
+        ("", "", "linux", True, ""),  # pip's own is the CUDA build
+        ("", "", "linux", False, ""),
+        ("", "", "win32", True, install.CUDA_BUILD),
+        ("", "", "win32", False, ""),
+        ("", "", "darwin", False, ""),
+        ("cpu", "", "linux", True, "cpu"),
+        ("cpu", "", "win32", True, "cpu"),
+        ("cpu", "", "darwin", False, ""),
+        ("cuda", "", "win32", False, install.CUDA_BUILD),
+        ("cuda", "cpu", "linux", False, ""),
+        ("cu126", "", "linux", True, "cu126"),
+        ("pip", "cpu", "win32", True, ""),
+        # Without a wish, what was chosen once stays; with `auto` it is chosen again.
+        ("", "cpu", "linux", True, "cpu"),
+        ("", "pip", "win32", True, ""),
+        ("auto", "cpu", "win32", True, install.CUDA_BUILD),
+        ("auto", "cpu", "linux", True, ""),
+    ],
+)
+def test_build_of_torch(asked, installed, platform, card, build):
+    assert install.wanted_build(asked, installed, platform, card) == build
+
+
+def test_unknown_build_is_refused(ready):
+    done = ready.run(Z_IMAGE_TORCH="gpu")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Z_IMAGE_TORCH=gpu is not possible; allowed: auto, cpu, cuda, pip")
+
+
+def test_the_cuda_build_is_the_one_that_the_locked_torch_is_made_for():
+    import importlib.metadata
+
+    asked = [line for line in importlib.metadata.requires("torch") or [] if line.startswith("cuda-toolkit")]
+    if not asked:
+        pytest.skip("this build of torch names no CUDA version")
+    (version,) = re.findall(r"==(\d+)\.(\d+)", asked[0])
+    assert f"cu{''.join(version)}" == install.CUDA_BUILD
+
+
+@pytest.mark.parametrize(("script", "card"), [("echo 'GPU 0: A card'", True), ("echo none", False), ("exit 9", False)])
+def test_a_card_is_seen_by_its_drivers_tool(script, card, tmp_path):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    assert install.has_card({"PATH": str(tmp_path)}) is card
+
+
+def test_no_tool_is_no_card(tmp_path):
+    assert not install.has_card({"PATH": str(tmp_path)})
+
+
+@pytest.fixture
+def with_indexes(tmp_path, wheels) -> tuple[Project, dict[str, str]]:
+    """A project that needs a torch, an index that has its plain build, and one like PyTorch's with others."""
+    project = new_project(tmp_path / "project", wheels)
+    project.lock("torch==1.0")
+    (project.root / "cli.py").write_text("import importlib.metadata\nprint(importlib.metadata.version('torch'))\n")
+    for folder, version in (("plain", "1.0"), ("builds/cpu", "1.0+cpu"), ("builds/cu126", "1.0+cu126")):
+        (tmp_path / folder / "torch").mkdir(parents=True)
+        make_wheel(tmp_path / folder / "torch", "torch", version)
+        name = f"torch-{version}-py3-none-any.whl"
+        (tmp_path / folder / "torch" / "index.html").write_text(f'<a href="{name.replace("+", "%2B")}">{name}</a>')
+    return project, {
+        "PIP_NO_INDEX": "0",
+        "PIP_INDEX_URL": (tmp_path / "plain").as_uri(),
+        "Z_IMAGE_TORCH_INDEX": (tmp_path / "builds").as_uri(),
+    }
+
+
+def test_the_asked_build_is_installed_and_stays(with_indexes):
+    project, indexes = with_indexes
+    assert project.run(**indexes).stdout == "1.0\n"
+    done = project.run(**indexes, Z_IMAGE_TORCH="cpu")
+    assert done.stdout == "1.0+cpu\n"
+    assert ".venv is made anew" in done.stderr
+    replace_pip(project, "raise SystemExit('pip was called')")
+    assert project.run().stdout == "1.0+cpu\n"
+    assert project.run(Z_IMAGE_TORCH="cpu").stdout == "1.0+cpu\n"
 
 
 # The files themselves

@@ -56,14 +56,14 @@ def open_page(browser: Browser) -> Iterator[Open]:
     """Open the page as a new visitor; afterwards, nothing may have gone to another host or failed in the console."""
     contexts, asked, complaints = [], set(), []
 
-    def visit(size: tuple[int, int] = DESKTOP, **settings: object) -> Page:
+    def visit(size: tuple[int, int] = DESKTOP, query: str = "", **settings: object) -> Page:
         contexts.append(browser.new_context(viewport={"width": size[0], "height": size[1]}, **settings))
         page = contexts[-1].new_page()
         page.set_default_timeout(PATIENCE)
         page.on("request", lambda request: asked.add(request.url))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
-        page.goto(server().url)
+        page.goto(server().url + query)
         page.locator("#generate").wait_for()
         page.locator("#generate-status p").wait_for()
         return page

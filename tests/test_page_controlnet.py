@@ -138,7 +138,7 @@ def test_a_preprocessor_that_cannot_work_says_why_and_draws_nothing(visit, sketc
     expect(status).to_contain_text("Depth-Anything-V2-Small-hf/model.safetensors (99 MB)")
     page.locator("#controlnet-prompt textarea").fill(PROMPT)
     page.locator("#controlnet-generate").click()
-    expect(page.locator("#controlnet-status .failed")).to_contain_text("hf download")
+    expect(page.locator("#controlnet-status .failed")).to_contain_text("models download")
     shoot(page, "22-controlnet-no-model")
 
 

@@ -1,5 +1,6 @@
 """The page as programs meet it: a real server, the real gradio_client, the real miniature."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -40,8 +41,14 @@ def config(client: Client) -> dict:
     return client.config
 
 
+def plain(text: object) -> object:
+    """Return the English of a text that the browser translates."""
+    marked = isinstance(text, str) and text.startswith("__i18n__")
+    return json.loads(text.removeprefix("__i18n__"))["key"] if marked else text
+
+
 def component(config: dict, label: str) -> dict:
-    return next(one["props"] for one in config["components"] if one["props"].get("label") == label)
+    return next(one["props"] for one in config["components"] if plain(one["props"].get("label")) == label)
 
 
 # --- the endpoint ---
@@ -49,7 +56,7 @@ def component(config: dict, label: str) -> dict:
 
 def test_public_endpoints_take_every_field(client: Client) -> None:
     endpoints = client.view_api(return_format="dict", print_info=False)
-    assert sorted(endpoints["named_endpoints"]) == ["/controlnet", "/generate", "/preprocess"]
+    assert sorted(endpoints["named_endpoints"]) == ["/controlnet", "/generate", "/preprocess", "/upscale"]
     assert not endpoints["unnamed_endpoints"]
     for request in (TextToImage, ControlNet, Preprocess):
         parameters = endpoints["named_endpoints"][f"/{request.mode}"]["parameters"]
@@ -166,14 +173,14 @@ def test_help_lines_and_ranges_are_the_requests_own(config: dict) -> None:
         "height": "Height",
         "seed": "Seed",
     }.items():
-        assert component(config, label)["info"] == TextToImage.model_fields[name].description
+        assert plain(component(config, label)["info"]) == TextToImage.model_fields[name].description
     steps = component(config, "Steps")
     assert (steps["minimum"], steps["maximum"], steps["value"]) == (1, 100, MODELS["turbo"].steps)
 
 
 def test_every_other_listener_is_private_and_none_limits_the_others(config: dict) -> None:
     public = [one["api_name"] for one in config["dependencies"] if one["api_visibility"] != "private"]
-    assert sorted(public) == ["controlnet", "generate", "preprocess"]
+    assert sorted(public) == ["controlnet", "generate", "preprocess", "upscale"]
 
 
 # --- the server ---

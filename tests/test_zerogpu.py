@@ -22,7 +22,7 @@ from gradio_client.exceptions import AppError
 
 import zerogpu
 from errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalError
-from request import ControlNet, TextToImage
+from request import ControlNet, TextToImage, Upscale
 from zerogpu import Task
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +65,18 @@ def test_the_estimate_grows_with_model_steps_area_controlnet_and_lora() -> None:
     assert zerogpu.estimate(controlnet(steps=8), NATIVE) > plain
     # ControlNet's size is its picture's, which the request does not hold
     assert zerogpu.estimate(controlnet(), (2048, 2048)) > zerogpu.estimate(controlnet(), NATIVE)
+
+
+def test_upscale_counts_what_comes_out_and_redraws_large_pictures_in_tiles() -> None:
+    def work(side: int, **values: object) -> float:
+        request = Upscale.parse(image="x.png", **values).resolved("full")
+        return zerogpu.estimate(request, (side, side)) - zerogpu.START_SECONDS
+
+    assert 16 * work(1024) < work(4096) < 16 * zerogpu.TILE_OVERLAP * work(1024)
+    assert work(2048, steps=10) > 1.8 * work(2048)
+    # the enlargement alone: 9.4 TFLOP from 512 x 512
+    assert work(1024, denoise=0) * zerogpu.FLOP_PER_SECOND == pytest.approx(9.4e12, rel=0.01)
+    assert work(1024, denoise=0, upscaler="fast") < work(1024, denoise=0) / 20
 
 
 @pytest.mark.parametrize(

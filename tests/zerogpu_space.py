@@ -152,11 +152,11 @@ def banner() -> None:
     import gradio as gr
 
     import ui_parts
-    from request import Failure, Retry, Step, TextToImage
+    from request import Failure, Note, Retry, Step, TextToImage
 
     def events():
         yield Step(1, 8)
-        yield Retry("The Space took its GPU back.")
+        yield Retry(Note("gpu_retry", "The Space took its GPU back.", {"asked": 60, "seconds": 120}))
         yield Step(1, 8)
         yield Failure("gpu_aborted", "Again.", 1, 503)
 

@@ -1,0 +1,434 @@
+"""What the real weights cost on a CUDA card: every mode, every memory plan, and two other pipelines, in one run.
+
+    .venv/bin/python bench/gpu.py
+
+Needs no weights and no network: files of full size are written without data (they take no room on the disk), loaded
+through the program's own path, and filled with random numbers on the card, since zeros would be multiplied faster.
+Plans for smaller cards are measured by capping this process's memory and planning for it; parts that such a plan
+fetches from the disk stay zero. Writes docs/gpu.json and docs/gpu.md, and prints the JSON last.
+
+`--weights mini --device cpu` runs the same code on the miniature, to see that it works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import importlib.metadata
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
+
+import device  # noqa: E402
+
+device.prepare_environment(os.environ)
+
+import preflight  # noqa: E402
+import weights  # noqa: E402
+
+PROMPT = "a fox on a black background"
+CARDS = (8, 12, 16, 24, 48, 80)  # GB of the cards that plans are measured for, below the real one's
+
+
+@dataclass(frozen=True)
+class Case:
+    """One request, and how many times it is counted."""
+
+    name: str
+    model: str = "turbo"
+    side: int = 1024
+    steps: int = 8
+    cfg: float = 1.0
+    control: bool = False
+    lora: bool = False
+    compiled: bool = False
+
+    @property
+    def mode(self) -> str:
+        """The request's mode."""
+        return "controlnet" if self.control else "generate"
+
+
+CASES = (
+    Case("Turbo 512", side=512),
+    Case("Turbo 1024"),
+    Case("Turbo 2048", side=2048),
+    Case("Turbo 1024, LoRA", lora=True),
+    Case("ControlNet 1024", steps=9, control=True),
+    Case("ControlNet 1024, LoRA", steps=9, control=True, lora=True),
+    Case("Base 1024, guided", model="base", steps=25, cfg=4.0),
+    Case("Turbo 1024, compiled", compiled=True),
+)
+
+
+def shrunk(case: Case) -> Case:
+    """Return a case at the miniature's only size and with few steps."""
+    return dataclasses.replace(case, side=128, steps=2)
+
+
+class Bench:
+    """One device and one kind of weights, with the files that they are read from."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+        import controlnets
+        import memory
+
+        self.kind, self.runs, self.folder = args.weights, args.runs, folder
+        self.on = device.choose_device(args.device)
+        self.chosen = {}
+        for mode in ("generate", "controlnet"):
+            if self.kind == "full":
+                self.chosen[mode] = memory.write(folder, mode)
+            else:
+                root = controlnets.mini_root()
+                modes = {"turbo": mode, "base": "generate"}
+                self.chosen[mode] = {
+                    model: weights.choose("mini", modes[model], model, mini_root=root) for model in modes
+                }
+
+    def build(self, plan: device.MemoryPlan) -> object:
+        """Return an empty pipeline under a plan."""
+        import torch
+
+        from pipeline import Pipeline
+
+        dtype = getattr(torch, self.on.dtype)
+        return Pipeline(self.on.kind, dtype, plan.keep_both_transformers, plan.lora_copies, plan)
+
+    def load(self, built: object, case: Case) -> None:
+        """Load what a case needs, and fill what was read anew with random numbers."""
+        seen = {id(model) for model in self._models(built)}
+        for _ in built.load(self.chosen[case.mode][case.model], case.model):
+            pass
+        for model in self._models(built):
+            if self.kind == "full" and id(model) not in seen:
+                fill(model, self.on.kind)
+
+    @staticmethod
+    def _models(built: object) -> list:
+        return [*built.pipe.children(), *built.transformers.values()]
+
+    def draw(self, built: object, case: Case) -> object:
+        """Draw a case's picture with what is loaded."""
+        from PIL import Image
+
+        control = (Image.linear_gradient("L").resize((case.side, case.side)).convert("RGB"), 0.8)
+        drawing = built.text_to_image(
+            prompt=PROMPT,
+            negative_prompt="",
+            steps=case.steps,
+            cfg=case.cfg,
+            width=case.side,
+            height=case.side,
+            seed=7,
+            control=control if case.control else None,
+        )
+        if case.lora:
+            drawing = built.wearing(built.loras.get(self.lora()), 0.8, drawing)
+        while True:
+            try:
+                next(drawing)
+            except StopIteration as done:
+                return done.value
+
+    def lora(self) -> object:
+        """Return a random LoRA of the transformer's size, written once."""
+        import loras
+
+        import lora
+
+        path = self.folder / "random.safetensors"
+        if not path.exists():
+            loras.write(path, loras.peft(loras.random_pairs(size=self.kind, gain=0.01)))
+        return lora.read(path)
+
+    def measure(self, built: object, case: Case) -> dict:
+        """Return the seconds of a case, loaded and warm, the memory it took, and what was expected."""
+        start = time.perf_counter()
+        self.load(built, case)
+        loading = time.perf_counter() - start
+        if case.compiled:
+            built.pipe.compile_pipeline()
+        self.draw(built, case)  # warms up
+        reset_peak(self.on.kind)
+        taken = [timed(lambda: self.draw(built, case), self.on.kind) for _ in range(self.runs)]
+        picture = self.draw(built, case)
+        flops = preflight.request_flops(self.kind, case.mode, case.steps, case.cfg, case.side, case.side)
+        seconds = statistics.median(taken)
+        usual = preflight.assumed(self.on.kind, capability=self.on.capability, cores=os.cpu_count() or 1)
+        expected = preflight.estimate(
+            self.kind, case.mode, case.steps, case.cfg, case.side, case.side, built.plan, self.on.dtype, usual
+        )
+        return {
+            "case": case.name,
+            "seconds": round(seconds, 3),
+            "from": round(min(taken), 3),
+            "to": round(max(taken), 3),
+            "loading": round(loading, 1),
+            "tflops": round(flops / seconds / 1e12, 2),
+            "peak_gb": round(peak(self.on.kind) / 1e9, 2),
+            "expected_gb": round(expected.bytes / 1e9, 2),
+            "expected_seconds": round(expected.seconds, 2),
+            "finite": picture.health.latents_finite and picture.health.pixels_finite,
+        }
+
+
+def fill(model: object, device_kind: str) -> None:
+    """Give a model random numbers of a usual size, made on the device, wherever its weights lie."""
+    import torch
+
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if values.is_meta:
+                continue
+            if values.ndim == 1:
+                values.fill_(0.0 if name.endswith("bias") else 1.0)  # what is left are norms
+                continue
+            made = torch.randn(values.shape, dtype=values.dtype, device=device_kind)
+            values.copy_(made.mul_(values.shape[1:].numel() ** -0.5))
+
+
+def timed(work: Callable[[], object], device_kind: str) -> float:
+    """Return the wall seconds of some work, the device's part of it included."""
+    synchronize(device_kind)
+    start = time.perf_counter()
+    work()
+    synchronize(device_kind)
+    return time.perf_counter() - start
+
+
+def synchronize(device_kind: str) -> None:
+    """Wait for the device."""
+    import torch
+
+    if device_kind != "cpu":
+        getattr(torch, device_kind).synchronize()
+
+
+def reset_peak(device_kind: str) -> None:
+    """Forget the largest memory so far."""
+    import torch
+
+    if device_kind == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak(device_kind: str) -> int:
+    """Return the largest memory that tensors took on a card; 0 where torch does not say."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if device_kind == "cuda" else 0
+
+
+def clear(device_kind: str) -> None:
+    """Give back what a dropped pipeline held."""
+    import torch
+
+    gc.collect()
+    if device_kind == "cuda":
+        torch.cuda.empty_cache()
+
+
+def attempt(facts: dict, work: Callable[[], dict]) -> dict:
+    """Return what `work` measured with some facts; where it fails, the failure is the result."""
+    try:
+        return {**facts, **work()}
+    except Exception as error:
+        traceback.print_exc()
+        return {**facts, "error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+
+
+def cases(bench: Bench, chosen: list[Case]) -> list[dict]:
+    """Measure every case with everything that fits in memory."""
+    plan = device.plan_for(bench.on, "controlnet", bench.kind)
+    built = bench.build(plan)
+    found = []
+    for case in chosen:
+        print(case.name, file=sys.stderr, flush=True)
+        found.append(attempt({"case": case.name}, lambda case=case: bench.measure(built, case)))
+    return found
+
+
+def plans(bench: Bench, cards: list[int], case: Case) -> list[dict]:
+    """Measure one case under the plan for each smaller card, in a process capped to its memory."""
+    import torch
+
+    host_total, _ = device.host_memory()
+    found = []
+    for gigabytes in cards:
+        clear(bench.on.kind)
+        room = gigabytes * 10**9
+        plan = device.memory_plan(
+            bench.on.kind, bench.on.total_bytes, room, host_total, case.mode, bench.kind, bench.on.dtype, allowed=room
+        )
+        if bench.on.kind == "cuda":
+            torch.cuda.set_per_process_memory_fraction(min(1.0, room / bench.on.total_bytes))
+            # DiffSynth asks how full the whole card is; for this process it is full at its cap.
+            limit = room / device.GIB - device.VRAM_MARGIN_GIB if plan.offload else None
+            plan = dataclasses.replace(plan, vram_limit_gb=limit)
+        print(f"{gigabytes} GB: {plan.reasons[0]}", file=sys.stderr, flush=True)
+        facts = {"card_gb": gigabytes, "plan": list(plan.reasons), "resident_gb": round(plan.resident_bytes / 1e9, 1)}
+        found.append(attempt(facts, lambda plan=plan: bench.measure(bench.build(plan), case)))
+    if bench.on.kind == "cuda":
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    return found
+
+
+def others(bench: Bench, case: Case) -> list[dict]:
+    """Measure ours, DiffSynth's own call and diffusers in turn, on the same device and size."""
+    contestants = dict(_contestants(bench, case))
+    taken: dict[str, list[float]] = {name: [] for name in contestants}
+    for run in range(bench.runs + 1):
+        for name, work in contestants.items():
+            once = timed(work, bench.on.kind)
+            if run:
+                taken[name].append(once)
+    medians = {name: statistics.median(times) for name, times in taken.items()}
+    return [
+        {"pipeline": name, "seconds": round(median, 3), "times_ours": round(median / medians["ours"], 2)}
+        for name, median in medians.items()
+    ]
+
+
+def _contestants(bench: Bench, case: Case) -> Iterator[tuple[str, Callable[[], object]]]:
+    import torch
+    from diffsynth.pipelines.z_image import ZImageUnit_PromptEmbedder
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+    from diffusers import ZImagePipeline as DiffusersPipeline
+
+    import mini
+
+    built = bench.build(device.plan_for(bench.on, case.mode, bench.kind))
+    bench.load(built, case)
+    yield "ours", lambda: bench.draw(built, case)
+
+    pipe, plain_unit = built.pipe, ZImageUnit_PromptEmbedder()
+
+    def diffsynth_call() -> None:
+        """Draw with DiffSynth's pipeline as it comes, its padded prompts included."""
+        ours, pipe.units[1] = pipe.units[1], plain_unit
+        with torch.no_grad():
+            pipe(
+                prompt=PROMPT,
+                seed=7,
+                height=case.side,
+                width=case.side,
+                num_inference_steps=case.steps,
+                progress_bar_cmd=iter,
+            )
+        pipe.units[1] = ours
+
+    yield "DiffSynth's own call", diffsynth_call
+
+    config = mini.TRANSFORMER_CONFIG if bench.kind == "mini" else {}
+    dtype = getattr(torch, bench.on.dtype)
+    with torch.device("meta"):
+        transformer = ZImageTransformer2DModel(**config).to(dtype)
+    transformer = transformer.to_empty(device=bench.on.kind)
+    fill(transformer, bench.on.kind)
+    theirs = DiffusersPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        transformer=transformer,
+    )
+    theirs.set_progress_bar_config(disable=True)
+    embeds = [torch.randn(32, transformer.config.cap_feat_dim, dtype=dtype, device=bench.on.kind)]
+
+    def diffusers_call() -> None:
+        """Draw latents with diffusers: no text encoder, no decoding."""
+        theirs(
+            prompt_embeds=embeds,
+            height=case.side,
+            width=case.side,
+            num_inference_steps=case.steps,
+            guidance_scale=0,
+            output_type="latent",
+        )
+
+    yield "diffusers, latents only", diffusers_call
+
+
+def markdown(facts: dict) -> str:
+    """Return the tables as Markdown."""
+    size = "the real models'" if facts["weights"] == "full" else "the miniature's"
+    lines = [
+        "# Measured on a card",
+        "",
+        f"`.venv/bin/python bench/gpu.py`, {facts['date']}: {facts['device']}; torch {facts['torch']}, diffsynth "
+        f"{facts['diffsynth']}. Weights of {size} size; "
+        f"medians of {facts['runs']} warm runs.",
+        "",
+        "| request | seconds | TFLOP/s | memory, GB | expected, GB | expected, s |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [_row(case["case"], case) for case in facts["cases"]]
+    lines += ["", f"## Smaller cards: {facts['plan_case']}", ""]
+    lines += ["| card | plan | seconds | TFLOP/s | memory, GB | expected, GB | expected, s |", "|---" * 7 + "|"]
+    lines += [_row(f"{plan['card_gb']} GB | {plan['plan'][0]}", plan) for plan in facts["plans"]]
+    lines += ["", f"## Beside other pipelines: {facts['plan_case']}", ""]
+    lines += ["| pipeline | seconds | times ours |", "|---|---|---|"]
+    lines += [f"| {one['pipeline']} | {one['seconds']} | {one['times_ours']} |" for one in facts["others"]]
+    return "\n".join(lines) + "\n"
+
+
+def _row(title: str, one: dict) -> str:
+    if "error" in one:
+        return f"| {title} | {one['error']} | | | | |"
+    names = ("seconds", "tflops", "peak_gb", "expected_gb", "expected_seconds")
+    return f"| {title} | {' | '.join(str(one[name]) for name in names)} |"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure everything, write the tables and print the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--weights", choices=["full", "mini"], default="full")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "gpu", help="without an ending")
+    parser.add_argument("--skip-compile", action="store_true", help="compiling takes minutes")
+    args = parser.parse_args(argv)
+
+    import torch
+
+    chosen = [case for case in CASES if not (case.compiled and args.skip_compile)]
+    one = Case("Turbo 1024")
+    if args.weights == "mini":
+        chosen, one = [shrunk(case) for case in chosen], shrunk(one)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(args, Path(folder))
+        smaller = [card for card in CARDS if card * 10**9 < (bench.on.total_bytes or 0)]
+        cards = smaller if args.weights == "full" else [1]
+        facts = {
+            "date": time.strftime("%Y-%m-%d"),
+            "device": bench.on.reason,
+            "torch": torch.__version__,
+            "diffsynth": importlib.metadata.version("diffsynth"),
+            "weights": args.weights,
+            "runs": args.runs,
+            "cases": cases(bench, chosen),
+            "plan_case": one.name,
+        }
+        clear(bench.on.kind)
+        facts["others"] = others(bench, one)
+        clear(bench.on.kind)
+        facts["plans"] = plans(bench, cards, one)
+    args.out.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    args.out.with_suffix(".md").write_text(markdown(facts), encoding="utf-8")
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

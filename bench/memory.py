@@ -1,0 +1,154 @@
+"""How much memory the real weights take on this machine, without having them: sparse files of full size.
+
+    .venv/bin/python bench/memory.py --model turbo --width 128 --height 128
+
+Writes the official names and shapes with no data (they take no room on the disk), loads them as the memory plan of
+this machine says, encodes a prompt, makes denoising steps and decodes: everything but a picture, since the numbers are
+all zero. What is reported is anonymous memory, which is what a process can run out of; pages of files that are read can
+be dropped by the kernel. `--memory GB` plans for a machine with so much.
+Prints JSON last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent / "tests")]
+
+import device  # noqa: E402
+
+device.prepare_environment(os.environ)
+
+import sparse  # noqa: E402
+
+import weights  # noqa: E402
+
+
+class Peak:
+    """The largest anonymous memory of this process, looked at often (Linux)."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Watch inside the block."""
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._done.set()
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.02):
+            self.bytes = max(self.bytes, anonymous())
+
+
+def anonymous() -> int:
+    """Return this process's resident anonymous memory in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def main() -> None:
+    """Measure one load and one drawing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=["turbo", "base", "both"], default="turbo")
+    parser.add_argument("--mode", choices=["generate", "controlnet"], default="generate")
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--height", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--memory", help="GB to plan with, in place of what is free")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--load-only", action="store_true")
+    args = parser.parse_args()
+
+    on = device.choose_device(args.device)
+    plan = device.plan_for(on, args.mode, "full", memory_gb=args.memory)
+    print("\n".join((on.reason, *plan.reasons)), file=sys.stderr)
+    peak, seconds = Peak(), {}
+    with tempfile.TemporaryDirectory() as folder, peak.watched():
+        chosen = write(Path(folder), args.mode)
+        begun = anonymous()
+        start = time.perf_counter()
+        built = draw(args, plan, on, chosen, seconds)
+        seconds["total"] = round(time.perf_counter() - start, 1)
+    facts = {
+        "device": on.reason,
+        "plan": {**asdict(plan), "resident_bytes": plan.resident_bytes},
+        "request": {name: getattr(args, name) for name in ("model", "mode", "width", "height", "steps")},
+        "seconds": seconds,
+        "anonymous_before_loading": begun,
+        "anonymous_peak": peak.bytes,
+        "largest_resident_set": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "transformers_at_the_end": sorted(built.transformers),
+    }
+    print(json.dumps(facts, default=str))
+
+
+def write(folder: Path, mode: str) -> dict[str, weights.Chosen]:
+    """Write both models' files, and find them as the program does; return the choice for each model."""
+    parts = {"turbo": "Tongyi-MAI/Z-Image-Turbo", "base": "Tongyi-MAI/Z-Image"}
+    for part, repo in (*parts.items(), ("text_encoder", parts["turbo"]), ("vae", parts["turbo"])):
+        sparse.write_part(folder / repo, part)
+    sparse.write_part(folder / parts["turbo"], "tokenizer")
+    sparse.write_part(folder / weights.PARTS["controlnet"].repo, "controlnet")
+    found = {}
+    for model in parts:
+        chosen = weights.choose("full", mode if model == "turbo" else "generate", model, root=folder, environ={})
+        # A tokenizer cannot be left out: the miniature's ids are ids of the real one too.
+        chosen.files["tokenizer"] = (weights.MINI_ROOT / "Z-Image-Turbo" / "tokenizer",)
+        found[model] = chosen
+    return found
+
+
+def draw(args: argparse.Namespace, plan: device.MemoryPlan, on: device.Device, chosen: dict, seconds: dict) -> object:
+    """Load and draw, noting how long each stage takes."""
+    import torch
+    from PIL import Image
+
+    from pipeline import Pipeline
+
+    built = Pipeline(on.kind, getattr(torch, on.dtype), plan.keep_both_transformers, plan.lora_copies, plan)
+    for model in ("base", "turbo") if args.model == "both" else (args.model,):
+        start = time.perf_counter()
+        for stage in built.load(chosen[model], model):
+            print(f"{stage.name} {stage.detail}", file=sys.stderr)
+        seconds[f"loading {model}"] = round(time.perf_counter() - start, 1)
+        if args.load_only:
+            continue
+        size = (args.width, args.height)
+        control = (Image.new("RGB", size), 1.0) if args.mode == "controlnet" else None
+        drawing = built.text_to_image(
+            prompt="a fox",
+            negative_prompt="",
+            steps=args.steps,
+            cfg=1.0,
+            width=args.width,
+            height=args.height,
+            seed=1,
+            control=control,
+        )
+        start = time.perf_counter()
+        for event in drawing:
+            print(f"{event} after {time.perf_counter() - start:.1f} s, {anonymous() / 1e9:.2f} GB", file=sys.stderr)
+        seconds[f"drawing {model}"] = round(time.perf_counter() - start, 1)
+    return built
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""The command `models`: what there is of the real weights on this machine, fetching them, and checking them.
+
+Progress goes to stderr; stdout holds the answer, or with `--json` exactly one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import download
+import hub
+import links
+import verify
+import weights
+from errors import DownloadError, RequestError, WeightsMissing
+from weights import PARTS, Part, size_text
+
+ALL = "all"
+DEFAULT = weights.needs("generate", "turbo")
+HELP = f"""parts of the real weights: {", ".join(PARTS)}, or {ALL}. Without any, `list` takes all, `verify` what
+is there, `download` what text to image with Turbo needs ({size_text(sum(PARTS[name].size for name in DEFAULT))})"""
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to the command line's own."""
+    parser = commands.add_parser("models", parents=[common], help="the real weights: list, download, verify")
+    parser.add_argument("action", nargs="?", choices=list(_ACTIONS), default="list")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=HELP)
+    parser.add_argument("--hub", choices=hub.NAMES, default=hub.NAMES[0], help="where to download from")
+    parser.add_argument("--repair", action="store_true", help="with download: first read what is there in full, too")
+    parser.set_defaults(run=lambda args: _ACTIONS[args.action](args))
+
+
+def inventory_lines(inventory: Sequence[weights.Found] | None = None) -> list[str]:
+    """Say of each part of the real weights whether it is here, and where."""
+    lines = []
+    for found in weights.inventory() if inventory is None else inventory:
+        where = f"in the {found.source}" if found.present else "missing"
+        lines.append(": ".join([f"{found.part.name}: {found.part.title}", where, *found.problems]))
+    return lines
+
+
+def _list(args: argparse.Namespace) -> int:
+    found = weights.inventory(parts=_parts(args.parts, tuple(PARTS)))
+    if args.json:
+        _print({"models": [_facts(one) for one in found]})
+        return 0
+    print("\n".join(inventory_lines(found)))
+    if missing := [one for one in found if not one.present]:
+        _say(f"To fetch what is missing ({_sum(missing)}): {weights.fetch_command(missing)}")
+    return 0
+
+
+def _facts(found: weights.Found) -> dict[str, Any]:
+    return {
+        "part": found.part.name,
+        "repository": found.part.repo,
+        "pattern": found.part.pattern,
+        "bytes": found.part.size,
+        "needed_by": found.part.needed_by,
+        "present": found.present,
+        "source": found.source,
+        "files": [str(path) for path in found.files],
+        "problems": list(found.problems),
+    }
+
+
+def _download(args: argparse.Namespace) -> int:
+    parts = _parts(args.parts, DEFAULT)
+    if args.repair:
+        _drop_broken(parts)
+    missing = [one for one in weights.inventory(parts=parts) if not one.present]
+    if missing and _offline():
+        raise weights.weights_missing(missing, "offline (--offline or HF_HUB_OFFLINE), so nothing is fetched")
+    fetched, size, folder = [], 0, None
+    if missing:
+        for event in download.fetch([one.part for one in missing], download.connect(args.hub)):
+            match event:
+                case download.Planned(files, total, left, free, folder):
+                    size = left
+                    _say(
+                        f"Fetching {files} files, {size_text(total)} ({size_text(left)} still to come), into {folder} "
+                        f"({size_text(free)} free)"
+                    )
+                    meter = _Meter(total - left)
+                case download.Progress():
+                    meter.show(event)
+                case download.Fetched(file, path):
+                    fetched.append(str(path))
+                    _say(f"{file.repo}/{file.name} is whole")
+        if lacking := [one for one in weights.inventory(parts=parts) if not one.present]:
+            raise weights.weights_missing(lacking, "the hub's files are here now, and not what they should be")
+    made = links.link(parts=parts)
+    for one in made:
+        if one.reason:
+            _say(f"{one.path}: {one.reason}")
+    if args.json:
+        facts = {"fetched": fetched, "bytes": size, "folder": folder and str(folder)}
+        _print(facts | {"links": [{"path": str(one.path), "action": one.action} for one in made]})
+    else:
+        print(f"{', '.join(part.name for part in parts)}: {'fetched and checked' if missing else 'here already'}")
+    return 0
+
+
+def _drop_broken(parts: Sequence[Part]) -> None:
+    """Read what is there, and make room for what has to be fetched anew."""
+    for verdict in _verdicts(parts):
+        removed, left = download.drop(verdict.broken)
+        for path in removed:
+            _say(f"removed {path}: it holds something else than the hub gave")
+        if left:
+            raise DownloadError(
+                f"{left[0]} holds something else than the hub gave, and is not in the hub's cache: remove it, then run "
+                "the same command again",
+                files=[str(path) for path in left],
+            )
+
+
+def _verify(args: argparse.Namespace) -> int:
+    verdicts = _verdicts(_parts(args.parts, tuple(PARTS)))
+    if not args.parts:  # nobody needs every part
+        verdicts = [one for one in verdicts if one.state != "missing"]
+    bad = [one.found for one in verdicts if one.state != "whole"]
+    if not args.json:
+        for one in verdicts:
+            print(f"{one.found.part.name}: {_judgement(one)}")
+            for problem in one.problems:
+                print(f"  {problem}")
+    if not verdicts:
+        raise weights.weights_missing(weights.inventory(parts=[PARTS[name] for name in DEFAULT]))
+    if not bad:
+        if args.json:
+            _print({"models": [_verdict_facts(one) for one in verdicts]})
+        return 0
+    command = f"{weights.fetch_command(bad)} --repair"
+    raise WeightsMissing(
+        f"not whole: {', '.join(one.part.name for one in bad)}; to mend them ({_sum(bad)} at most): {command}",
+        models=[_verdict_facts(one) for one in verdicts],
+        command=command,
+    )
+
+
+def _verdicts(parts: Sequence[Part]) -> list[verify.Verdict]:
+    verdicts = []
+    for event in verify.verify(parts=parts):
+        if isinstance(event, verify.Verdict):
+            verdicts.append(event)
+        elif event.size > 100_000_000:
+            _say(f"reading {event.path} ({size_text(event.size)})")
+    return verdicts
+
+
+def _judgement(verdict: verify.Verdict) -> str:
+    if verdict.state != "whole":
+        return verdict.state
+    if not verdict.unproven:
+        return f"whole ({verdict.found.source}; every file has the hub's digest)"
+    return (
+        f"whole by headers, lengths, names and shapes ({verdict.found.source}; the hub's digest of "
+        f"{len(verdict.unproven)} files is not known here)"
+    )
+
+
+def _verdict_facts(verdict: verify.Verdict) -> dict[str, Any]:
+    return {
+        **_facts(verdict.found),
+        "state": verdict.state,
+        "problems": list(verdict.problems),
+        "broken": [str(path) for path in verdict.broken],
+        "digest_unknown": [str(path) for path in verdict.unproven],
+    }
+
+
+class _Meter:
+    """Says how far a download is: at every full percent, but not more than once a second."""
+
+    def __init__(self, had: int) -> None:
+        self._had, self._start, self._said, self._percent = had, time.monotonic(), 0.0, -1
+
+    def show(self, progress: download.Progress) -> None:
+        """Say a line, if it is time for one."""
+        percent, now = 100 * progress.done // max(progress.total, 1), time.monotonic()
+        if percent == self._percent or now - self._said < 1:
+            return
+        self._said, self._percent = now, percent
+        speed = max(progress.done - self._had, 1) / max(now - self._start, 1e-3)
+        left = (progress.total - progress.done) / speed
+        _say(
+            f"{size_text(progress.done)} of {size_text(progress.total)} ({percent} %), {size_text(round(speed))}/s, "
+            f"{left / 60:.0f} min left, {progress.files_done} of {progress.files} files"
+        )
+
+
+def _parts(names: Sequence[str], default: Sequence[str]) -> list[Part]:
+    for name in names:
+        if name not in PARTS and name != ALL:
+            raise RequestError("part", name, ", ".join([*PARTS, ALL]))
+    chosen = PARTS if ALL in names else names or default
+    return [part for name, part in PARTS.items() if name in chosen]
+
+
+def _offline() -> bool:
+    from huggingface_hub import is_offline_mode
+
+    return is_offline_mode()
+
+
+def _sum(found: Sequence[weights.Found]) -> str:
+    return size_text(sum(one.part.size for one in found))
+
+
+def _print(facts: dict[str, Any]) -> None:
+    print(json.dumps(facts, ensure_ascii=False))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+_ACTIONS = {"list": _list, "download": _download, "verify": _verify}

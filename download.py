@@ -1,0 +1,193 @@
+"""Fetches weights: asks a hub what there is, checks the disk, transfers several files at once, and says how far it is.
+
+`fetch` is a generator of events, so that closing it stops the transfers; what has arrived is kept, and the next call
+goes on from there. What a hub is like is its own module's matter (`hub_huggingface`, `hub_modelscope`). Writes into
+the hub's cache and nowhere else. Knows nothing of fronts, and does not decide which parts a request needs.
+"""
+
+from __future__ import annotations
+
+import errno
+import queue
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from errors import DownloadError
+from hub import Hub, RemoteFile
+from weights import Part, size_text
+
+WORKERS = 4  # files at once; one stream from a hub's servers seldom fills a fast line
+ROOM = 500_000_000  # bytes that are left free on the disk
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What is going to be fetched, and where to: bytes in all, bytes still to come, bytes free there."""
+
+    files: int
+    total: int
+    left: int
+    free: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far all files together are, in bytes and in files."""
+
+    done: int
+    total: int
+    files_done: int
+    files: int
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """One file is there, whole and checked."""
+
+    file: RemoteFile
+    path: Path
+
+
+Event = Planned | Progress | Fetched
+
+
+class _StoppedError(Exception):
+    """The generator was closed; raised inside a transfer to end it."""
+
+
+def connect(name: str) -> Hub:
+    """Return a hub, one of NAMES, as the environment sets it up (endpoint, token, cache)."""
+    if name == "modelscope":
+        from hub_modelscope import ModelScope
+
+        return ModelScope()
+    from hub_huggingface import HuggingFace
+
+    return HuggingFace()
+
+
+def fetch(
+    parts: Sequence[Part], hub: Hub, *, workers: int = WORKERS, free: Callable[[Path], int] | None = None
+) -> Iterator[Event]:
+    """Fetch parts: first a `Planned`, then `Progress` and `Fetched` as they come.
+
+    Args:
+        parts: what to fetch; what is in the hub's cache already is not transferred again.
+        hub: where from.
+        workers: how many files at once.
+        free: how many bytes are free where a folder will be; the disk is asked where none is given.
+
+    Raises:
+        DownloadError: it cannot go on; the sentence says why and what to do.
+    """
+    files: list[RemoteFile] = []
+    for part in parts:
+        files += [file for file in _translated(hub, part.repo, hub.files, part) if file not in files]
+    have = sum(hub.have(file) for file in files)
+    plan = Planned(len(files), sum(file.size for file in files), 0, (free or disk_free)(hub.folder), hub.folder)
+    plan = Planned(plan.files, plan.total, plan.total - have, plan.free, plan.folder)
+    yield plan
+    if plan.left and plan.left + ROOM > plan.free:
+        raise DownloadError(
+            f"{hub.folder} has {size_text(plan.free)} free, and {size_text(plan.left)} are still to come: make room, "
+            "or let HF_HOME (or MODELSCOPE_CACHE) name a folder on a larger disk",
+            free=plan.free,
+            left=plan.left,
+        )
+    yield from _transfer(hub, files, have, plan, workers)
+
+
+def _transfer(hub: Hub, files: list[RemoteFile], have: int, plan: Planned, workers: int) -> Iterator[Event]:
+    todo: queue.SimpleQueue[RemoteFile] = queue.SimpleQueue()
+    for file in files:
+        todo.put(file)
+    events: queue.SimpleQueue[int | Fetched | Exception] = queue.SimpleQueue()
+    stop = threading.Event()
+
+    def report(count: int) -> None:
+        if stop.is_set():
+            raise _StoppedError
+        events.put(count)
+
+    def work() -> None:
+        try:
+            while not stop.is_set():
+                file = todo.get_nowait()
+                events.put(Fetched(file, _translated(hub, file.repo, hub.fetch, file, report)))
+        except queue.Empty:
+            pass
+        except Exception as error:  # raised again where the events are read
+            events.put(error)
+
+    # Daemons, so that Ctrl+C ends a process whose line is dead: what they leave in the cache is a file's beginning.
+    threads = [threading.Thread(target=work, name="download", daemon=True) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    done, finished = have, 0
+    try:
+        while finished < len(files):
+            try:
+                event = events.get(timeout=1)  # without one, Ctrl+C does nothing on Windows
+            except queue.Empty:
+                continue
+            if isinstance(event, Exception):
+                raise event
+            if isinstance(event, int):
+                done += event
+            else:
+                yield event
+                finished += 1
+            yield Progress(min(done, plan.total), plan.total, finished, len(files))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=2)
+
+
+def _translated(hub: Hub, repo: str, call: Callable, *arguments: object):
+    """Call, and put what a library or the system raises into one of our sentences."""
+    try:
+        return call(*arguments)
+    except (DownloadError, _StoppedError):
+        raise
+    except Exception as error:
+        if (ours := hub.explain(error, repo)) is not None:
+            raise ours from error
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise DownloadError(f"the disk with {hub.folder} is full: make room and run the same command again") from (
+                error
+            )
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise DownloadError(
+                f"{error.filename or hub.folder} cannot be written ({error.strerror}): let HF_HOME (or "
+                "MODELSCOPE_CACHE) name a folder of yours"
+            ) from error
+        raise
+
+
+def disk_free(folder: Path) -> int:
+    """Return the bytes that are free where a folder lies or will be made."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def drop(broken: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Remove broken files from a Hugging Face cache, so that they are fetched anew.
+
+    Returns:
+        What was removed, and what was left because it does not lie in a cache and may be the user's own.
+    """
+    removed, left = [], []
+    for path in broken:
+        blob = path.resolve()
+        if blob.parent.name == "blobs":
+            blob.unlink(missing_ok=True)
+            removed.append(path)
+        else:
+            left.append(path)
+    return removed, left

@@ -1,0 +1,201 @@
+"""The Hugging Face Hub: what a repository holds, and one file from it into the Hugging Face cache.
+
+huggingface_hub does the talking (endpoint, token, proxies, redirects, retries) and lays the cache out. What it lacks
+is added here: its downloads begin anew after an interruption, since each writes to a file of its own name and removes
+it, and it does not hold a file against the hub's SHA-256. So a file is received into `blobs/<digest>.incomplete`,
+kept when the line breaks, checked, and only then given its name; `hf_hub_download` then finds it and links it.
+
+Only `download` uses this. Knows nothing of parts' uses, fronts or events.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub import errors as hub_errors
+from huggingface_hub.file_download import http_get, repo_folder_name
+from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+from checkpoint import digest_of
+from errors import DownloadError
+from hub import RemoteFile, Report, wanted
+from weights import Part
+
+REVISION = "main"
+FULL_TRIES = 2  # a file whose content is wrong is fetched anew once
+
+
+class HuggingFace:
+    """One hub (`hub.Hub`).
+
+    Args:
+        endpoint: the hub's address; HF_ENDPOINT, or the public hub, where none is given.
+        cache: the cache's folder; by the environment where none is given.
+        token: what to log in with; HF_TOKEN, or what `hf auth login` stored, where none is given.
+    """
+
+    def __init__(self, endpoint: str | None = None, cache: Path | None = None, token: str | None = None) -> None:
+        self.endpoint = endpoint or constants.ENDPOINT
+        self.folder = cache or Path(constants.HF_HUB_CACHE)
+        self._token = token
+
+    def files(self, part: Part) -> list[RemoteFile]:
+        """Return the files that belong to a part, as the hub has them now."""
+        info = HfApi(self.endpoint, token=self._token).model_info(part.repo, revision=REVISION, timeout=30)
+        names = [one.rfilename for one in info.siblings or [] if wanted(part, one.rfilename)]
+        if not names:
+            raise DownloadError(f"{part.repo} at {self.endpoint} has no {part.pattern}")
+        return [self._look(part.repo, name) for name in names]
+
+    def _look(self, repo: str, name: str) -> RemoteFile:
+        """Ask for a file's size and digest: by the request that downloads begin with, which mirrors answer too."""
+        url = hf_hub_url(repo, name, revision=REVISION, endpoint=self.endpoint)
+        found = get_hf_file_metadata(url, token=self._token, timeout=30, endpoint=self.endpoint)
+        if found.etag is None or found.size is None or found.commit_hash is None:
+            raise DownloadError(
+                f"{self.endpoint} does not answer as a hub does for {repo}/{name} (no etag, length or commit): "
+                "check HF_ENDPOINT and any proxy"
+            )
+        return RemoteFile(repo, name, found.size, found.etag)
+
+    def have(self, file: RemoteFile) -> int:
+        """Return how many bytes of a file are in the cache, finished or not."""
+        blob = self._blob(file)
+        sizes = [path.stat().st_size for path in (blob, _partial(blob), *self._snapshots(file)) if path.is_file()]
+        return max((size for size in sizes if size <= file.size), default=0)
+
+    def fetch(self, file: RemoteFile, report: Report) -> Path:
+        """Make a file of the cache whole: leave it if it is, go on with what has arrived, check it, link it."""
+        blob = self._blob(file)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        lock = self.folder / ".locks" / blob.parent.parent.name / f"{file.digest}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(lock):
+            # Where links cannot be made (Windows), snapshots hold the files themselves and there are no blobs.
+            loose = [path for path in self._snapshots(file) if path.is_file() and not path.is_symlink()]
+            for path in loose:
+                if path.stat().st_size != file.size:
+                    path.unlink()
+            if blob.is_file() and blob.stat().st_size != file.size:
+                if blob.is_symlink():  # into a store that others use
+                    blob.unlink()
+                else:
+                    blob.replace(_partial(blob))
+            if not blob.is_file() and not any(path.is_file() for path in loose):
+                self._receive(file, blob, report)
+        return Path(
+            hf_hub_download(
+                file.repo,
+                file.name,
+                revision=REVISION,
+                cache_dir=self.folder,
+                endpoint=self.endpoint,
+                token=self._token,
+            )
+        )
+
+    def _receive(self, file: RemoteFile, blob: Path, report: Report) -> None:
+        partial = _partial(blob)
+        if partial.is_file() and partial.stat().st_size > file.size:
+            partial.unlink()
+        url = hf_hub_url(file.repo, file.name, revision=REVISION, endpoint=self.endpoint)
+        # Compressed on the way, a file could not be gone on with.
+        headers = build_hf_headers(token=self._token, headers={"Accept-Encoding": "identity"})
+        for _ in range(FULL_TRIES):
+            with open(partial, "ab") as out:
+                # Not by the redirect's address: that is signed for some hours only, and a slow line takes longer.
+                http_get(
+                    url,
+                    out,
+                    resume_size=out.tell(),
+                    headers=headers,
+                    expected_size=file.size,
+                    tqdm_class=_reporting(report),
+                )
+            if digest_of(partial, file.digest) in (None, file.digest):
+                os.replace(partial, blob)
+                return
+            report(-file.size)
+            partial.unlink()
+        raise DownloadError(
+            f"{file.repo}/{file.name} arrived {FULL_TRIES} times with another content than {self.endpoint} announces: "
+            "a proxy or a mirror changes it; set HF_ENDPOINT to another, or try again later"
+        )
+
+    def explain(self, error: Exception, repo: str) -> DownloadError | None:
+        """Say what an error of huggingface_hub, or of the HTTP client under it, means and what to do."""
+        if isinstance(error, hub_errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        where = f"{self.endpoint}/{repo}"
+        if isinstance(error, hub_errors.GatedRepoError):
+            what = f"{where} is for those who accepted its terms: do so on that page, then {_LOG_IN}"
+        elif isinstance(error, hub_errors.HfHubHTTPError):
+            what = _meaning(error.response.status_code).format(where=where)
+        elif isinstance(error, hub_errors.OfflineModeIsEnabled):
+            what = f"{where} is not asked: offline (HF_HUB_OFFLINE or --offline)"
+        elif isinstance(error, _UNREACHABLE):
+            what = (
+                f"{where} cannot be reached, or stopped answering ({type(error).__name__}): check the connection and "
+                "any proxy; HF_ENDPOINT may name a mirror"
+            )
+        elif isinstance(error, OSError) and "Consistency check failed" in str(error):  # http_get has no type for it
+            what = f"{where} sent another number of bytes than it announced"
+        else:
+            return None
+        return DownloadError(f"{what}. What has arrived is kept; the same command goes on from there", repo=repo)
+
+    def _blob(self, file: RemoteFile) -> Path:
+        return self._repo(file) / "blobs" / file.digest
+
+    def _repo(self, file: RemoteFile) -> Path:
+        return self.folder / repo_folder_name(repo_id=file.repo, repo_type="model")
+
+    def _snapshots(self, file: RemoteFile) -> list[Path]:
+        """Return where the file of `main` lies or should lie, as far as the cache knows."""
+        try:
+            commit = (self._repo(file) / "refs" / REVISION).read_text(encoding="utf-8").strip()
+        except OSError:
+            return []
+        return [self._repo(file) / "snapshots" / commit / file.name]
+
+
+# The second is the HTTP client's base class; which client that is depends on the version of huggingface_hub.
+_UNREACHABLE = (hub_errors.LocalEntryNotFoundError, hub_errors.HTTPError, hub_errors.FileMetadataError)
+_LOG_IN = "set HF_TOKEN to a token that may read it (or run `hf auth login`)"
+
+
+def _meaning(status: int) -> str:
+    if status == 401:
+        return f"{{where}} answers 401: it does not exist, or asks for another login; {_LOG_IN}"
+    if status == 403:
+        return f"{{where}} answers 403: this login may not read it; {_LOG_IN}"
+    if status == 404:
+        return "{where} answers 404: it is not there; check HF_ENDPOINT if it names a mirror"
+    if status == 429:
+        return f"{{where}} answers 429: too many requests; wait some minutes, or {_LOG_IN}"
+    return f"{{where}} answers {status}; try again later"
+
+
+def _partial(blob: Path) -> Path:
+    return blob.with_name(blob.name + ".incomplete")
+
+
+def _reporting(report: Report) -> type:
+    """Return a class that `http_get` takes for a progress bar, and that passes on what arrives."""
+
+    class Bar:
+        def __init__(self, **_: object) -> None:
+            pass
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def update(self, count: int) -> None:
+            report(count)
+
+    return Bar

@@ -1,0 +1,135 @@
+"""How models are read under a memory plan: DiffSynth's VRAM management, told where each part waits.
+
+DiffSynth moves a managed model's layers between where they wait and where they compute; a part that stays on the device
+is read plainly. `StudioPipe` lets that work on every kind of device. The VAE is never managed: it is small, and
+DiffSynth's image-to-image asks for it by a name that does not exist.
+
+Imports torch and diffsynth. Knows nothing of where weights come from, of requests or of what is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffsynth.core import ModelConfig
+from diffsynth.models.model_loader import ModelPool
+from diffsynth.pipelines.z_image import ZImagePipeline
+
+import tiling
+from device import MemoryPlan, Placement
+
+
+class StudioPipe(ZImagePipeline):
+    """DiffSynth's pipe, whose management also runs on the CPU, and whose VAE can work in tiles.
+
+    Attributes:
+        tiled_vae_above: pixels above which it does; None is never.
+    """
+
+    tiled_vae_above: int | None = None
+
+    def in_tiles(self, half: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        """Apply one half of the VAE to pictures or latents, [1, C, h, w]; tile by tile where they are large."""
+        scale = 8 if half is self.vae_encoder else 1  # pixels for a latent
+        pixels = inputs.shape[-2] * inputs.shape[-1] * (8 // scale) ** 2
+        if self.tiled_vae_above is None or pixels <= self.tiled_vae_above:
+            return half(inputs)
+        return tiling.tiled(half, inputs, tiling.TILE * scale, tiling.OVERLAP * scale)
+
+    def load_models_to_device(self, model_names: Sequence[str]) -> None:
+        """Offload every managed model but the named ones, and make those ready."""
+        if not self.vram_management_enabled:
+            return
+        managed = {name: model for name, model in self.named_children() if is_managed(model)}
+        for name, model in managed.items():
+            if name not in model_names:
+                offload(model)
+        if self.device_type != "cpu":  # torch.cpu has no cache, and no function of that name
+            getattr(torch, self.device_type).empty_cache()
+        for name, model in managed.items():
+            if name in model_names:
+                _each(model, "onload")
+
+
+def is_managed(model: torch.nn.Module) -> bool:
+    """Whether DiffSynth moves the model's layers."""
+    return getattr(model, "vram_management_enabled", False)
+
+
+def offload(model: torch.nn.Module) -> None:
+    """Send a managed model's layers back to where they wait; a plain model stays where it is."""
+    if is_managed(model):
+        _each(model, "offload")
+
+
+def _each(model: torch.nn.Module, action: str) -> None:
+    for module in model.modules():
+        if hasattr(module, action):
+            getattr(module, action)()
+
+
+def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPlan | None) -> ModelPool:
+    """Have DiffSynth recognise and read one model's files.
+
+    Args:
+        pipe: what the model is for; its device and dtype are computed on and in.
+        files: the model's safetensors files.
+        part: "transformer", "text_encoder", "controlnet" or "vae".
+        plan: where the part waits; without one, everything stays on the device.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is absent, or DiffSynth does not know what it holds.
+    """
+    paths = [str(path) for path in files]
+    config = ModelConfig(path=paths if len(paths) > 1 else paths[0])
+    limit = None
+    if plan is not None:
+        if part == "vae":
+            config.computation_dtype = getattr(torch, plan.vae_dtype)
+        else:
+            limit = plan.vram_limit_gb
+            manage(config, plan.parts[part], pipe.device, pipe.torch_dtype, limit is not None)
+    return pipe.download_and_load_models([config], vram_limit=limit)
+
+
+def manage(config: ModelConfig, placement: Placement, device: str, dtype: torch.dtype, gated: bool) -> None:
+    """Fill in a ModelConfig's places and dtypes; it stays as it is where nothing needs to be managed.
+
+    A layer goes through four states in DiffSynth: offloaded while another model works, on-loaded when its own does,
+    preparing (where it stays until it is offloaded) once there was room for it, and computation for one call.
+
+    Args:
+        config: what is filled in.
+        placement: where the part waits, and in which dtype.
+        device: a torch device name.
+        dtype: what is computed in.
+        gated: whether a `vram_limit` will keep layers from filling the device. Without one, a layer fetched would
+            stay until the model is offloaded, so it is fetched anew for each call instead.
+    """
+    held = getattr(torch, placement.held)
+    if placement.at == "device" and held == dtype:
+        return
+    waits = {"disk": ("disk", "disk"), "host": (held, "cpu"), "device": (held, device)}[placement.at]
+    ready = (dtype, device) if gated and placement.at != "device" else waits
+    config.offload_dtype, config.offload_device = waits
+    config.onload_dtype, config.onload_device = waits
+    config.preparing_dtype, config.preparing_device = ready
+    config.computation_dtype, config.computation_device = dtype, device
+
+
+def keep_own_dtype(model: torch.nn.Module, answer: torch.dtype | None = None) -> None:
+    """Let a model take inputs of any dtype and compute in its weights', from now on.
+
+    Args:
+        model: called with one tensor.
+        answer: the dtype to answer in; None leaves it as it is computed.
+    """
+
+    def before(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (inputs[0].to(next(module.parameters()).dtype), *inputs[1:])
+
+    model.register_forward_pre_hook(before)
+    if answer is not None:
+        model.register_forward_hook(lambda module, inputs, output: output.to(answer))

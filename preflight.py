@@ -1,0 +1,299 @@
+"""What a request will take, before it runs: operations, seconds and memory, and whether that is hopeless.
+
+Pure arithmetic over the models' shapes. The operations agree with those counted by torch; seconds are operations over
+a device's throughput, assumed from its kind until a run of the same process has measured it. Knows nothing of
+pipelines, of engines or of what a Space allows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from device import SIZES, VAE_NUMBERS_PER_PIXEL, Device, Dtype, Kind, MemoryPlan
+from errors import RequestError
+from request import MODELS, Request, WeightsKind
+from request import SIZES as POSSIBLE
+
+TEXT_TOKENS = 96  # of a usual prompt with its chat template; padded to a multiple of 32
+HOPELESS_SECONDS = 12 * 3600  # beyond a night nobody means it
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A transformer's shape: width, layers (those for picture or text alone apart), and the feed-forward's width.
+
+    `text_numbers` counts the text encoder's weights that each token meets; `control_layers` are the ControlNet's.
+    """
+
+    width: int
+    layers: int
+    refiners: int
+    hidden: int
+    text_numbers: int
+    control_layers: int
+    control_refiners: int
+
+    @property
+    def numbers_per_layer(self) -> int:
+        """Weights of a layer that each token meets."""
+        return 4 * self.width * self.width + 3 * self.width * self.hidden
+
+
+# Full: diffsynth.models.z_image_dit and z_image_controlnet; the text encoder is Qwen3-4B without its embedding, of
+# which the last layer is not used. Miniature: the three configurations in mini.py.
+SHAPES: Mapping[WeightsKind, Shape] = {
+    "full": Shape(3840, 30, 2, 10240, 3_600_000_000, 15, 2),
+    "mini": Shape(192, 6, 1, 512, 1_000_000, 3, 1),
+}
+# Operations a pixel of the VAE (1024 x 1024: 10.5 TFLOP to decode, 4.9 to encode); the miniature's has 1/100 of that.
+VAE_PER_PIXEL: Mapping[WeightsKind, tuple[float, float]] = {"full": (4.7e6, 1.0e7), "mini": (5e4, 1e5)}
+
+
+def step_flops(kind: WeightsKind, width: int, height: int, *, control: bool = False, text: int = TEXT_TOKENS) -> float:
+    """Return the floating-point operations of one forward pass of the transformer, twice its multiplications."""
+    shape = SHAPES[kind]
+    image = width * height // 256  # patches of 2 x 2 latents, each of 8 x 8 pixels
+    together = image + text
+
+    def layers(count: int, tokens: int) -> float:
+        return count * (2.0 * shape.numbers_per_layer * tokens + 4.0 * shape.width * tokens**2)
+
+    total = layers(shape.layers, together) + layers(shape.refiners, image) + layers(shape.refiners, text)
+    if control:
+        total += layers(shape.control_layers, together) + layers(shape.control_refiners, image)
+        # a projection after each, and one before each of the two stacks
+        projection = 2.0 * shape.width**2
+        total += projection * ((shape.control_layers + 1) * together + (shape.control_refiners + 1) * image)
+    return total
+
+
+def request_flops(
+    kind: WeightsKind,
+    mode: str,
+    steps: int,
+    cfg: float,
+    width: int,
+    height: int,
+    *,
+    control: bool | None = None,
+) -> float:
+    """Return the floating-point operations of a whole request.
+
+    Args:
+        kind: which weights.
+        mode: "generate", "controlnet" or "upscale".
+        steps: denoising steps.
+        cfg: guidance; other than 1 runs the transformer twice in each step.
+        width: of the result, in pixels; for "upscale" too.
+        height: likewise.
+        control: whether the ControlNet runs; None takes it from the mode.
+    """
+    guided = 1 if cfg == 1 else 2
+    control = mode == "controlnet" if control is None else control
+    encode, decode = VAE_PER_PIXEL[kind]
+    total = guided * 2.0 * SHAPES[kind].text_numbers * TEXT_TOKENS
+    total += steps * guided * step_flops(kind, width, height, control=control)
+    total += width * height * (decode + (encode if control or mode == "upscale" else 0.0))
+    if mode == "upscale":  # Real-ESRGAN x4 of a picture of half the result's sides: 9.4 TFLOP for 512 x 512
+        total += 9.4e12 / 512**2 * (width * height / 4)
+    return total
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What a device does in a second, while it draws: operations, and bytes of weights fetched from elsewhere."""
+
+    flops: float
+    fetched: float
+    source: Literal["assumed", "measured"] = "assumed"
+
+
+# Useful operations a second in bf16 by compute capability: about half of what the card of that generation that most
+# people have can do. A guess until the process has drawn its first picture.
+_CUDA: Mapping[tuple[int, int], float] = {
+    (7, 0): 8e12,  # fp32: no bf16 before 8.0
+    (8, 0): 150e12,
+    (8, 6): 35e12,
+    (8, 9): 80e12,
+    (9, 0): 400e12,
+    (10, 0): 400e12,
+    (12, 0): 100e12,
+}
+CPU_FLOPS_PER_CORE = 50e9  # measured: 100 GFLOP/s in fp32 on two AVX2 cores
+APPLE_FLOPS = 5e12
+FETCHED: Mapping[Kind, float] = {"cuda": 8e9, "mps": 2e9, "cpu": 1.5e9}  # pageable copies to a card; a disk
+
+
+def assumed(device_kind: Kind, *, capability: tuple[int, int] | None = None, cores: int = 1) -> Throughput:
+    """Return what a device is taken to do before anything was measured on it."""
+    if device_kind == "cuda":
+        known = [of for of in _CUDA if of <= (capability or (8, 6))]
+        return Throughput(_CUDA[max(known, default=(7, 0))], FETCHED["cuda"])
+    flops = APPLE_FLOPS if device_kind == "mps" else CPU_FLOPS_PER_CORE * cores
+    return Throughput(flops, FETCHED[device_kind])
+
+
+def seconds(flops: float, fetched: float, device: Throughput) -> float:
+    """Return how long work takes: what is computed, and what is fetched meanwhile, one after the other."""
+    return flops / device.flops + fetched / device.fetched
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a request will take: seconds without loading, and the device's memory at its fullest, in bytes."""
+
+    seconds: float
+    bytes: int
+    flops: float
+    source: Literal["assumed", "measured"]
+
+    def __str__(self) -> str:
+        return f"about {duration_text(self.seconds)} and {self.bytes / 1e9:.1f} GB"
+
+
+def estimate(
+    kind: WeightsKind,
+    mode: str,
+    steps: int,
+    cfg: float,
+    width: int,
+    height: int,
+    plan: MemoryPlan,
+    dtype: Dtype,
+    device: Throughput,
+) -> Estimate:
+    """Estimate a request under a memory plan."""
+    flops = request_flops(kind, mode, steps, cfg, width, height)
+    passes = steps * (1 if cfg == 1 else 2)
+    fetched = 0
+    if kind == "full":
+        waiting = {part for part in plan.parts if part not in plan.resident}
+        fetched = passes * sum(SIZES[part] for part in waiting & {"transformer", "controlnet"})
+        fetched += SIZES["text_encoder"] if "text_encoder" in waiting else 0
+    return Estimate(
+        seconds(flops, fetched, device),
+        peak_bytes(kind, mode, width, height, plan, dtype),
+        flops,
+        device.source,
+    )
+
+
+PROGRAM_BYTES = 700_000_000  # torch, diffsynth and what they allocate before any weights; measured on a CPU
+_LARGEST_FETCH = 151_936 * 2560  # numbers of the text encoder's embedding, the largest layer of all
+_LIVE_PER_TOKEN = 14  # widths of a token alive inside a layer: the sum, its norm, three of the feed-forward, q, k, v
+
+
+def peak_bytes(kind: WeightsKind, mode: str, width: int, height: int, plan: MemoryPlan, dtype: Dtype) -> int:
+    """Return the device's memory at the fullest moment of a request, weights included, in bytes."""
+    size = 4 if dtype == "float32" else 2
+    shape, tokens = SHAPES[kind], width * height // 256 + TEXT_TOKENS
+    fetched = any(placement.at != "device" or placement.held != dtype for placement in plan.parts.values())
+    # Read in one dtype and cast to another: both are there for a moment.
+    encoding = _LARGEST_FETCH * (2 + size) if kind == "full" and fetched else 0
+    denoising = tokens * shape.width * size * _LIVE_PER_TOKEN
+    if mode == "controlnet":  # every layer's hint is kept
+        denoising += 2 * shape.control_layers * tokens * shape.width * size
+    pixels = width * height
+    whole = min(pixels, max(plan.tiled_vae_above, 0), pixels) if pixels <= plan.tiled_vae_above else 768 * 768
+    decoding = whole * VAE_NUMBERS_PER_PIXEL * (4 if plan.vae_dtype == "float32" else 2) + 16 * pixels
+    if kind == "mini":
+        return 100_000_000 + max(denoising, decoding // 20)
+    return PROGRAM_BYTES + plan.resident_bytes + max(encoding, denoising, decoding)
+
+
+def check(
+    kind: WeightsKind,
+    mode: str,
+    steps: int,
+    cfg: float,
+    width: int,
+    height: int,
+    plan: MemoryPlan,
+    dtype: Dtype,
+    device: Throughput,
+) -> Estimate:
+    """Return what a request will take, unless it is hopeless.
+
+    Raises:
+        RequestError: it cannot fit the memory, or would take more than HOPELESS_SECONDS; with the nearest that fits.
+    """
+    arguments = (plan, dtype, device)
+    found = estimate(kind, mode, steps, cfg, width, height, *arguments)
+    if found.bytes > plan.room:
+        why = f"with {plan.room / 1e9:.1f} GB of memory ({width} x {height} needs about {found.bytes / 1e9:.1f} GB)"
+        nearest = _smaller(kind, mode, width, height, plan, dtype)
+        if nearest is None:
+            raise RequestError(_size_field(mode), f"{width} x {height}", f"no size {why}")
+        raise RequestError(_size_field(mode), f"{width} x {height}", f"up to about {nearest} {why}", nearest=nearest)
+    if found.seconds > HOPELESS_SECONDS:
+        one = estimate(kind, mode, 1, cfg, width, height, *arguments).seconds
+        each = estimate(kind, mode, 2, cfg, width, height, *arguments).seconds - one
+        possible = int(1 + (HOPELESS_SECONDS - one) // each)
+        took = f"{steps} would take about {duration_text(found.seconds)} on this device"
+        if possible >= 1:
+            raise RequestError("steps", steps, f"1 to {possible} at {width} x {height}: {took}", nearest=possible)
+        raise RequestError(_size_field(mode), f"{width} x {height}", f"a smaller size: {took}")
+    return found
+
+
+class Forecast:
+    """What requests will take on one device; a finished run replaces the assumed throughput with the measured one."""
+
+    def __init__(self) -> None:
+        self._measured: dict[WeightsKind, Throughput] = {}
+
+    def check(
+        self, request: Request, kind: WeightsKind, size: tuple[int, int], on: Device, plan: MemoryPlan
+    ) -> Estimate:
+        """Return what a resolved request will take, unless it is hopeless.
+
+        Raises:
+            RequestError: as `check`.
+        """
+        usual = assumed(on.kind, capability=on.capability, cores=os.cpu_count() or 1)
+        throughput = self._measured.get(kind, usual)
+        return check(kind, request.mode, request.steps, _cfg(request), *size, plan, on.dtype, throughput)
+
+    def learn(self, request: Request, kind: WeightsKind, size: tuple[int, int], taken: Mapping[str, float]) -> None:
+        """Take the seconds of a finished run's denoising for what this device does in a second.
+
+        Upscale draws in tiles that overlap, and teaches nothing.
+        """
+        drawing = taken.get("denoising", 0.0)
+        if drawing <= 0 or request.mode == "upscale":
+            return
+        passes = request.steps * (1 if _cfg(request) == 1 else 2)
+        work = passes * step_flops(kind, *size, control=request.mode == "controlnet")
+        # What was fetched meanwhile is in this figure too, and is not counted a second time.
+        self._measured[kind] = Throughput(work / drawing, float("inf"), "measured")
+
+
+def _cfg(request: Request) -> float:
+    return getattr(request, "cfg", MODELS[request.model].cfg)
+
+
+def _size_field(mode: str) -> str:
+    return "size" if mode == "generate" else "image"
+
+
+def _smaller(kind: WeightsKind, mode: str, width: int, height: int, plan: MemoryPlan, dtype: Dtype) -> str | None:
+    """Return the largest size of about the same shape that fits the memory."""
+    possible = POSSIBLE[kind]
+    longer = max(width, height)
+    for side in range(longer - possible.step, possible.minimum - 1, -possible.step):
+        sides = [possible.nearest(round(one * side / longer)) for one in (width, height)]
+        if peak_bytes(kind, mode, *sides, plan, dtype) <= plan.room:
+            return f"{sides[0]} x {sides[1]}"
+    return None
+
+
+def duration_text(taken: float) -> str:
+    """Return seconds as people say them."""
+    if taken < 90:
+        return f"{max(taken, 1):.0f} s"
+    if taken < 90 * 60:
+        return f"{taken / 60:.0f} minutes"
+    return f"{taken / 3600:.1f} hours"

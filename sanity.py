@@ -1,0 +1,112 @@
+"""Whether a result is a picture at all: NaN, black, flat and clipped results are recognised and their cause is named.
+
+Latents tell more than pixels: a NaN becomes a plain black picture in 8 bit, and a prompt may well ask for one. So a
+plain picture is only a fault where the latents that it came from are not plain too.
+
+Imports no torch: it measures the tensors it is given. Knows nothing of pipelines, requests or retries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+# Latents of these models have about unit variance. Over the miniature's prompts their largest number was below 8.
+LATENT_LIMIT = 30.0
+# Deviation of the latents over the picture, mean of the channels, below which nothing was drawn at all. A plain
+# background, asked of the miniature by itself, had 0.27 and more.
+LATENTS_EMPTY = 1e-3
+# A decoded picture lies within -1..1, with overshoots of some tenths. Share of it that may lie beyond twice that.
+CLIPPED_AT, CLIPPED_SHARE = 2.0, 0.25
+# Deviation of the decoded picture below which it is one colour: half a level of 8 bit.
+FLAT = 0.5 / 127.5
+# Deviation of latents that a decoder must show something of.
+LATENTS_VARIED = 0.5
+
+
+@dataclass(frozen=True)
+class Health:
+    """What is measured of a result before it is rounded to 8 bit.
+
+    Attributes:
+        latents_finite: whether every latent is a number.
+        latents_peak: the largest latent, without its sign.
+        latents_spread: deviation over the picture, mean of the channels; unit variance is usual.
+        pixels_finite: whether every decoded value is a number.
+        pixels_spread: deviation over the picture, largest of the channels; -1..1 is the picture's range.
+        pixels_clipped: share of decoded values that lie far outside -1..1.
+    """
+
+    latents_finite: bool
+    latents_peak: float
+    latents_spread: float
+    pixels_finite: bool
+    pixels_spread: float
+    pixels_clipped: float
+
+
+def measure(latents: torch.Tensor, decoded: torch.Tensor) -> Health:
+    """Measure latents [1, 16, h, w] and what was decoded from them, [1, 3, 8 h, 8 w] in about -1..1."""
+    latents, decoded = latents.float(), decoded.float()
+    return Health(
+        bool(latents.isfinite().all()),
+        float(latents.abs().max()),
+        float(latents.flatten(2).std(-1).mean()),
+        bool(decoded.isfinite().all()),
+        float(decoded.flatten(2).std(-1).max()),
+        float((decoded.abs() > CLIPPED_AT).float().mean()),
+    )
+
+
+@dataclass(frozen=True)
+class Defect:
+    """What is wrong with a result: a code, the stage that broke it, and what was seen, as a clause."""
+
+    code: Literal["nan", "exploded", "empty", "flat", "clipped"]
+    stage: Literal["denoising", "decoding"]
+    seen: str
+
+
+def judge(health: Health) -> Defect | None:
+    """Return what is wrong with a result; None where it is a picture, a plain one included."""
+    if not health.latents_finite:
+        return Defect("nan", "denoising", "the transformer's result holds NaN or infinity, which would show as black")
+    if health.latents_peak > LATENT_LIMIT:
+        return Defect(
+            "exploded",
+            "denoising",
+            f"the transformer's result reaches {health.latents_peak:.0f} where some 5 is usual: noise, not a picture",
+        )
+    if health.latents_spread < LATENTS_EMPTY:
+        return Defect("empty", "denoising", "the transformer's result is the same all over")
+    if not health.pixels_finite:
+        return Defect("nan", "decoding", "the VAE made NaN or infinity of sound latents, which would show as black")
+    if health.pixels_clipped > CLIPPED_SHARE:
+        share = f"{health.pixels_clipped:.0%}"
+        return Defect("clipped", "decoding", f"{share} of the picture lies far beyond black and white")
+    if health.pixels_spread < FLAT and health.latents_spread > LATENTS_VARIED:
+        return Defect("flat", "decoding", "the VAE made one plain colour of latents that vary")
+    return None
+
+
+def likely_cause(defect: Defect, *, dtype: str, attention: str, lora: str | None) -> str:
+    """Name what such a result usually comes from, as a sentence for the user.
+
+    Args:
+        defect: what was seen.
+        dtype: what the transformer computes in.
+        attention: DiffSynth's attention backend; "torch" is SDPA, which is exact.
+        lora: the name of the LoRA that was worn, if any.
+    """
+    if defect.stage == "decoding":
+        return "Likely cause: the VAE's file is damaged, since computing it in fp32 did not help."
+    if lora is not None:
+        return f"Likely cause: the LoRA {lora!r}; try a lower strength, or draw without it."
+    if attention != "torch":
+        return f"Likely cause: the attention backend {attention!r}; unset DIFFSYNTH_ATTENTION_IMPLEMENTATION."
+    if dtype == "float16":
+        return "Likely cause: float16, whose range is too small for these models."
+    return f"Likely cause: the transformer's file is damaged; the arithmetic ({dtype}, SDPA) is not suspect."

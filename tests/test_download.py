@@ -1,0 +1,359 @@
+"""Fetching weights: from a hub of our own on loopback, with everything that goes wrong on a line."""
+
+import dataclasses
+import hashlib
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import COMMIT, Fault, Hub, digest
+from sparse import write_sparse
+
+import checkpoint
+import download
+import weights
+from download import Fetched, Planned, Progress
+from errors import DownloadError
+from hub_huggingface import HuggingFace
+from weights import Part
+
+REPO = "owner/tiny-model"
+SHARDS = [f"transformer/model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+NAMES = {"transformer/config.json", "transformer/model.safetensors.index.json", *SHARDS}
+
+
+def tensors(folder: Path, name: str, numbers: int) -> bytes:
+    """Return a safetensors file of so many numbers that no two files are alike."""
+    path = folder / "made.safetensors"
+    write_sparse(path, {name: (numbers,)}, "F32")
+    with path.open("r+b") as file:
+        file.seek(checkpoint.read_header(path).data_start)
+        file.write(random.Random(name).randbytes(4 * numbers))
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A small repository with everything that the real ones have: shards, an index, a configuration, other folders."""
+    folder = tmp_path_factory.mktemp("content")
+    index = b'{"weight_map": {"a": "%s", "b": "%s"}}' % tuple(Path(name).name.encode() for name in SHARDS)
+    return {
+        "README.md": b"# not wanted",
+        "transformer/config.json": b'{"layers": 2}',
+        "transformer/model.safetensors.index.json": index,
+        SHARDS[0]: tensors(folder, "a", 100_000),
+        SHARDS[1]: tensors(folder, "b", 200_000),
+        "assets/picture.png": b"not wanted",
+        "single.pth": random.Random(1).randbytes(300_000),
+        "large.pth": random.Random(2).randbytes(30_000_000),
+    }
+
+
+@pytest.fixture(scope="module")
+def parts(content: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Part]:
+    """A registry of that repository, in place of the real one."""
+    folder = tmp_path_factory.mktemp("parts")
+    for name in SHARDS:
+        (folder / Path(name).name).write_bytes(content[name])
+    size = sum(len(content[name]) for name in SHARDS)
+    known = weights.model_hash(sorted(folder.iterdir()))
+    return {
+        "model": Part("model", REPO, "transformer/*.safetensors", size, "a test", known),
+        "single": Part("single", REPO, "single.pth", 300_000, "a test"),
+    }
+
+
+@pytest.fixture
+def hub(content: dict[str, bytes]) -> Iterator[Hub]:
+    running = Hub({REPO: content}).start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    return {
+        "HOME": str(tmp_path),
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "DIFFSYNTH_MODEL_BASE_PATH": str(tmp_path / "m"),
+    }
+
+
+@pytest.fixture
+def client(hub: Hub, environ: dict[str, str]) -> HuggingFace:
+    return HuggingFace(hub.url, Path(environ["HF_HUB_CACHE"]), "hf_secret")
+
+
+@pytest.fixture
+def found(parts: dict[str, Part], environ: dict[str, str]) -> Callable[[], list[weights.Found]]:
+    """What a look at this machine gives now."""
+    return lambda: weights.inventory(environ, parts=parts.values())
+
+
+def run(parts: dict[str, Part], client: HuggingFace, **options: object) -> list[download.Event]:
+    return list(download.fetch(list(parts.values()), client, **options))
+
+
+def blob(client: HuggingFace, content: bytes) -> Path:
+    return client.folder / "models--owner--tiny-model" / "blobs" / hashlib.sha256(content).hexdigest()
+
+
+# --- what arrives
+
+
+def test_everything_that_a_part_needs_arrives_and_is_found(hub, client, parts, content, found) -> None:
+    assert not any(one.present for one in found())
+    events = run(parts, client)
+    plan = events[0]
+    assert isinstance(plan, Planned)
+    wanted = NAMES | {"single.pth"}
+    assert (plan.files, plan.total, plan.left) == (5, *[sum(len(content[name]) for name in wanted)] * 2)
+    fetched = {one.file.name: one.path for one in events if isinstance(one, Fetched)}
+    assert fetched.keys() == wanted
+    for name, path in fetched.items():
+        assert path == client.folder / "models--owner--tiny-model" / "snapshots" / COMMIT / name
+        assert path.read_bytes() == content[name]
+    assert [one.source for one in found()] == ["Hugging Face cache"] * 2
+    assert (client.folder / "models--owner--tiny-model" / "refs" / "main").read_text() == COMMIT
+
+
+def test_progress_counts_every_byte_once_and_ends_at_all(client, parts) -> None:
+    progress = [one for one in run(parts, client) if isinstance(one, Progress)]
+    assert [one.done for one in progress] == sorted(one.done for one in progress)
+    assert progress[0].done < progress[-1].done == progress[-1].total
+    assert (progress[-1].files_done, progress[-1].files) == (5, 5)
+
+
+def test_a_second_call_transfers_nothing(hub, client, parts) -> None:
+    run(parts, client)
+    gets = [path for way, path, _ in hub.requests if way == "GET" and not path.startswith("/api")]
+    events = run(parts, client)
+    assert events[0].left == 0
+    assert [path for way, path, _ in hub.requests if way == "GET" and not path.startswith("/api")] == gets
+
+
+def test_other_programs_find_it_in_the_cache_without_a_network(client, parts, hub) -> None:
+    from huggingface_hub import snapshot_download
+
+    run(parts, client)
+    seen = len(hub.requests)
+    folder = Path(snapshot_download(REPO, cache_dir=client.folder, local_files_only=True, endpoint=hub.url))
+    assert (folder / SHARDS[0]).is_file()
+    assert len(hub.requests) == seen
+
+
+def test_several_files_come_at_once(hub, client, parts) -> None:
+    """With one file held up by the hub, the others arrive all the same."""
+    hub.faults[SHARDS[0]] = Fault("slow")
+    events = download.fetch([parts["model"]], client)
+    fetched = []
+    for event in events:
+        if isinstance(event, Fetched):
+            fetched.append(event.file.name)
+        if len(fetched) == 3:
+            break
+    assert set(fetched) == NAMES - {SHARDS[0]}
+    hub.stop_waiting()
+    events.close()
+
+
+def test_the_token_goes_to_the_hub_and_not_to_its_storage(hub, client, parts) -> None:
+    run(parts, client)
+    assert {one.get("authorization") for one in hub.asked("GET", "/owner")} == {"Bearer hf_secret"}
+    storage = hub.asked("GET", "/storage")
+    assert len(storage) == 3
+    assert not any("authorization" in one for one in storage)
+
+
+# --- what goes wrong on the line
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_cut_connection_is_gone_on_with(ranges, hub, client, content) -> None:
+    hub.ranges = ranges
+    hub.faults["large.pth"] = Fault("cut", 1)
+    run({"large": Part("large", REPO, "large.pth", 30_000_000, "a test")}, client)
+    assert blob(client, content["large.pth"]).read_bytes() == content["large.pth"]
+    asked = [one["range"] for one in hub.asked("GET", f"/storage/{REPO}/large.pth") if "range" in one]
+    assert asked == ["bytes=10485760-"]  # the library's blocks
+
+
+def test_an_interrupted_download_is_gone_on_with_by_the_next_call(hub, client, parts, content, found) -> None:
+    half = len(content["single.pth"]) // 2
+    hub.faults["single.pth"] = Fault("short")
+    with pytest.raises(DownloadError, match=r"sent another number of bytes .* goes on from there"):
+        run({"single": parts["single"]}, client)
+    partial = blob(client, content["single.pth"]).with_suffix(".incomplete")
+    assert partial.read_bytes() == content["single.pth"][:half]
+    assert not found()[1].present
+    hub.faults.clear()
+    events = run({"single": parts["single"]}, client)
+    assert events[0].left == len(content["single.pth"]) - half
+    assert hub.asked("GET", "/storage")[-1]["range"] == f"bytes={half}-"
+    assert found()[1].present
+    assert not partial.exists()
+
+
+def test_a_closed_generator_stops_and_keeps_what_arrived(hub, client, parts, content) -> None:
+    events = download.fetch([parts["single"]], client)
+    for event in events:
+        if isinstance(event, Progress):
+            break
+    events.close()
+    kept = [path for path in (client.folder / "models--owner--tiny-model" / "blobs").iterdir()]
+    assert [path.read_bytes() == content["single.pth"][: path.stat().st_size] for path in kept] == [True]
+
+
+def test_too_many_bytes_are_never_taken_for_the_file(hub, client, parts, content, found) -> None:
+    hub.faults["single.pth"] = Fault("long")
+    with pytest.raises(DownloadError, match="another number of bytes"):
+        run({"single": parts["single"]}, client)
+    assert not found()[1].present
+    hub.faults.clear()
+    run({"single": parts["single"]}, client)
+    assert blob(client, content["single.pth"]).read_bytes() == content["single.pth"]
+
+
+def test_other_content_of_the_right_length_is_fetched_anew_once(hub, client, parts, content) -> None:
+    hub.faults["single.pth"] = Fault("wrong", 1)
+    progress = [one for one in run({"single": parts["single"]}, client) if isinstance(one, Progress)]
+    assert blob(client, content["single.pth"]).read_bytes() == content["single.pth"]
+    assert progress[-1].done == progress[-1].total
+
+
+def test_other_content_again_and_again_is_refused(hub, client, parts, content) -> None:
+    hub.faults["single.pth"] = Fault("wrong")
+    with pytest.raises(DownloadError, match="2 times with another content"):
+        run({"single": parts["single"]}, client)
+    assert not list((client.folder / "models--owner--tiny-model" / "blobs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        (401, "RepoNotFound", "answers 401: .*HF_TOKEN"),
+        (401, "", "answers 401: .*HF_TOKEN"),
+        (403, "", "answers 403: .*HF_TOKEN"),
+        (403, "GatedRepo", "accepted its terms.*HF_TOKEN"),
+        (404, "RepoNotFound", "answers 404: .*HF_ENDPOINT"),
+        (500, "", "answers 500; try again later"),
+    ],
+)
+def test_refusals_say_what_to_do(status, code, said, hub, client, parts) -> None:
+    hub.refused[REPO] = (status, code)
+    with pytest.raises(DownloadError, match=said) as raised:
+        run(parts, client)
+    assert f"{hub.url}/{REPO}" in str(raised.value)
+    assert "hf_secret" not in str(raised.value)
+
+
+def test_a_storage_that_refuses_is_told_with_its_status(hub, client, parts) -> None:
+    hub.faults["single.pth"] = Fault(403)
+    with pytest.raises(DownloadError, match="answers 403"):
+        run({"single": parts["single"]}, client)
+
+
+def test_a_repository_without_the_file_says_so(hub, client) -> None:
+    with pytest.raises(DownloadError, match=r"owner/tiny-model at http.* has no other/\*"):
+        run({"x": Part("x", REPO, "other/*", 1, "a test")}, client)
+
+
+def test_nobody_at_the_address(client, hub, parts) -> None:
+    hub.stop()
+    with pytest.raises(DownloadError, match=r"cannot be reached, .*HF_ENDPOINT may name a mirror"):
+        run(parts, client)
+
+
+# --- what is on the disk already
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(hub, client, parts, content) -> None:
+    with pytest.raises(DownloadError, match="has 500 MB free, and 2 MB are still to come: make room"):
+        run(parts, client, free=lambda _: download.ROOM)
+    assert not hub.asked("GET", "/storage")
+    # What is there already needs no room.
+    run(parts, client, free=lambda _: 10**12)
+    run(parts, client, free=lambda _: 0)
+
+
+def test_the_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    assert download.disk_free(tmp_path / "a" / "b") > 0
+
+
+def test_a_file_that_was_cut_short_in_the_cache_is_gone_on_with(hub, client, parts, content, found) -> None:
+    run(parts, client)
+    os.truncate(blob(client, content[SHARDS[1]]), 100_000)
+    assert "cut short" in found()[0].problems[0]
+    seen = len(hub.asked("GET", "/storage"))
+    run(parts, client)
+    (asked,) = hub.asked("GET", "/storage")[seen:]
+    assert asked["range"] == "bytes=100000-"
+    assert all(one.present for one in found())
+
+
+def test_a_link_to_nothing_in_the_cache_is_mended(client, parts, content, found) -> None:
+    run(parts, client)
+    blob(client, content[SHARDS[0]]).unlink()
+    assert "link to nothing" in found()[0].problems[0]
+    run(parts, client)
+    assert all(one.present for one in found())
+
+
+def test_a_cache_without_links_is_taken_as_it_is(hub, client, parts, content, found) -> None:
+    """On Windows huggingface_hub puts the files themselves into snapshots."""
+    run(parts, client)
+    snapshot = client.folder / "models--owner--tiny-model" / "snapshots" / COMMIT
+    for path in (snapshot / SHARDS[0], snapshot / SHARDS[1]):
+        target = path.resolve()
+        path.unlink()
+        target.rename(path)
+    os.truncate(snapshot / SHARDS[1], 1000)
+    seen = len(hub.asked("GET", "/storage"))
+    run(parts, client)
+    assert len(hub.asked("GET", "/storage")) == seen + 1  # the whole shard is not fetched again
+    assert all(one.present for one in found())
+
+
+def test_small_files_are_checked_by_gits_hash(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"Hello, World!")
+    assert checkpoint.digest_of(tmp_path / "a", "0" * 40) == "b45ef6fec89518d314f546fd6c3025367b721684"
+    assert checkpoint.digest_of(tmp_path / "a", "0" * 64) == digest(b"Hello, World!", large=True)
+    assert checkpoint.digest_of(tmp_path / "a", "strange-etag") is None
+
+
+# --- ModelScope
+
+
+@pytest.fixture
+def modelscope(hub: Hub, environ: dict[str, str]):
+    """The other hub, which calls the repository by another owner's name."""
+    from modelscope_hub import HubConfig
+
+    from hub_modelscope import ModelScope
+
+    hub.repos = {"other/tiny-model": hub.repos[REPO]}
+    home = Path(environ["HOME"])
+    return ModelScope(HubConfig(endpoint=hub.url, cache_dir=home / ".cache" / "modelscope", config_dir=home / "c"))
+
+
+def elsewhere(part: Part) -> Part:
+    return dataclasses.replace(part, also=("other/tiny-model",))
+
+
+def test_modelscope_fills_its_own_cache_and_is_found(hub, modelscope, parts, content, environ) -> None:
+    wanted = {name: elsewhere(part) for name, part in parts.items()}
+    hub.faults[SHARDS[0]] = Fault("cut", 1)
+    events = run(wanted, modelscope)
+    assert {one.file.name for one in events if isinstance(one, Fetched)} == NAMES | {"single.pth"}
+    assert events[-1].done == events[-1].total
+    assert all(one.path.read_bytes() == content[one.file.name] for one in events if isinstance(one, Fetched))
+    found = weights.inventory(environ, parts=wanted.values())
+    assert [one.source for one in found] == ["ModelScope cache"] * 2
+    assert run(wanted, modelscope)[0].left == 0
+
+
+def test_modelscope_without_the_repository_says_what_else_there_is(modelscope, parts) -> None:
+    with pytest.raises(DownloadError, match="is not there; leave out `--hub modelscope`"):
+        run(parts, modelscope)

@@ -1,0 +1,112 @@
+"""The benchmark for CUDA cards at reduced size on the CPU; and, with `-m gpu`, every mode on real weights."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_benchmark_runs_at_reduced_size(tmp_path: Path) -> None:
+    out = tmp_path / "gpu"
+    command = [sys.executable, "bench/gpu.py", "--device", "cpu", "--weights", "mini", "--runs", "1", "--skip-compile"]
+    done = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    assert json.loads(done.stdout.splitlines()[-1]) == facts
+    assert [one["case"] for one in facts["cases"]][:2] == ["Turbo 512", "Turbo 1024"]
+    for one in (*facts["cases"], *facts["plans"]):
+        assert "error" not in one, one
+        assert one["finite"] and one["seconds"] > 0
+    assert [one["pipeline"] for one in facts["others"]] == ["ours", "DiffSynth's own call", "diffusers, latents only"]
+    text = out.with_suffix(".md").read_text(encoding="utf-8")
+    assert all(one["case"] in text for one in facts["cases"])
+
+
+# --- on a card, with the real weights: pytest -m gpu
+
+SIDE = 384
+
+
+@pytest.fixture(scope="module")
+def real():
+    """An engine with the real weights on a CUDA card."""
+    from engine import Engine, Settings
+
+    return Engine(Settings(weights="full", device="cuda"))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    """A picture to take structure from."""
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (SIDE, SIDE), "white")
+    ImageDraw.Draw(image).ellipse((80, 80, 300, 300), fill="black")
+    image.save(tmp_path / "circle.png")
+    return str(tmp_path / "circle.png")
+
+
+def requests(picture: str) -> list:
+    """Return a small request of every mode that draws."""
+    from request import MODES
+
+    found = []
+    for mode in MODES.values():
+        for model in ("turbo", "base") if "model" in mode.model_fields else (mode.model,):
+            values = {"prompt": "a lighthouse in a storm", "seed": 7, "width": SIDE, "height": SIDE, "model": model}
+            values |= {"image": picture, "preprocessor": "canny"}
+            found.append(mode.parse(**{name: value for name, value in values.items() if name in mode.model_fields}))
+    return found
+
+
+def test_every_mode_is_asked_for(picture: str) -> None:
+    """Not on a card: that the requests below are ones, whatever modes are added."""
+    from request import MODES
+
+    assert {request.mode for request in requests(picture)} == set(MODES)
+
+
+@pytest.mark.gpu
+def test_every_mode_draws_with_real_weights(real, picture: str) -> None:
+    for request in requests(picture):
+        result = real.draw(request)
+        assert result.weights == "full"
+        assert min(result.size) >= SIDE
+        assert not [note for note in result.notes if note.code in ("safe_mode", "less_memory")]
+        assert real.draw(result.request).png == result.png  # the same seed, the same picture
+
+
+@pytest.mark.gpu
+def test_smaller_cards_plans_draw_the_same_picture(picture: str) -> None:
+    """Streamed and staged weights are the same weights: at most rounding may differ."""
+    import io
+
+    from PIL import Image, ImageChops, ImageStat
+
+    from engine import Engine, Settings
+
+    request = requests(picture)[0]
+    pictures = []
+    for gigabytes in (None, 17, 8):
+        engine = Engine(Settings(weights="full", device="cuda", memory_gb=gigabytes))
+        pictures.append(Image.open(io.BytesIO(engine.draw(request).png)))
+    for other in pictures[1:]:
+        assert max(ImageStat.Stat(ImageChops.difference(pictures[0], other)).mean) < 2
+
+
+@pytest.mark.gpu
+def test_the_estimate_of_memory_is_above_what_is_taken(real, picture: str) -> None:
+    import torch
+
+    for request in requests(picture):
+        torch.cuda.reset_peak_memory_stats()
+        result = real.draw(request)
+        on, plan = real._device, real._plan
+        expected = real._forecast.check(result.request, "full", result.size, on, plan)
+        assert torch.cuda.max_memory_allocated() <= expected.bytes
+    assert os.environ["DIFFSYNTH_ATTENTION_IMPLEMENTATION"] == "torch"

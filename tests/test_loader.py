@@ -1,0 +1,259 @@
+"""Models read under a memory plan: the same pictures wherever parts wait, and what is done when memory runs out."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import controlnets
+import pytest
+import torch
+
+import loader
+import weights
+from device import MemoryPlan, Placement, memory_plan
+from pipeline import Picture, Pipeline
+
+ROOT = Path(__file__).parent.parent
+
+
+def plan_with(at: str, held: str = "float32", **changes: object) -> MemoryPlan:
+    """A plan for the miniature whose parts, but for the VAE, all wait in one place."""
+    plan = memory_plan("cpu", 10**9, None, 10**9, "controlnet", "mini", "float32")
+    parts = {name: Placement("device" if name == "vae" else at, held) for name in plan.parts}
+    return dataclasses.replace(plan, parts=parts, **changes)
+
+
+def draw(built: Pipeline, model: str, mode: str = "generate") -> Picture:
+    """Load what a mode needs, and draw two steps."""
+    from PIL import Image
+
+    mode_of_model = mode if model == "turbo" else "generate"
+    chosen = weights.choose("mini", mode_of_model, model, mini_root=controlnets.mini_root())
+    for _ in built.load(chosen, model):
+        pass
+    control = (Image.linear_gradient("L").resize((128, 128)).convert("RGB"), 0.8) if mode == "controlnet" else None
+    drawing = built.text_to_image(
+        prompt="a fox", negative_prompt="", steps=2, cfg=1.0, width=128, height=128, seed=3, control=control
+    )
+    while True:
+        try:
+            next(drawing)
+        except StopIteration as done:
+            return done.value
+
+
+@pytest.mark.parametrize(("at", "held"), [("disk", "float32"), ("host", "float32"), ("device", "bfloat16")])
+def test_where_parts_wait_changes_no_picture(at: str, held: str) -> None:
+    # The miniature's weights are stored in bf16, so that holding them in it loses nothing.
+    plain = Pipeline("cpu", torch.float32, keep_both=True)
+    managed = Pipeline("cpu", torch.float32, keep_both=True, plan=plan_with(at, held))
+    for model, mode in (("turbo", "generate"), ("base", "generate"), ("turbo", "controlnet"), ("base", "generate")):
+        expected, found = (draw(built, model, mode) for built in (plain, managed))
+        assert torch.equal(expected.latents, found.latents)
+        assert expected.image.tobytes() == found.image.tobytes()
+    assert managed.pipe.vram_management_enabled and not plain.pipe.vram_management_enabled
+    assert not loader.is_managed(managed.pipe.vae_decoder)
+    for transformer in managed.transformers.values():
+        held_bytes = sum(one.nbytes for one in transformer.parameters() if not one.is_meta)
+        everything = sum(one.nbytes for one in plain.transformers["turbo"].parameters())
+        # From the disk, only what belongs to no layer is in memory between requests.
+        assert held_bytes < everything / (50 if at == "disk" else 1) + 1
+        assert all(getattr(module, "state", 0) == 0 for module in transformer.modules())
+
+
+def test_a_managed_model_wears_a_lora(tmp_path: Path) -> None:
+    import loras
+
+    import lora
+
+    file = lora.read(loras.write(tmp_path / "one.safetensors", loras.peft(loras.random_pairs())))
+    found = []
+    for plan in (None, plan_with("disk")):
+        built = Pipeline("cpu", torch.float32, keep_both=True, plan=plan)
+        bare = draw(built, "turbo")
+        drawing = built.text_to_image(
+            prompt="a fox", negative_prompt="", steps=2, cfg=1.0, width=128, height=128, seed=3
+        )
+        worn = built.wearing(built.loras.get(file), 0.8, drawing)
+        while True:
+            try:
+                next(worn)
+            except StopIteration as done:
+                found.append(done.value.latents)
+                break
+        assert not torch.equal(found[-1], bare.latents)
+        assert torch.equal(draw(built, "turbo").latents, bare.latents)
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("placement", "on", "gated", "states"),
+    [
+        (Placement("device", "bfloat16"), "cuda", False, None),
+        (Placement("host", "bfloat16"), "cuda", True, ("cpu", "cpu", "cuda", "cuda")),
+        (Placement("disk", "bfloat16"), "cuda", True, ("disk", "disk", "cuda", "cuda")),
+        (Placement("disk", "bfloat16"), "mps", False, ("disk", "disk", "disk", "mps")),
+    ],
+)
+def test_what_diffsynth_is_told(placement: Placement, on: str, gated: bool, states: tuple[str, ...] | None) -> None:
+    """For devices that are not here: the very values that DiffSynth's management goes by."""
+    config = loader.ModelConfig(path="file.safetensors")
+    loader.manage(config, placement, on, torch.bfloat16, gated)
+    found = config.vram_config()
+    if states is None:
+        assert set(found.values()) == {None}  # not managed at all
+        return
+    names = ("offload", "onload", "preparing", "computation")
+    assert tuple(found[f"{name}_device"] for name in names) == states
+    dtypes = [found[f"{name}_dtype"] for name in names]
+    assert dtypes == ["disk" if state == "disk" else torch.bfloat16 for state in states]
+
+
+def test_steps_compute_nothing_in_float64() -> None:
+    """Apple's GPU has none; what is made once on the CPU, the position table, is made by the first step."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    built = Pipeline("cpu", torch.float32, keep_both=True)
+    draw(built, "turbo")
+    found: set[str] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            for one in result if isinstance(result, tuple | list) else (result,):
+                # One number or a schedule of steps stays on the CPU; a picture's tensors would not.
+                if isinstance(one, torch.Tensor) and one.dtype == torch.float64 and one.numel() > 64:
+                    found.add(str(function))
+            return result
+
+    with Watch():
+        draw(built, "turbo")
+    assert not found
+
+
+# --- running out of memory, for real
+
+OUT_OF_MEMORY = """
+import json, os, resource, sys
+import device
+device.prepare_environment(os.environ)
+from engine import Engine, Settings
+from request import Result, TextToImage
+
+
+def limit(spare):
+    # What allocations may come to: what they do now, and a little more.
+    lines = open("/proc/self/status").read().splitlines()
+    now = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
+    resource.setrlimit(resource.RLIMIT_DATA, (now + (spare << 20), resource.RLIM_INFINITY))
+
+
+def run(**values):
+    *_, last = engine.run(TextToImage(prompt="a fox", steps=2, seed=5, **values))
+    notes = [note.code for note in last.notes] if isinstance(last, Result) else []
+    found.append({"kind": type(last).__name__, "code": getattr(last, "code", ""), "notes": notes,
+                  "text": getattr(last, "text", ""), "png": getattr(last, "png", b"").hex()})
+
+
+engine, found = Engine(Settings(weights="mini", device="cpu")), []
+run()
+limit(int(sys.argv[1]))
+run(**json.loads(sys.argv[2]))
+resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+run()
+print(json.dumps(found))
+"""
+
+
+def run_limited(spare: int, **values: str) -> list[dict]:
+    """Draw a picture; draw one with `values` and so many MiB to spare; draw the first again without a limit."""
+    # What is freed goes back to the system at once, so that it counts again.
+    freed = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    command = [sys.executable, "-c", OUT_OF_MEMORY, str(spare), json.dumps(values)]
+    environ = {**os.environ, **freed, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts allocations on Linux alone")
+def test_out_of_memory_is_a_sentence_and_the_next_request_works(tmp_path: Path) -> None:
+    import loras
+
+    # A LoRA of 90 MB: more than is to spare, even with all models given up (some 30 MB).
+    shapes = {name: shape for name, shape in loras.weight_shapes("mini").items() if name in loras.random_pairs()}
+    pairs = {name: (torch.randn(1024, columns), torch.randn(rows, 1024)) for name, (rows, columns) in shapes.items()}
+    large = loras.write(tmp_path / "large.safetensors", loras.peft(pairs))
+    first, failed, after = run_limited(4, lora=str(large))
+    assert (failed["kind"], failed["code"]) == ("Failure", "out_of_memory"), failed["text"]
+    assert "smaller width and height" in failed["text"]
+    assert after["kind"] == "Result"
+    assert after["png"] == first["png"]  # read from the disk now, and the same picture
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts allocations on Linux alone")
+def test_where_memory_ends_a_tighter_plan_draws() -> None:
+    # Base beside Turbo takes 20 MB and is too much; one layer at a time is not.
+    first, tight, after = run_limited(12, model="base")
+    assert (tight["kind"], tight["notes"]) == ("Result", ["less_memory"]), tight["text"]
+    assert after["png"] == first["png"]
+
+
+def test_a_machine_too_small_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    from engine import Engine, Settings
+    from request import Failure, TextToImage
+
+    full = weights.Chosen("full", {}, "nowhere", "no file is opened")
+    engine = Engine(Settings(device="cpu", memory_gb=1))
+    monkeypatch.setattr(engine, "weights_in_use", lambda *_: full)  # no real weights on a test machine
+    *_, last = engine.run(TextToImage(prompt="a fox", seed=1))
+    assert isinstance(last, Failure) and last.code == "out_of_memory"
+    assert "1 GB allowed" in last.text and "--memory" in last.text
+
+
+def test_the_page_says_what_stays_in_memory() -> None:
+    from engine import Engine
+    from request import TextToImage
+    from ui_parts import Situation, weights_line
+
+    engine = Engine()
+    assert engine.memory_in_use() == ""
+    # As after the first picture with the real weights, which no test machine has.
+    engine._plan, engine._built_for = memory_plan("cuda", 16 * 10**9, None, 64 * 10**9, "generate"), "full"
+    line = weights_line(Situation.of(engine, TextToImage, "turbo"))
+    assert "16 GB of video memory free" in line
+
+
+def test_the_vae_may_compute_in_another_dtype_than_the_transformer() -> None:
+    """As on Apple's GPU: bf16 with an fp32 VAE. Its control image and its latents are in the transformer's dtype."""
+    plan = dataclasses.replace(plan_with("device", "bfloat16"), vae_dtype="float32")
+    built = Pipeline("cpu", torch.bfloat16, keep_both=True, plan=plan)
+    picture = draw(built, "turbo", "controlnet")
+    assert picture.latents.dtype == torch.bfloat16
+    assert {next(half.parameters()).dtype for half in (built.pipe.vae_encoder, built.pipe.vae_decoder)} == {
+        torch.float32
+    }
+    assert built.pipe.vae_decoder(picture.latents).dtype == torch.float32
+    assert not built.safe_mode_differs()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is read from /proc")
+def test_full_size_files_load_within_the_smallest_plan() -> None:
+    """Sparse files with the official names and shapes, 52 GB of them: found, recognised, and waiting on the disk."""
+    command = [sys.executable, "bench/memory.py", "--device", "cpu", "--memory", "5", "--load-only"]
+    done = subprocess.run(
+        [*command, "--model", "both", "--mode", "controlnet"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["transformers_at_the_end"] == ["base", "turbo"]
+    assert {part for part, placed in facts["plan"]["parts"].items() if placed["at"] == "disk"} == {
+        "transformer",
+        "text_encoder",
+        "controlnet",
+    }
+    # The VAE in fp32, and what belongs to no layer.
+    assert facts["anonymous_peak"] - facts["anonymous_before_loading"] < 1.5e9

@@ -1,0 +1,161 @@
+"""What a request will take: operations held against torch's own counter, seconds, memory, and what is hopeless."""
+
+import math
+
+import pytest
+
+import device
+import preflight
+from device import GIB, Device, memory_plan
+from errors import RequestError
+from preflight import Forecast, Throughput, assumed, check, estimate, peak_bytes, request_flops, step_flops
+from request import TextToImage
+
+FAST = Throughput(400e12, 8e9)
+
+
+def plan_of(gigabytes: int, mode: str = "generate", kind: device.Kind = "cuda") -> device.MemoryPlan:
+    return memory_plan(kind, gigabytes * GIB, None, 64 * GIB, mode)
+
+
+# --- operations
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_operations_agree_with_torchs_own_count(control: bool) -> None:
+    device.prepare_environment()
+    import controlnets
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    import weights
+    from pipeline import Pipeline
+
+    built = Pipeline("cpu", torch.float32, keep_both=False)
+    mode = "controlnet" if control else "generate"
+    for _ in built.load(weights.choose("mini", mode, "turbo", mini_root=controlnets.mini_root()), "turbo"):
+        pass
+    inputs = {
+        "latents": torch.zeros(1, 16, 16, 16),
+        "timestep": torch.tensor([500.0]),
+        "prompt_embeds": [torch.zeros(32, 128)],
+    }
+    if control:
+        inputs |= {"control_context": torch.zeros(1, 33, 1, 16, 16), "control_scale": 1.0}
+    # The kernel that multiplies matrices, since the counter knows those.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        built.pipe.model_fn(built.pipe.dit, built.pipe.controlnet if control else None, **inputs)
+    counted = counter.get_total_flops()
+    assert step_flops("mini", 128, 128, control=control, text=32) == pytest.approx(counted, rel=0.05)
+
+
+def test_operations_agree_with_the_known_floors() -> None:
+    assert step_flops("full", 1024, 1024) * 8 == pytest.approx(449e12, rel=0.02)
+    assert step_flops("full", 2048, 2048) == pytest.approx(320e12, rel=0.02)
+    plain, controlled = (step_flops("full", 1024, 1024, control=control) for control in (False, True))
+    assert controlled / plain == pytest.approx(1.57, abs=0.05)
+
+
+def test_each_part_of_a_request_counts() -> None:
+    plain = request_flops("full", "generate", 8, 1.0, 1024, 1024)
+    assert request_flops("full", "generate", 16, 1.0, 1024, 1024) > 1.9 * plain
+    assert request_flops("full", "generate", 8, 4.0, 1024, 1024) > 1.9 * plain
+    assert request_flops("full", "controlnet", 8, 1.0, 1024, 1024) > 1.5 * plain
+    assert request_flops("full", "upscale", 8, 1.0, 1024, 1024) > plain + 9e12
+    assert request_flops("full", "generate", 8, 1.0, 1024, 512) < 0.55 * plain
+
+
+# --- seconds
+
+
+def test_seconds_follow_the_device() -> None:
+    work = ("full", "generate", 8, 1.0, 1024, 1024, plan_of(48), "bfloat16")
+    slow, fast = estimate(*work, assumed("cpu", cores=2)), estimate(*work, assumed("cuda", capability=(9, 0)))
+    assert slow.seconds == pytest.approx(4600, rel=0.05)  # 449 TFLOP and the rest at 100 GFLOP/s
+    assert fast.seconds == pytest.approx(1.15, rel=0.05)
+    unknown = assumed("cuda", capability=(8, 7))
+    assert unknown == assumed("cuda", capability=(8, 6)) and unknown.source == "assumed"
+    assert assumed("cuda", capability=(6, 1)).flops > 0
+
+
+def test_fetching_weights_in_each_step_takes_time() -> None:
+    streamed, resident = plan_of(8), plan_of(24)
+    took = [
+        estimate("full", "generate", 8, 1.0, 512, 512, plan, "bfloat16", FAST).seconds for plan in (streamed, resident)
+    ]
+    fetched = 8 * device.SIZES["transformer"] + device.SIZES["text_encoder"]
+    assert took[0] - took[1] == pytest.approx(fetched / FAST.fetched, rel=0.01)
+
+
+def test_a_finished_run_replaces_the_assumption() -> None:
+    on = Device("cpu", "a CPU", 64 * GIB, 60 * GIB, "float32", "")
+    forecast, plan = Forecast(), plan_of(64, kind="cpu")
+    request = TextToImage(prompt="a fox", seed=1, width=512, height=512).resolved("full")
+    before = forecast.check(request, "full", (512, 512), on, plan)
+    forecast.learn(request, "full", (512, 512), {"loading": 99.0, "encoding": 1.0, "denoising": 30.0, "decoding": 1.0})
+    after = forecast.check(request, "full", (512, 512), on, plan)
+    assert (before.source, after.source) == ("assumed", "measured")
+    whole = request_flops("full", "generate", 8, 1.0, 512, 512) / (8 * step_flops("full", 512, 512))
+    assert after.seconds == pytest.approx(30.0 * whole) and 1 < whole < 1.1
+    forecast.learn(request, "full", (512, 512), {"total": 1.0})  # a run that drew nothing teaches nothing
+    assert forecast.check(request, "full", (512, 512), on, plan) == after
+
+
+@pytest.mark.parametrize(("taken", "text"), [(0.2, "1 s"), (45, "45 s"), (600, "10 minutes"), (9000, "2.5 hours")])
+def test_durations_are_said_as_people_say_them(taken: float, text: str) -> None:
+    assert preflight.duration_text(taken) == text
+
+
+# --- memory, and what is hopeless
+
+
+def test_memory_grows_with_the_picture_and_shrinks_with_the_plan() -> None:
+    sizes = [peak_bytes("full", "generate", side, side, plan_of(48), "bfloat16") for side in (512, 1024, 2048)]
+    assert sizes == sorted(sizes) and sizes[0] > plan_of(48).resident_bytes
+    assert peak_bytes("full", "controlnet", 2048, 2048, plan_of(48, "controlnet"), "bfloat16") - sizes[2] > 3e9
+    assert peak_bytes("full", "generate", 1024, 1024, plan_of(8), "bfloat16") < 8 * GIB
+
+
+def test_usual_requests_are_let_through_on_every_machine_that_has_a_plan() -> None:
+    for gigabytes in (6, 8, 12, 16, 24, 32, 48, 80, 141):
+        for mode in ("generate", "controlnet"):
+            found = check("full", mode, 9, 1.0, 1024, 1024, plan_of(gigabytes, mode), "bfloat16", FAST)
+            assert found.bytes <= gigabytes * GIB
+    for gigabytes in (8, 16, 24, 64):
+        plan = memory_plan("cpu", gigabytes * GIB, None, gigabytes * GIB, "generate")
+        check("full", "generate", 8, 1.0, 1024, 1024, plan, "float32", assumed("cpu", cores=2))
+
+
+def test_what_cannot_fit_is_refused_with_the_nearest_that_does() -> None:
+    plan = plan_of(6, "controlnet")
+    with pytest.raises(RequestError) as raised:
+        check("full", "controlnet", 9, 1.0, 2048, 1536, plan, "float32", FAST)
+    values = raised.value.values
+    assert values["field"] == "image"
+    width, height = map(int, values["nearest"].split(" x "))
+    assert width / height == pytest.approx(2048 / 1536, rel=0.05) and width % 16 == height % 16 == 0
+    check("full", "controlnet", 9, 1.0, width, height, plan, "float32", FAST)
+    with pytest.raises(RequestError):
+        check("full", "controlnet", 9, 1.0, width + 64, height + 64, plan, "float32", FAST)
+
+
+def test_what_would_take_days_is_refused_with_the_steps_that_do_not() -> None:
+    plan = memory_plan("cpu", 64 * GIB, None, 64 * GIB, "generate")
+    two_cores = assumed("cpu", cores=2)
+    with pytest.raises(RequestError) as raised:
+        check("full", "generate", 100, 4.0, 2048, 2048, plan, "float32", two_cores)
+    values = raised.value.values
+    assert values["field"] == "steps" and "hours" in values["allowed"]
+    steps = values["nearest"]
+    found = check("full", "generate", steps, 4.0, 2048, 2048, plan, "float32", two_cores)
+    assert found.seconds <= preflight.HOPELESS_SECONDS
+    assert estimate("full", "generate", steps + 1, 4.0, 2048, 2048, plan, "float32", two_cores).seconds > (
+        preflight.HOPELESS_SECONDS
+    )
+
+
+def test_the_miniature_is_never_hopeless() -> None:
+    plan = memory_plan("cpu", GIB, GIB, GIB, "generate", "mini")
+    found = check("mini", "generate", 100, 4.0, 128, 128, plan, "float32", assumed("cpu", cores=1))
+    assert found.seconds < 60 and math.isfinite(found.bytes)

@@ -1,0 +1,325 @@
+"""The Upscale mode: both networks, exact sizes, tiles, memory."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from spandrel.architectures.Compact import Compact
+
+import preprocess
+import tiles
+import upscaler
+import upscaler_weights
+import upscaling
+from bench import upscale as bench
+from device import memory_plan
+from engine import Engine, Settings
+from errors import RequestError
+from image_to_image import InputImageUnit
+from metadata import read_png
+from request import SIZES, Failure, Result, Stage, Step, TileDone, Upscale
+
+ROOT = Path(__file__).parent.parent
+MEMORY_BOUND_GIB = 3.0  # docs/upscaling.md states it
+
+
+def fast() -> upscaler.spandrel.ImageModelDescriptor:
+    return upscaler.load(upscaler_weights.find("fast", {}), "cpu")
+
+
+@pytest.fixture
+def picture(tmp_path: Path):
+    """Save a part of a photograph: `picture(width, height, mode)` -> its path."""
+
+    def save(width: int, height: int, mode: str = "RGB") -> Path:
+        image = bench.photograph("chelsea", max(width, height, 32)).crop((0, 0, width, height))
+        image = (image.convert("L") if mode == "I;16" else image).convert(mode)
+        if mode == "RGBA":
+            image.putalpha(Image.linear_gradient("L").resize(image.size))
+        path = tmp_path / f"{mode[0]}-{width}-{height}.png"
+        image.save(path)
+        return path
+
+    return save
+
+
+def upscale(engine: Engine, image: Path, **values: object) -> Result:
+    return engine.draw(Upscale.parse(**{"image": str(image), "upscaler": "fast", "seed": 7, **values}))
+
+
+def pixels(result: Result, tmp_path: Path) -> np.ndarray:
+    (tmp_path / "result.png").write_bytes(result.png)
+    return np.asarray(Image.open(tmp_path / "result.png"))
+
+
+# --- Real-ESRGAN -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choice", ["best", "fast"])
+def test_our_network_agrees_with_ncnn_on_the_same_weights(choice: str) -> None:
+    crop = np.asarray(bench.photograph("astronaut", 24))
+    assert bench.psnr(bench.our_output(crop, choice), bench.ncnn_output(crop, choice)) >= 40
+
+
+@pytest.mark.parametrize(("choice", "side", "tile"), [("best", 80, 64), ("fast", 150, 64)])
+def test_tiles_leave_no_seams(choice: str, side: int, tile: int) -> None:
+    found = bench.tiled(choice, side=side, tile=tile)
+    assert found["psnr"] >= 45
+    assert found["seam"] < 1.1
+
+
+def edges(image: object) -> float:
+    """Return how steep the steepest twentieth of a picture is."""
+    gray = np.asarray(image, np.float64).mean(axis=2)
+    return float(np.percentile(np.hypot(np.diff(gray, axis=0)[:, 1:], np.diff(gray, axis=1)[1:]), 95))
+
+
+def test_the_usual_network_is_sharper_than_a_filter_and_keeps_the_picture() -> None:
+    small = bench.photograph("chelsea", 44)
+    plain = upscaling.plain(small)
+    model = upscaler.load(upscaler_weights.find("best", {}), "cpu")
+    enlarged = bench.whole(upscaler.enlarge(small, model, 256))
+    assert edges(enlarged) > 1.5 * edges(plain)
+    assert bench.psnr(enlarged, plain) > 24  # the same picture still, in its place
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_any_network_that_doubles_will_do_and_nothing_is_halved_then(tmp_path: Path, suffix: str) -> None:
+    torch.manual_seed(1)
+    network = Compact(num_feat=8, num_conv=1, upscale=2)
+    file = tmp_path / f"twice{suffix}"
+    if suffix == ".pth":
+        torch.save({"params_ema": network.state_dict()}, file)
+    else:
+        save_file(network.state_dict(), file)
+    model = upscaler.load(upscaler_weights.find("best", {upscaler_weights.SETTING: str(file)}), "cpu")
+    crop = np.asarray(bench.photograph("coffee", 32))
+    with torch.no_grad():
+        wanted = network(torch.from_numpy(crop.copy()).float().permute(2, 0, 1)[None] / 255).clamp(0, 1)
+    np.testing.assert_allclose(upscaler.twice(crop, model), wanted[0].permute(1, 2, 0) * 255, atol=1e-3)
+
+
+def _networks(folder: Path) -> dict[str, Path]:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return (os.mkdir, (str(folder / "run"),))
+
+    torch.save({"params": Trap()}, folder / "trap.pth")
+    torch.save({"weight": torch.zeros(2)}, folder / "unknown.pth")
+    (folder / "damaged.pth").write_bytes(b"not a model")
+    (folder / "damaged.safetensors").write_bytes(b"not a model")
+    torch.save(Compact(num_feat=8, num_conv=1, upscale=3).state_dict(), folder / "thrice.pth")
+    torch.save(Compact(num_in_ch=1, num_out_ch=1, num_feat=8, num_conv=1, upscale=2).state_dict(), folder / "gray.pth")
+    return {file.name: file for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("trap.pth", "cannot be read"),
+        ("unknown.pth", "does not know"),
+        ("damaged.pth", "cannot be read"),
+        ("damaged.safetensors", "cannot be read"),
+        ("thrice.pth", "enlarges by 3"),
+        ("gray.pth", "1 to 1 channels"),
+    ],
+)
+def test_a_file_that_is_no_such_network_is_refused_and_runs_nothing(tmp_path: Path, name: str, why: str) -> None:
+    source = upscaler_weights.find("best", {upscaler_weights.SETTING: str(_networks(tmp_path)[name])})
+    with pytest.raises(RequestError, match=why):
+        upscaler.load(source, "cpu")
+    assert not (tmp_path / "run").exists()
+
+
+# --- the mode ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "mode"),
+    [((33, 21), "RGB"), ((1, 1), "RGB"), ((700, 1), "RGB"), ((3, 200), "L"), ((31, 32), "RGBA"), ((20, 20), "I;16")],
+)
+@pytest.mark.parametrize("denoise", [0, 0.33])
+def test_the_result_is_exactly_twice_as_wide_and_high(
+    engine: Engine, picture, tmp_path: Path, size: tuple[int, int], mode: str, denoise: float
+) -> None:
+    result = upscale(engine, picture(*size, mode), denoise=denoise, steps=1)
+    assert result.size == (2 * size[0], 2 * size[1])
+    assert pixels(result, tmp_path).shape == (2 * size[1], 2 * size[0], 3)
+
+
+def test_transparent_places_become_white(engine: Engine, tmp_path: Path) -> None:
+    Image.new("RGBA", (24, 24), (200, 0, 0, 0)).save(tmp_path / "glass.png")
+    assert pixels(upscale(engine, tmp_path / "glass.png", denoise=0), tmp_path).min() > 250
+
+
+def test_without_denoising_the_picture_is_what_the_network_made(engine: Engine, picture, tmp_path: Path) -> None:
+    file = picture(40, 30)
+    wanted = bench.whole(upscaler.enlarge(Image.open(file), fast(), 256))
+    result = upscale(engine, file)  # 0 is the miniature's usual
+    np.testing.assert_array_equal(pixels(result, tmp_path), np.asarray(wanted))
+    assert result.request.denoise == 0
+    assert any("flat icons" in note.text for note in result.notes)
+    parameters = (tmp_path / "result.png").read_bytes()
+    assert b"Steps: 0" in parameters and b"Denoising strength: 0" in parameters
+
+
+def test_without_denoising_no_model_that_draws_is_loaded(picture) -> None:
+    alone = Engine(Settings(weights="mini", device="cpu"))
+    events = list(alone.run(Upscale.parse(image=str(picture(16, 16)), upscaler="fast")))
+    assert isinstance(events[-1], Result)
+    assert not [event for event in events if isinstance(event, Stage) and "transformer" in event.detail]
+
+
+def test_all_steps_are_taken_and_said_and_it_can_be_replayed(engine: Engine, picture, tmp_path: Path) -> None:
+    file = picture(40, 40)
+    events = list(engine.run(Upscale.parse(image=str(file), upscaler="fast", denoise=0.33, seed=3)))
+    result = events[-1]
+    assert isinstance(result, Result)
+    assert [event.index for event in events if isinstance(event, Step)] == [1, 2, 3, 4, 5]
+    assert any("all of 5 steps" in note.text for note in result.notes)
+    (tmp_path / "first.png").write_bytes(result.png)
+    found = read_png(tmp_path / "first.png")
+    assert b"Steps: 5" in result.png and b"Denoising strength: 0.33" in result.png
+    assert found.inputs["image"] == preprocess.digest(file)
+    again = engine.draw(found.request().model_copy(update={"image": str(file)}))
+    assert again.png == result.png
+
+
+def test_one_tile_is_diffsynths_own_image_to_image(pipeline) -> None:
+    image = bench.photograph("coffee", SIZES["mini"].native)
+    picture = bench.whole(
+        pipeline.image_to_image(image=image, prompt="a red apple", steps=3, denoise=0.6, seed=5, side=128)
+    )
+    wanted = pipeline.pipe(
+        prompt="a red apple",
+        input_image=image,
+        denoising_strength=0.6,
+        num_inference_steps=3,
+        seed=5,
+        height=128,
+        width=128,
+        sigma_shift=3.0,
+        progress_bar_cmd=iter,
+    )
+    # Theirs cuts the fraction off, ours rounds.
+    assert np.abs(np.asarray(picture.image, int) - np.asarray(wanted, int)).max() <= 1
+
+
+def test_the_unit_asks_only_for_models_that_the_pipeline_has(pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(pipeline.pipe, "load_models_to_device", lambda names: asked.extend(names))
+    unit = next(one for one in pipeline.pipe.units if isinstance(one, InputImageUnit))
+    pipeline.pipe.scheduler.set_timesteps(2, denoising_strength=0.5, shift=3.0)
+    with torch.no_grad():
+        unit.process(pipeline.pipe, Image.new("RGB", (128, 128)), torch.zeros(1, 16, 16, 16))
+    assert asked == ["vae_encoder"]
+    assert all(hasattr(pipeline.pipe, name) for name in asked)
+
+
+def test_a_large_picture_is_refined_in_tiles_without_seams(pipeline) -> None:
+    drawn = bench.whole(
+        pipeline.text_to_image(
+            prompt="a red apple on a blue background", negative_prompt="", steps=8, cfg=1, width=128, height=128, seed=7
+        )
+    )
+    large = upscaling.plain(drawn.image)
+    request = Upscale.parse(image="-", prompt="a red apple on a blue background", denoise=0.33, seed=7).resolved("mini")
+    plan = memory_plan("cpu", None, None, 8 << 30, Upscale.mode, "mini")
+    events = []
+    work = upscaling.refine(pipeline, large, request, "mini", plan)
+    while True:
+        try:
+            events.append(next(work))
+        except StopIteration as done:
+            refined, _ = done.value
+            break
+    along = tiles.spans(256, 128, 32, 16)
+    assert len(along) == 3
+    done = [event for event in events if isinstance(event, TileDone)]
+    assert [event.index for event in done if event.stage == "denoising"] == list(range(1, 9 * 5 + 1))
+    assert [event.index for event in done if event.stage == "decoding"] == list(range(1, 10))
+    assert bench.psnr(large, refined) > 20
+    borders = bench.seams(along, 1)
+    everywhere = list(range(1, 256))
+    assert bench.steepness(refined, borders) < 2 * max(bench.steepness(refined, everywhere), 1)
+
+
+def test_the_memory_plan_makes_tiles_smaller() -> None:
+    roomy = memory_plan("cuda", 80 << 30, 80 << 30, 128 << 30, Upscale.mode)
+    assert upscaling.refinement_side((1024, 1024), "full", roomy) == 1024
+    assert upscaling.refinement_side((1536, 640), "full", roomy) == 1536  # at once: it has the native area
+    assert upscaling.refinement_side((2048, 2048), "full", roomy) == 1024
+    tight = memory_plan("cuda", 23_600_000_000, 23_600_000_000, 128 << 30, Upscale.mode)
+    assert tight.tiled_vae_above < 1024 * 1024
+    assert upscaling.refinement_side((1024, 1024), "full", tight) ** 2 <= tight.tiled_vae_above
+    assert tight.upscaler_tile < roomy.upscaler_tile
+
+
+def test_it_is_cancelled_between_tiles_and_the_next_request_works(engine: Engine, picture) -> None:
+    events = engine.run(Upscale.parse(image=str(picture(700, 1)), upscaler="fast", denoise=0.5))
+    for event in events:
+        if isinstance(event, TileDone) and event.stage == "denoising":
+            break
+    events.close()
+    assert isinstance(upscale(engine, picture(16, 16)), Result)
+
+
+@pytest.mark.parametrize("size", [(2049, 1), (1, 2049)])
+def test_what_would_become_too_large_is_refused_with_a_sentence(engine: Engine, tmp_path: Path, size) -> None:
+    Image.new("RGB", size).save(tmp_path / "large.png")
+    *_, last = engine.run(Upscale.parse(image=str(tmp_path / "large.png")))
+    assert isinstance(last, Failure)
+    assert "2048 pixels a side" in last.text and f"{size[0]} x {size[1]}" in last.text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("denoise", 1.5), ("steps", 0), ("upscaler", "huge"), ("prompt", " "), ("lora", "x")]
+)
+def test_impossible_values_are_refused(field: str, value: object) -> None:
+    with pytest.raises(RequestError, match=field):
+        Upscale.parse(**{"image": "photo.png", field: value})
+
+
+def test_usual_values_are_those_of_the_weights() -> None:
+    request = Upscale.parse(image="photo.png")
+    full, mini = request.resolved("full"), request.resolved("mini")
+    assert (full.prompt, full.steps, full.denoise, full.steps_run) == ("masterpiece, 8k", 5, 0.33, 5)
+    assert (mini.denoise, mini.steps_run) == (0, 0)
+    assert full.seed != 0
+
+
+def test_an_estimate_gives_sizes_and_learns(engine: Engine, picture) -> None:
+    alone = Engine(Settings(weights="mini", device="cpu"))
+    request = Upscale.parse(image=str(picture(300, 20)), upscaler="fast")
+    guess = alone.upscale_estimate(request)
+    assert (guess.before, guess.after, guess.tiles, guess.measured) == ((300, 20), (600, 40), 2, False)
+    assert guess.seconds < alone.upscale_estimate(request.model_copy(update={"upscaler": "best"})).seconds
+    taken = alone.draw(request).seconds["upscaling"]
+    learned = alone.upscale_estimate(request)
+    assert learned.measured
+    assert 0 < learned.seconds <= taken + 0.002  # both are rounded to milliseconds
+
+
+def test_the_peak_of_memory_is_bounded() -> None:
+    command = [sys.executable, "bench/upscale.py", "memory"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])["memory"]
+    assert max(found.values()) < MEMORY_BOUND_GIB
+
+
+def test_the_command_makes_a_picture_of_exactly_twice_the_size(picture, tmp_path: Path) -> None:
+    out = tmp_path / "large.png"
+    command = [sys.executable, "cli.py", "upscale", "--weights", "mini", "--device", "cpu", "--offline", "--json"]
+    command += ["--image", str(picture(25, 18)), "--upscaler", "fast", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    with Image.open(out) as made:
+        assert made.size == (50, 36)
+    assert json.loads(done.stdout)["request"]["denoise"] == 0
+    assert "upscaling tile 1 of 1" in done.stderr

@@ -1,0 +1,77 @@
+"""Fields that more than one form has: the seed with its two buttons, how many pictures, and the prompt's length.
+
+Knows nothing of any one mode's form, or of how a form is carried out.
+"""
+
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+import metadata
+from engine import Engine
+from language import Say, fixed, say_to
+from request import Request, random_seed
+from tokens import TEXT_TOKENS
+from ui_form import COUNTS
+from ui_parts import QUIET, Output, help_line, uploaded
+
+
+@dataclass(frozen=True)
+class Seed:
+    """The seed and how many pictures are drawn from it on."""
+
+    field: gr.Number
+    dice: gr.Button
+    last: gr.Button
+    count: gr.Radio
+
+    @classmethod
+    def lay_out(cls, mode: type[Request]) -> "Seed":
+        """Make the components where a form stands now."""
+        # Without a range of its own: the request checks it, and its sentence is better than Gradio's.
+        field = gr.Number(mode.model_fields["seed"].default, label=fixed("Seed"), info=help_line(mode, "seed"))
+        with gr.Row(elem_classes=["beside"]):
+            dice = gr.Button(fixed("Roll the dice"), size="sm", min_width=120)
+            last = gr.Button(fixed("Reuse last"), size="sm", min_width=120)
+        count = gr.Radio(
+            [(number, int(number)) for number in COUNTS],
+            value=1,
+            label=fixed("Pictures"),
+            info=fixed("How many to draw, with one seed after the other."),
+            elem_classes=["count"],
+        )
+        dice.click(random_seed, None, field, **QUIET)
+        return cls(field, dice, last, count)
+
+    def wire(self, output: Output) -> None:
+        """Take the last seed from the picture that an output shows."""
+        self.last.click(_seed_of, output.picture, self.field, preprocess=False, **QUIET)
+
+
+def _seed_of(picture: dict | None) -> Any:
+    """Return the seed of a picture; nothing changes where there is none."""
+    if picture is None:
+        return gr.skip()
+    return metadata.read_png(Path(uploaded(picture))).values.get("seed", 0)
+
+
+def count_tokens(engine: Engine, mode: type[Request], prompt: gr.Textbox) -> None:
+    """Say under a prompt, laid out just before, how much of the text encoder's room it takes."""
+    about = gr.HTML(elem_classes=["tokens"])
+
+    def count(text: str, visitor: gr.Request) -> str:
+        used = engine.count_tokens(mode, text) if text.strip() else None
+        return "" if used is None else _tokens(used, say_to(visitor))
+
+    # While one count is made, of what is typed in the meantime only the last is counted.
+    prompt.change(count, prompt, about, trigger_mode="always_last", **QUIET)
+
+
+def _tokens(used: int, say: Say) -> str:
+    line = say("{used} of {limit} tokens", used=used, limit=TEXT_TOKENS)
+    if used <= TEXT_TOKENS:
+        return f"<p>{escape(line)}</p>"
+    return f'<p class="failed">{escape(line)}. {escape(say("The end of the prompt will be cut."))}</p>'

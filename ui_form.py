@@ -1,0 +1,131 @@
+"""A tab's form as values by field name: filled from outside, kept in the visitor's browser, mended after a failure.
+
+Values from outside (a link, a picture, the browser's store) are untrusted: each is checked as the request checks it,
+and what is not possible here is left out and named. Knows nothing of where they come from, or of how a form is drawn.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block
+
+from errors import RequestError
+from language import say_to
+from request import Request
+from ui_lora import LoraSlot
+from ui_parts import QUIET, Output, Update, said
+
+# The browser keeps a form only once it has been filled in: else the form that it is made with would overwrite it.
+KEEP_JS = "(kept, ...values) => window.studioReady ? Object.fromEntries({names}.map((n, i) => [n, values[i]])) : kept"
+READY_JS = "() => { window.studioReady = true; }"
+
+# Not to be had from a file or a link: the visitor's own files; and a choice that the page does not offer.
+FILES = ("image", "lora")
+ELSEWHERE = (*FILES, "weights")
+
+COUNT, COUNTS = "count", ("1", "2", "3", "4")  # how many pictures: a field of forms, not of requests
+
+
+@dataclass(frozen=True)
+class Form:
+    """A tab's fields by their names in the request.
+
+    Attributes:
+        mode: the mode's request.
+        fields: the components.
+        slot: the part for a LoRA.
+        kept: the form as the visitor's browser keeps it.
+        also: what changes besides, when values are filled in.
+        refresh: a listener (function, inputs, outputs) to call when the form has been filled in on arrival.
+        follow: returns those changes for checked values; it takes out what is not possible, and returns that by name.
+    """
+
+    mode: type[Request]
+    fields: Mapping[str, Block]
+    slot: LoraSlot
+    kept: gr.BrowserState
+    also: Sequence[Block] = ()
+    refresh: tuple[Callable[..., Update], list[Block], list[Block]] | None = None
+    follow: Callable[[dict[str, Any]], tuple[Update, dict[str, str]]] = lambda taken: ({}, {})
+
+    @classmethod
+    def of(
+        cls,
+        mode: type[Request],
+        fields: Mapping[str, Block],
+        slot: LoraSlot,
+        output: Output,
+        **following: Any,
+    ) -> "Form":
+        """Gather a tab's fields, and wire what keeps and mends them."""
+        # Gradio encrypts the store; with a secret of its own it could not be read after the server's next start.
+        kept = gr.BrowserState(None, storage_key=f"studio-{mode.mode}", secret="z-image-studio")
+        form = cls(mode, fields, slot, kept, **following)
+        gr.on(
+            [field.change for field in fields.values()],
+            None,
+            [kept, *fields.values()],
+            kept,
+            js=KEEP_JS.replace("{names}", json.dumps(list(fields))),
+            **QUIET,
+        )
+        output.mendable.update(fields)
+        output.mendable.add("lora")
+        shown = [output.mend, output.status, slot.use, *fields.values()]
+
+        def mend(change: tuple[str, Any], visitor: gr.Request) -> Update:
+            """Make the change that was offered."""
+            name, value = change
+            changed = {slot.use: False} if name == "lora" else {fields[name]: value}
+            sentence = say_to(visitor)("Done. Press Generate to try again.")
+            return changed | {output.mend: gr.Button(visible=False), output.status: said(sentence)}
+
+        output.mend.click(mend, output.mending, shown, **QUIET)
+        return form
+
+    @property
+    def changed(self) -> list[Block]:
+        """What `fill` may change."""
+        return [*self.fields.values(), self.slot.use, self.slot.strength, *self.also]
+
+    def fill(self, values: Mapping[str, Any]) -> tuple[Update, dict[str, str]]:
+        """Return what puts values into the form, and those that it cannot take, by name."""
+        taken: dict[str, Any] = {}
+        refused: dict[str, str] = {}
+        for name, value in values.items():
+            if name in ELSEWHERE or value is None or (name == "prompt" and not str(value).strip()):
+                continue
+            try:
+                taken[name] = self._checked(name, value, values)
+            except RequestError:
+                refused[name] = str(value)
+        refused |= {name: str(values[name]) for name in FILES if values.get(name)}
+        update, not_here = self.follow(taken)
+        strength = taken.pop("lora_strength", None)
+        update |= {self.fields[name]: value for name, value in taken.items()}
+        if "lora" in values:
+            update[self.slot.use] = False  # its file has to be chosen again
+        if strength is not None:
+            update[self.slot.strength] = strength
+        return update, refused | not_here
+
+    def _checked(self, name: str, value: Any, values: Mapping[str, Any]) -> Any:
+        """Return a value as the request would have it.
+
+        Raises:
+            RequestError: it is not possible, or the form has no such field.
+        """
+        if name == COUNT and str(value) in COUNTS:
+            return int(value)
+        if name not in self.fields and name != "lora_strength":
+            raise RequestError(name, value, "only the fields of the form")
+        return getattr(self.mode.parse(**self._beside(name, values), **{name: value}), name)
+
+    def _beside(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the other fields that a field's check needs: those without a default, and a threshold's partner."""
+        needed = {one: "-" for one, field in self.mode.model_fields.items() if field.is_required() and one != name}
+        partner = {"canny_low": "canny_high", "canny_high": "canny_low"}.get(name)
+        return needed | ({partner: values[partner]} if partner in values else {})

@@ -1,0 +1,100 @@
+"""Forms filled from outside: a dropped picture's parameters, a link, and what the visitor's browser kept."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+import metadata
+from errors import RequestError
+from language import Say, fixed, say_to
+from request import TextToImage
+from ui_form import READY_JS, Form
+from ui_parts import QUIET, Output, Update, failed, uploaded
+
+QUERY_MODE = "mode"  # ?mode=controlnet&prompt=...
+
+
+def lay_out() -> tuple[gr.UploadButton, gr.HTML]:
+    """Make the button that takes a picture, which also takes what is dropped on the page, and the place for words."""
+    button = gr.UploadButton(
+        fixed("Restore settings from a picture"),
+        file_types=[".png"],
+        size="sm",
+        scale=0,
+        elem_id="restore",
+    )
+    # A live region, which must be there before there is something to say.
+    told = gr.HTML(js_on_load='element.setAttribute("role", "status")', elem_id="restored", elem_classes=["status"])
+    return button, told
+
+
+def wire(
+    page: gr.Blocks,
+    button: gr.UploadButton,
+    told: gr.HTML,
+    tabs: gr.Tabs,
+    forms: Sequence[tuple[Form, Output]],
+) -> None:
+    """Wire every way into the forms."""
+    by_mode = {form.mode.mode: form for form, _ in forms}
+    changed = [block for form, _ in forms for block in form.changed]
+
+    def restore(picture: dict | None, visitor: gr.Request) -> Update:
+        """Fill in the form that a picture was made with."""
+        say = say_to(visitor)
+        if picture is None:
+            return {told: ""}
+        try:
+            found = metadata.read_png(Path(uploaded(picture)))
+        except RequestError as error:
+            return {told: failed(error, say)}
+        form = by_mode.get(found.mode) or next(iter(by_mode.values()))
+        values = dict(found.values)
+        if form.mode is TextToImage and "model" not in values:  # other programs' models are not ours
+            values["model"] = "base" if values.get("cfg", 1) != 1 or "negative_prompt" in values else "turbo"
+        update, refused = form.fill(values)
+        sentence = say("The settings of the picture are in the form.")
+        return update | {
+            told: _told(sentence, {**refused, **found.not_restored}, say),
+            tabs: gr.Tabs(selected=form.mode.mode),
+        }
+
+    def arrive(visitor: gr.Request, *kept: dict | None) -> Update:
+        """Fill in what the browser kept, then what the link says."""
+        say = say_to(visitor)
+        update: Update = {told: ""}
+        for form, values in zip(by_mode.values(), kept, strict=True):
+            if isinstance(values, dict):
+                update |= form.fill(values)[0]
+        asked = dict(visitor.query_params)
+        form = by_mode.get(asked.pop(QUERY_MODE, ""), next(iter(by_mode.values())))
+        asked = {name: value for name, value in asked.items() if name in form.fields}
+        if asked:
+            filled, refused = form.fill(asked)
+            update |= filled
+            update[told] = _told(say("The link has filled in the form."), refused, say)
+            update[tabs] = gr.Tabs(selected=form.mode.mode)
+        return update
+
+    outputs = [told, tabs, *changed]
+    button.upload(restore, button, outputs, preprocess=False, **QUIET)
+    for _, output in forms:
+        with output.downloads:
+            again = gr.Button(fixed("Restore settings"), size="sm")
+        again.click(restore, output.picture, outputs, preprocess=False, **QUIET)
+    arrived = page.load(arrive, [form.kept for form in by_mode.values()], outputs, **QUIET)
+    for form in by_mode.values():
+        if form.refresh:
+            arrived = arrived.then(*form.refresh, **QUIET)
+    arrived.then(None, None, None, js=READY_JS, **QUIET)
+
+
+def _told(sentence: str, left_out: Mapping[str, str], say: Say) -> str:
+    """Say what was done, and name what could not be."""
+    html = f"<p>{escape(sentence)}</p>"
+    if left_out:
+        listed = ", ".join(f"{name.replace('_', ' ')}: {value}"[:80] for name, value in left_out.items())
+        html += f'<p class="note">{escape(say("Not restored: {names}", names=listed))}</p>'
+    return html

@@ -1,0 +1,182 @@
+"""The Upscale mode around its two networks: what may go in, what it will cost, and the notes on what was done.
+
+Real-ESRGAN enlarges by exactly 2; then, where the request wants it, Turbo draws the result again a little. torch is
+imported with the first picture. Knows nothing of queues or fronts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+import preprocess
+import safeguard
+import tiles
+import upscaler_weights
+from device import Kind, MemoryPlan
+from request import (
+    SIZES,
+    UPSCALE_MAX,
+    UPSCALE_SCALE,
+    UPSCALER_OVERLAP,
+    UPSCALERS,
+    Note,
+    Stage,
+    Step,
+    TileDone,
+    Upscale,
+    WeightsKind,
+)
+
+if TYPE_CHECKING:
+    from pipeline import Picture, Pipeline
+
+TILE_STEP = 64  # so that a quarter of a tile, which neighbours share, is a whole number of tokens
+# Floating-point operations a second in convolutions, before anything was measured here. CPU: an AVX2 core or two, as
+# measured for fp32; the others are guesses from data sheets at a third of the peak.
+SPEED: dict[Kind, float] = {"cpu": 80e9, "mps": 2e12, "cuda": 30e12}
+
+
+def open_input(path: Path) -> preprocess.Opened:
+    """Open the picture of a request.
+
+    Raises:
+        RequestError: it cannot be used, or the result would be larger than UPSCALE_MAX a side.
+    """
+    return preprocess.open_image(path, longest=UPSCALE_MAX // UPSCALE_SCALE)
+
+
+def size_after(size: tuple[int, int]) -> tuple[int, int]:
+    """Return the width and height of what comes out for those of what goes in."""
+    return size[0] * UPSCALE_SCALE, size[1] * UPSCALE_SCALE
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a request will give and take: sizes in pixels, tiles of Real-ESRGAN, seconds without the refinement."""
+
+    before: tuple[int, int]
+    after: tuple[int, int]
+    tiles: int
+    seconds: float
+    measured: bool
+
+
+def estimate(
+    size: tuple[int, int], choice: str, plan: MemoryPlan, kind: Kind, seconds_per_operation: float | None
+) -> Estimate:
+    """Foresee an enlargement.
+
+    Args:
+        size: of the picture that goes in.
+        choice: of the upscaler.
+        plan: of this machine.
+        kind: of its device.
+        seconds_per_operation: as it was measured on this machine; None before that.
+    """
+    cut = _tiles(size, plan.upscaler_tile)
+    seconds = operations(size, choice, plan.upscaler_tile) * (seconds_per_operation or 1 / SPEED[kind])
+    return Estimate(size, size_after(size), cut, seconds, seconds_per_operation is not None)
+
+
+def operations(size: tuple[int, int], choice: str, side: int) -> float:
+    """Return the floating-point operations of an enlargement, with what overlapping tiles do twice."""
+    area = math.prod(min(length, side) for length in size) * _tiles(size, side)
+    return float(area * UPSCALERS[choice].operations)
+
+
+def _tiles(size: tuple[int, int], side: int) -> int:
+    return math.prod(len(tiles.spans(length, side, UPSCALER_OVERLAP)) for length in size)
+
+
+def enlarge(
+    image: Image.Image, choice: str, kind: Kind, plan: MemoryPlan
+) -> Generator[Stage | TileDone, None, tuple[Image.Image, upscaler_weights.Source]]:
+    """Enlarge a picture to exactly twice its width and height; also returns the network that did it."""
+    source = upscaler_weights.find(choice)
+    yield Stage("loading", source.title)
+    import upscaler
+
+    model = upscaler.load(source, kind)
+    yield Stage(upscaler.STAGE, source.title)
+    enlarged = yield from upscaler.enlarge(image, model, plan.upscaler_tile)
+    return enlarged, source
+
+
+def plain(image: Image.Image) -> Image.Image:
+    """Enlarge a picture by Lanczos's filter, which adds nothing."""
+    return image.resize(size_after(image.size), Image.Resampling.LANCZOS)
+
+
+def refine(
+    pipeline: Pipeline, image: Image.Image, request: Upscale, kind: WeightsKind, plan: MemoryPlan
+) -> Generator[Stage | Step | TileDone, None, tuple[Image.Image, Picture]]:
+    """Draw an enlarged picture again, by a resolved request that wants it; the size stays exactly what it is."""
+    sizes = SIZES[kind]
+    padded = preprocess.pad(image, sizes.step, sizes.minimum)
+    side = refinement_side(padded.image.size, kind, plan)
+    draw = partial(
+        pipeline.image_to_image,
+        image=padded.image,
+        prompt=request.prompt,
+        steps=request.steps,
+        denoise=request.denoise,
+        seed=request.seed,
+        side=side,
+    )
+    picture = yield from safeguard.checked(pipeline, draw)
+    return padded.restore(picture.image), picture
+
+
+def refinement_side(size: tuple[int, int], kind: WeightsKind, plan: MemoryPlan) -> int:
+    """Return how much is drawn at once: all of it within the model's native area, else tiles of its native side.
+
+    Less where the memory plan wants the VAE in smaller pieces.
+    """
+    sizes, area = SIZES[kind], math.prod(size)
+    if area <= min(sizes.native**2, plan.tiled_vae_above) and max(size) <= sizes.maximum:
+        return -(-max(size) // TILE_STEP) * TILE_STEP
+    most = min(sizes.native, math.isqrt(plan.tiled_vae_above))
+    return max(most // TILE_STEP * TILE_STEP, TILE_STEP)
+
+
+def _refinement_tiles(size: tuple[int, int], kind: WeightsKind, plan: MemoryPlan) -> int:
+    sizes = SIZES[kind]
+    padded = [max(-(-length // sizes.step) * sizes.step, sizes.minimum) for length in size]
+    side = refinement_side((padded[0], padded[1]), kind, plan)
+    return math.prod(len(tiles.spans(length, side, side // 4, sizes.step)) for length in padded)
+
+
+def notes(
+    request: Upscale, kind: WeightsKind, source: upscaler_weights.Source, size: tuple[int, int], plan: MemoryPlan
+) -> list[Note]:
+    """Say what was done to the picture, as far as the request itself does not.
+
+    Args:
+        request: resolved.
+        kind: of the weights that refine.
+        source: of Real-ESRGAN.
+        size: of the result.
+        plan: that it was made by.
+    """
+    said = [Note("upscaler", f"Enlarged by {source.title}.", {"upscaler": source.title})]
+    if request.denoise:
+        cut = _refinement_tiles(size, kind, plan)
+        tile_text = f" in {cut} tiles" if cut > 1 else ""
+        text = f"Refined{tile_text}, in all of {request.steps} steps from {request.denoise:.0%} of the schedule."
+        said.append(Note("refined", text, {"steps": request.steps, "denoise": request.denoise, "tiles": cut}))
+        if kind == "mini":
+            text = "The miniature knows flat icons, not photographs: refining one makes it flatter."
+            said.append(Note("miniature_refines", text))
+    elif kind == "mini":
+        text = "Not refined: the miniature, which knows flat icons only, would harm a photograph (denoise 0)."
+        said.append(Note("not_refined", text))
+    else:
+        said.append(Note("not_refined", "Not refined (denoise 0)."))
+    return said
