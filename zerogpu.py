@@ -134,7 +134,7 @@ def carry_out(task: Task) -> Generator[Event, None, None]:
         try:
             with closing(_on_gpu(task)) as events:
                 for event in events:
-                    yield replace(event, notes=(*event.notes, *notes)) if isinstance(event, Result) else event
+                    yield _noted(event, notes) if isinstance(event, Result) else event
             return
         except Error as error:
             asked = seconds_asked(task)
@@ -148,6 +148,12 @@ def carry_out(task: Task) -> Generator[Event, None, None]:
             notes = (Note("gpu_retry", text, {"asked": asked, "seconds": seconds_asked(again)}),)
             yield Retry(*notes)
         task = again
+
+
+def _noted(result: Result, notes: tuple[Note, ...]) -> Result:
+    """Add notes to a result and to the parameters that come with it."""
+    said = [*result.sidecar.get("notes", ()), *(note.text for note in notes)]
+    return replace(result, notes=(*result.notes, *notes), sidecar={**result.sidecar, "notes": said})
 
 
 def _another_try(task: Task, refusal: StudioError) -> Task | None:

@@ -262,13 +262,20 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
         # As on a Space: address and port come from the environment alone.
         environ = environment(lender, folder) | {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
         process = subprocess.Popen(
-            [sys.executable, str(SPACE), "page"], cwd=ROOT, env=environ, stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, str(SPACE), "page"],
+            cwd=ROOT,
+            env=environ,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             yield Space(lender, _client(f"http://127.0.0.1:{port}", process, folder / "log.txt"), folder / "log.txt")
         finally:
             process.terminate()
             process.wait(timeout=30)
+            with contextlib.suppress(ProcessLookupError):  # its forks wait for more tasks, and would stay
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _client(url: str, process: subprocess.Popen, log: Path) -> Client:
