@@ -17,12 +17,14 @@ from urllib.parse import parse_qs, urlsplit
 
 import gradio as gr
 import pytest
-from gradio_client import Client
+from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from PIL import Image
 
 import zerogpu
+from engine import Engine, Settings
 from errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalError
-from request import ControlNet, TextToImage, Upscale
+from request import ControlNet, Result, TextToImage, Upscale
 from zerogpu import Task
 
 ROOT = Path(__file__).parent.parent
@@ -170,6 +172,24 @@ def test_without_a_visitor_it_is_refused() -> None:
         next(zerogpu.carry_out(Task(turbo(), NATIVE)))
     assert refused.value.http_status == 503
     assert "gradio_client" in str(refused.value)
+
+
+def test_where_memory_ends_a_task_fails_and_the_models_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(Settings(weights="mini", device="cpu"))
+    engine.load_for_zerogpu()
+    pipeline, calls = engine._pipeline, []
+
+    def exhausted(**_: object) -> None:  # in place of a card that is too small, which cannot be arranged here
+        calls.append(1)
+        raise MemoryError
+
+    monkeypatch.setattr(pipeline, "text_to_image", exhausted)
+    *_, last = engine._in_fork(Task(TextToImage.parse(prompt="a fox").resolved("mini"), (128, 128)))
+    assert last.code == "out_of_memory" and len(calls) == 1  # once more would read files that are gone
+    assert engine._pipeline is pipeline
+    monkeypatch.undo()
+    *_, last = engine._in_fork(Task(TextToImage.parse(prompt="a fox", steps=1).resolved("mini"), (128, 128)))
+    assert isinstance(last, Result)
 
 
 # --- with the real package ----------------------------------------------------------------------------------------
@@ -320,6 +340,18 @@ def test_it_is_tried_once_more_and_not_twice(space: Space, lender: Lender) -> No
     with pytest.raises(AppError, match="took its GPU back after 120 s"):
         space.client.predict("a fox", api_name="/generate")
     assert len(lender.named("/schedule")) == 2
+
+
+def test_a_picture_is_enlarged_and_refined_in_a_fork(space: Space, lender: Lender, tmp_path: Path) -> None:
+    Image.linear_gradient("L").resize((64, 48)).convert("RGB").save(tmp_path / "small.png")
+    client = Client(space.client.src, verbose=False, download_files=str(tmp_path))
+    picture, facts = client.predict(
+        handle_file(tmp_path / "small.png"), denoise=0.3, steps=2, upscaler="fast", api_name="/upscale"
+    )
+    with Image.open(picture) as enlarged:
+        assert enlarged.size == (128, 96)
+    assert facts["request"]["denoise"] == 0.3
+    assert len(lender.named("/schedule")) == len(lender.named("/allow")) == 1
 
 
 def test_what_is_wrong_is_refused_before_a_gpu_is_asked_for(space: Space, lender: Lender) -> None:
