@@ -522,7 +522,9 @@ class Engine:
                 )
             self._device, self._plan = on, plan
             dtype = getattr(torch, on.dtype)
-            self._pipeline = Pipeline(on.kind, dtype, plan.keep_both_transformers, plan.lora_copies, plan)
+            self._pipeline = Pipeline(
+                on.kind, dtype, plan.keep_both_transformers, plan.lora_copies, plan, zerogpu.ACTIVE
+            )
             self._built_for = chosen.kind
         if size is not None:
             yield from self._expect(chosen, request, size)

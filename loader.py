@@ -70,7 +70,9 @@ def _each(model: torch.nn.Module, action: str) -> None:
             getattr(module, action)()
 
 
-def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPlan | None) -> ModelPool:
+def read(
+    pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPlan | None, emulated: bool = False
+) -> ModelPool:
     """Have DiffSynth recognise and read one model's files.
 
     Args:
@@ -78,6 +80,7 @@ def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPla
         files: the model's safetensors files.
         part: "transformer", "text_encoder", "controlnet" or "vae".
         plan: where the part waits; without one, everything stays on the device.
+        emulated: read to the CPU first, since safetensors would look for the real device.
 
     Raises:
         FileNotFoundError, ValueError: a file is absent, or DiffSynth does not know what it holds.
@@ -91,7 +94,12 @@ def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPla
         else:
             limit = plan.vram_limit_gb
             manage(config, plan.parts[part], pipe.device, pipe.torch_dtype, limit is not None)
-    return pipe.download_and_load_models([config], vram_limit=limit)
+    if not emulated or config.computation_device is not None:
+        return pipe.download_and_load_models([config], vram_limit=limit)
+    config.computation_device = "cpu"
+    pool = pipe.download_and_load_models([config], vram_limit=limit)
+    pool.model = [model.to(pipe.device) for model in pool.model]
+    return pool
 
 
 def manage(config: ModelConfig, placement: Placement, device: str, dtype: torch.dtype, gated: bool) -> None:

@@ -74,6 +74,7 @@ class Pipeline:
         keep_both: whether Base and Turbo may be in memory together.
         lora_copies: bytes that changed copies of weights may take while a LoRA is used.
         plan: where each part waits; without one, everything stays on the device.
+        emulated: whether the device is one that ZeroGPU only emulates as yet.
     """
 
     def __init__(
@@ -83,11 +84,13 @@ class Pipeline:
         keep_both: bool,
         lora_copies: int = 0,
         plan: MemoryPlan | None = None,
+        emulated: bool = False,
     ) -> None:
         _send_prints_to_log()
         self.kind: WeightsKind = "full"
         self.keep_both = keep_both
         self.plan = plan
+        self.emulated = emulated
         self.lora_copies = lora_copies
         self.loras = Adapters()
         self.transformers: dict[Model, ZImageDiT] = {}
@@ -290,7 +293,7 @@ class Pipeline:
             return (yield from drawing)
 
     def _read(self, files: Sequence[Path], part: str) -> ModelPool:
-        return loader.read(self.pipe, files, part, self.plan)
+        return loader.read(self.pipe, files, part, self.plan, self.emulated)
 
     def _encode_prompt(self, pipe: ZImagePipeline, prompt: str, device: str) -> list[torch.Tensor]:
         """Replace the prompt unit's own method; returns [(tokens, width)] as that does.
