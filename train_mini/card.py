@@ -53,7 +53,7 @@ def table(figures: dict, autoencoder: dict) -> str:
             *("| " + " | ".join(row) + " |" for row in rows),
             "",
             f"Other wordings may lose {100 * WORDING_LOSS:.0f} points against the usual one.",
-            f'Seeds: {diversity["things"]} prompts that say no more than "a fox", {diversity["seeds"]} pictures of each.'
+            f'Seeds: {diversity["things"]} prompts that say no more than "a fox", {diversity["seeds"]} pictures each.'
             f" On average {diversity['backgrounds']:.1f} backgrounds and {diversity['layouts']:.1f} layouts (size and"
             f" place) of a prompt's pictures differ; {percent(diversity['thing'])} show the right thing.",
             f"Base answers to the negative prompt: where the prompt leaves the background open, the colour that came"
