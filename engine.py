@@ -429,9 +429,11 @@ class Engine:
         file = _lora_of(request, chosen.kind)
         pipeline = yield from self._ready(chosen, request, control.image.size)
         width, height = control.image.size
+        # Where the control image says nothing, the seed does, as without one.
+        prompt, left_open = (request.prompt, []) if request.scale else _completed(request, chosen.kind)
         draw = partial(
             pipeline.text_to_image,
-            prompt=request.prompt,
+            prompt=prompt,
             negative_prompt="",
             steps=request.steps,
             cfg=MODELS[request.model].cfg,
@@ -441,7 +443,7 @@ class Engine:
             control=(control.image, request.scale),
         )
         picture, worn = yield from _wearing(pipeline, file, request, draw)
-        notes = (*control.notes, *picture.notes, *worn.notes, *_miniature_notes(request, chosen.kind))
+        notes = (*control.notes, *picture.notes, *worn.notes, *left_open, *_miniature_notes(request, chosen.kind))
         return Drawn(picture.image, notes, {"image": control.digest, **worn.inputs}, lora=worn.lora)
 
     def _upscale(self, chosen: weights.Chosen, request: Upscale) -> Drawing:
@@ -611,7 +613,7 @@ def _wearing(
     return picture, Worn(tuple(notes), {"lora": adapter.identity.digest}, used)
 
 
-def _completed(request: TextToImage, kind: WeightsKind) -> tuple[str, list[Note]]:
+def _completed(request: TextToImage | ControlNet, kind: WeightsKind) -> tuple[str, list[Note]]:
     """Return the prompt to draw: for the miniature, with the size and place that it leaves to the seed."""
     if kind != "mini":
         return request.prompt, []

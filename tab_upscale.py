@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import closing
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -11,6 +10,7 @@ import ui_parts
 import upscaling
 from engine import Engine
 from errors import StudioError
+from language import Say, fixed, say_to
 from request import UPSCALE_DENOISE, UPSCALE_STEPS, UPSCALERS, Upscale, Upscaler, WeightsChoice
 from ui_parts import KEPT, QUIET, Output, Situation, Stopping, Update, bounds, help_line, said
 
@@ -29,17 +29,17 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
                 type="filepath",
                 image_mode=None,
                 sources=["upload", "clipboard"],
-                label="Image",
+                label=fixed("Image"),
                 height=240,
                 buttons=[],
                 elem_id="upscale-image",
             )
-            gr.HTML(f'<p class="hint">{escape(help_line(Upscale, "image"))}</p>')
+            gr.HTML(f'<p class="hint">{help_line(Upscale, "image")}</p>')
             about = gr.HTML(elem_id="upscale-estimate", elem_classes=["status"])
             upscaler_field = gr.Radio(
                 choices=[(facts.title, name) for name, facts in UPSCALERS.items()],
                 value=fields["upscaler"].default,
-                label="Upscaler",
+                label=fixed("Upscaler"),
                 info=help_line(Upscale, "upscaler"),
                 elem_id="upscaler",
             )
@@ -47,7 +47,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
                 *bounds(Upscale, "denoise"),
                 value=usual,
                 step=0.01,
-                label="Denoise",
+                label=fixed("Denoise"),
                 info=help_line(Upscale, "denoise"),
                 buttons=[],
                 elem_id="denoise",
@@ -56,30 +56,30 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
             with gr.Column(visible=usual > 0) as refinement:
                 prompt_field = gr.Textbox(
                     fields["prompt"].default,
-                    label="Prompt",
+                    label=fixed("Prompt"),
                     info=help_line(Upscale, "prompt"),
                     lines=1,
                     max_lines=10,
                     elem_id="upscale-prompt",
                 )
-                with gr.Accordion("Advanced", open=False):
+                with gr.Accordion(fixed("Advanced"), open=False):
                     steps_field = gr.Slider(
                         *bounds(Upscale, "steps"),
                         value=UPSCALE_STEPS,
                         step=1,
-                        label="Steps",
+                        label=fixed("Steps"),
                         info=help_line(Upscale, "steps"),
                         buttons=[],
                     )
-                    seed_field = gr.Number(fields["seed"].default, label="Seed", info=help_line(Upscale, "seed"))
+                    seed_field = gr.Number(fields["seed"].default, label=fixed("Seed"), info=help_line(Upscale, "seed"))
             start = gr.Button(
-                "Upscale", variant="primary", interactive=False, elem_id="upscale-start", elem_classes=["go"]
+                fixed("Upscale"), variant="primary", interactive=False, elem_id="upscale-start", elem_classes=["go"]
             )
         with gr.Column(elem_id="upscale-output", min_width=280):
             compared = gr.ImageSlider(
                 type="filepath",
                 format="png",
-                label="Before and after",
+                label=fixed("Before and after"),
                 interactive=False,
                 buttons=["fullscreen"],
                 visible=False,
@@ -93,16 +93,17 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
     # Listeners that take the picture do so without Gradio's own reading of it, whose complaints are not sentences.
     raw = QUIET | {"preprocess": False}
 
-    def foresee(image: dict | None, upscaler: Upscaler) -> Update:
+    def foresee(image: dict | None, upscaler: Upscaler, visitor: gr.Request) -> Update:
         """Say what a picture will become, and how long that will take about."""
+        say = say_to(visitor)
         shown: Update = {start: gr.Button(interactive=image is not None), about: ""}
         if image is None:
             return shown
         try:
             request = Upscale.parse(image=ui_parts.uploaded(image), upscaler=upscaler)
-            return shown | {about: said(_foreseen(engine.upscale_estimate(request)))}
+            return shown | {about: said(_foreseen(engine.upscale_estimate(request), say))}
         except StudioError as error:
-            return shown | {about: ui_parts.failed(error), start: gr.Button(interactive=False)}
+            return shown | {about: ui_parts.failed(error, say), start: gr.Button(interactive=False)}
 
     def draw(
         image: dict | None,
@@ -119,7 +120,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
         if image is not None:
             values["image"] = ui_parts.uploaded(image)
         with closing(ui_parts.run(engine, Upscale, visitor, values)) as events:
-            for update in output.follow(events, stopping.begin(visitor)):
+            for update in output.follow(events, stopping.begin(visitor), say_to(visitor)):
                 if after := update.get(output.png_file):
                     before = engine.plain_enlargement(Upscale.parse(**values))
                     update |= {compared: gr.ImageSlider((before, after), visible=True)}
@@ -138,18 +139,28 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
     )
     denoise_field.change(lambda denoise: gr.Column(visible=denoise > 0), denoise_field, refinement, **QUIET)
 
-    tab.select(lambda: ui_parts.weights_line(Situation.of(engine, Upscale, Upscale.model)), None, weights_line, **QUIET)
+    def by_weights(visitor: gr.Request) -> str:
+        return ui_parts.weights_line(Situation.of(engine, Upscale, Upscale.model), say_to(visitor))
+
+    tab.select(by_weights, None, weights_line, **QUIET)
     return image_field
 
 
-def _foreseen(estimate: upscaling.Estimate) -> str:
+def _foreseen(estimate: upscaling.Estimate, say: Say) -> str:
     """Put an estimate into words."""
     before, after = (f"{width} × {height}" for width, height in (estimate.before, estimate.after))
-    pieces = f"in {estimate.tiles} tiles" if estimate.tiles > 1 else "at once"
+    pieces = say("in {tiles} tiles", tiles=estimate.tiles) if estimate.tiles > 1 else say("at once")
     seconds = max(1, round(estimate.seconds))
-    time = f"{seconds} s" if seconds < 100 else f"{round(seconds / 60)} minutes"
-    known = "as fast as the last one" if estimate.measured else "a first guess for this machine"
-    return f"{before} becomes {after}, enlarged {pieces}: about {time}, {known}; a refinement comes on top."
+    time = say("{seconds} s", seconds=seconds) if seconds < 100 else say("{minutes} min", minutes=round(seconds / 60))
+    known = say("as fast as the last one") if estimate.measured else say("a first guess for this machine")
+    return say(
+        "{before} becomes {after}, enlarged {pieces}: about {time}, {known}; a refinement comes on top.",
+        before=before,
+        after=after,
+        pieces=pieces,
+        time=time,
+        known=known,
+    )
 
 
 def endpoint(engine: Engine) -> None:

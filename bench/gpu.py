@@ -81,7 +81,6 @@ class Bench:
     """One device and one kind of weights, with the files that they are read from."""
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
-        import controlnets
         import memory
 
         self.kind, self.runs, self.folder = args.weights, args.runs, folder
@@ -91,11 +90,8 @@ class Bench:
             if self.kind == "full":
                 self.chosen[mode] = memory.write(folder, mode)
             else:
-                root = controlnets.mini_root()
                 modes = {"turbo": mode, "base": "generate"}
-                self.chosen[mode] = {
-                    model: weights.choose("mini", modes[model], model, mini_root=root) for model in modes
-                }
+                self.chosen[mode] = {model: weights.choose("mini", modes[model], model) for model in modes}
 
     def build(self, plan: device.MemoryPlan) -> object:
         """Return an empty pipeline under a plan."""

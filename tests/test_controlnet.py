@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
-import controlnets
 import numpy as np
 import pytest
 import sparse
@@ -32,7 +31,7 @@ PROMPT = "a fox on a black background"
 
 def load(mode: str, dtype: torch.dtype = torch.float32) -> Pipeline:
     built = Pipeline("cpu", dtype, keep_both=True)
-    for _ in built.load(weights.choose("mini", mode, "turbo", mini_root=controlnets.mini_root()), "turbo"):
+    for _ in built.load(weights.choose("mini", mode, "turbo"), "turbo"):
         pass
     return built
 
@@ -43,8 +42,7 @@ def pipeline() -> Pipeline:
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
-    monkeypatch.setattr(weights, "MINI_ROOT", controlnets.mini_root())
+def engine() -> Engine:
     return Engine(Settings(weights="mini", device="cpu"))
 
 
@@ -221,7 +219,7 @@ def test_latents_agree_with_diffusers(edges: Image.Image) -> None:
 
 
 def test_the_miniatures_controlnet_is_what_its_hash_says() -> None:
-    (file,) = weights.choose("mini", "controlnet", "turbo", mini_root=controlnets.mini_root()).files["controlnet"]
+    (file,) = weights.choose("mini", "controlnet", "turbo").files["controlnet"]
     assert model_hash([file]) == mini.CONTROLNET_HASH
     assert file.stat().st_size < 9_000_000
 
@@ -248,7 +246,7 @@ def test_without_its_controlnet_the_miniature_says_so(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     empty = tmp_path / "mini"
     empty.mkdir()
-    for entry in controlnets.mini_root().iterdir():
+    for entry in weights.MINI_ROOT.iterdir():
         if entry.name != mini.CONTROLNET_FOLDER.name:
             (empty / entry.name).symlink_to(entry)
     monkeypatch.setattr(weights, "MINI_ROOT", empty)
@@ -374,7 +372,7 @@ def test_a_missing_depth_model_never_falls_back_on_the_raw_picture(
 
 def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, controlnets.program() / "cli.py", *map(str, arguments), "--weights", "mini", "--offline"],
+        [sys.executable, weights.ROOT / "cli.py", *map(str, arguments), "--weights", "mini", "--offline"],
         cwd=cwd,
         capture_output=True,
         text=True,

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import controlnets
 import pytest
 import torch
 
@@ -31,7 +30,7 @@ def draw(built: Pipeline, model: str, mode: str = "generate") -> Picture:
     from PIL import Image
 
     mode_of_model = mode if model == "turbo" else "generate"
-    chosen = weights.choose("mini", mode_of_model, model, mini_root=controlnets.mini_root())
+    chosen = weights.choose("mini", mode_of_model, model)
     for _ in built.load(chosen, model):
         pass
     control = (Image.linear_gradient("L").resize((128, 128)).convert("RGB"), 0.8) if mode == "controlnet" else None

@@ -1,14 +1,9 @@
-"""The ControlNet tab as a visitor meets it, and its endpoints as programs do: a real browser, server and miniature.
-
-Where the miniature's ControlNet is not trained yet, a stand-in of random weights draws (see controlnets.py): pictures
-then follow no structure, but differ with it.
-"""
+"""The ControlNet tab as a visitor meets it, and its endpoints as programs do: a real browser, server and miniature."""
 
 import io
 from collections.abc import Iterator
 from pathlib import Path
 
-import controlnets
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
@@ -29,7 +24,7 @@ PROMPT = "a fox on a black background"
 
 @pytest.fixture(scope="module")
 def served() -> Server:
-    return server(root=controlnets.program())
+    return server()
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ def plan_of(gigabytes: int, mode: str = "generate", kind: device.Kind = "cuda") 
 @pytest.mark.parametrize("control", [False, True])
 def test_operations_agree_with_torchs_own_count(control: bool) -> None:
     device.prepare_environment()
-    import controlnets
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -34,7 +33,7 @@ def test_operations_agree_with_torchs_own_count(control: bool) -> None:
 
     built = Pipeline("cpu", torch.float32, keep_both=False)
     mode = "controlnet" if control else "generate"
-    for _ in built.load(weights.choose("mini", mode, "turbo", mini_root=controlnets.mini_root()), "turbo"):
+    for _ in built.load(weights.choose("mini", mode, "turbo"), "turbo"):
         pass
     inputs = {
         "latents": torch.zeros(1, 16, 16, 16),

@@ -53,10 +53,9 @@ def table(figures: dict, autoencoder: dict) -> str:
             *("| " + " | ".join(row) + " |" for row in rows),
             "",
             f"Other wordings may lose {100 * WORDING_LOSS:.0f} points against the usual one.",
-            f'Seeds: of {diversity["seeds"]} pictures of a prompt that says no more than "a fox", {diversity["things"]}'
-            f" things, {diversity['backgrounds']:.1f} backgrounds and {diversity['layouts']:.1f} layouts (size and"
-            f" place) are different on average; {percent(diversity['mirrored'])} of those that can be told are"
-            f" mirrored; {percent(diversity['thing'])} show the right thing.",
+            f'Seeds: {diversity["things"]} prompts that say no more than "a fox", {diversity["seeds"]} pictures each.'
+            f" On average {diversity['backgrounds']:.1f} backgrounds and {diversity['layouts']:.1f} layouts (size and"
+            f" place) of a prompt's pictures differ; {percent(diversity['thing'])} show the right thing.",
             f"Base answers to the negative prompt: where the prompt leaves the background open, the colour that came"
             f' out, given as negative prompt ("blue background"), gives way to another one in'
             f" {percent(steering['negative_moves'])} of {steering['pictures']} cases with the same seed.",
