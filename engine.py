@@ -12,7 +12,6 @@ import gc
 import logging
 import os
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,12 +21,11 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import device
 import lora
+import lora_use
 import metadata
-import mini
-import mini_prompt
+import mini_notes
 import preflight
 import preprocess
-import safeguard
 import tokens
 import upscaling
 import weights
@@ -52,12 +50,13 @@ from request import (
     WeightsChoice,
     WeightsKind,
 )
+from stopwatch import Stopwatch
 from turns import Turns
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from pipeline import Picture, Pipeline, Progress
+    from pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -83,35 +82,6 @@ class Settings:
     device: str = "auto"
     memory_gb: float | str | None = None
     queue_limit: int = QUEUE_LIMIT
-
-
-class _Clock:
-    """Measures the wall seconds of each stage that passes by."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self._entered: list[tuple[str, float]] = []
-
-    def watch(self, events: Generator[Event, None, T]) -> Generator[Event, None, T]:
-        """Pass events on, noting when each stage begins; returns what `events` returns."""
-        while True:
-            try:
-                event = next(events)
-            except StopIteration as done:
-                return done.value
-            if isinstance(event, Stage):
-                self._entered.append((event.name, time.perf_counter()))
-            yield event
-
-    def read(self) -> dict[str, float]:
-        """Return the seconds of each stage so far, by its name, and of everything as `total`."""
-        now = time.perf_counter()
-        seconds: dict[str, float] = {}
-        ends = [when for _, when in self._entered[1:]] + [now]
-        for (stage, began), ended in zip(self._entered, ends, strict=True):
-            seconds[stage] = seconds.get(stage, 0.0) + ended - began
-        seconds["total"] = now - self._started
-        return {stage: round(taken, 3) for stage, taken in seconds.items()}
 
 
 @dataclass(frozen=True)
@@ -245,7 +215,7 @@ class Engine:
 
     def examples(self, kind: WeightsKind) -> list[str]:
         """Return prompts that work with these weights."""
-        return list(EXAMPLES[kind])
+        return list(mini_notes.EXAMPLES[kind])
 
     def run(self, request: Request, client: str = "") -> Generator[Event, None, None]:
         """Carry out one request, as events.
@@ -331,7 +301,7 @@ class Engine:
         """Do in this process what needs no GPU, refusing what is wrong, and the rest in one that has one."""
         chosen = self.weights_in_use(request.mode, request.model, request.weights)
         request = request.resolved(chosen.kind)
-        _lora_of(request, chosen.kind)
+        lora_use.file_of(request, chosen.kind)
         prepared = None
         if isinstance(request, Upscale):
             size = upscaling.size_after(upscaling.open_input(Path(request.image)).image.size)
@@ -358,7 +328,7 @@ class Engine:
         self._preprocessing = threading.Lock()  # another thread may have held it, and is not here
 
     def _work(self, request: Request) -> Generator[Event, None, None]:
-        clock = _Clock()
+        clock = Stopwatch()
         chosen = self.weights_in_use(request.mode, request.model, request.weights)
         request = request.resolved(chosen.kind)
         log.info("%s with %s weights: %s", request.mode, chosen.kind, request.model_dump_json())
@@ -406,9 +376,9 @@ class Engine:
         return replace(drawn, notes=(*drawn.notes, note))
 
     def _text_to_image(self, chosen: weights.Chosen, request: TextToImage) -> Drawing:
-        file = _lora_of(request, chosen.kind)
+        file = lora_use.file_of(request, chosen.kind)
         pipeline = yield from self._ready(chosen, request, (request.width, request.height))
-        prompt, left_open = _completed(request, chosen.kind)
+        prompt, left_open = mini_notes.completed(request, chosen.kind)
         draw = partial(
             pipeline.text_to_image,
             prompt=prompt,
@@ -419,18 +389,18 @@ class Engine:
             height=request.height,
             seed=request.seed,
         )
-        picture, worn = yield from _wearing(pipeline, file, request, draw)
-        notes = (*picture.notes, *worn.notes, *left_open, *_miniature_notes(request, chosen.kind))
+        picture, worn = yield from lora_use.wearing(pipeline, file, request, draw)
+        notes = (*picture.notes, *worn.notes, *left_open, *mini_notes.about(request, chosen.kind))
         return Drawn(picture.image, notes, worn.inputs, lora=worn.lora)
 
     def _structure_to_image(self, chosen: weights.Chosen, request: ControlNet) -> Drawing:
         yield Stage("preprocessing", PREPROCESSORS[request.preprocessor].title)
         control = self.control_image(request)
-        file = _lora_of(request, chosen.kind)
+        file = lora_use.file_of(request, chosen.kind)
         pipeline = yield from self._ready(chosen, request, control.image.size)
         width, height = control.image.size
         # Where the control image says nothing, the seed does, as without one.
-        prompt, left_open = (request.prompt, []) if request.scale else _completed(request, chosen.kind)
+        prompt, left_open = (request.prompt, []) if request.scale else mini_notes.completed(request, chosen.kind)
         draw = partial(
             pipeline.text_to_image,
             prompt=prompt,
@@ -442,8 +412,8 @@ class Engine:
             seed=request.seed,
             control=(control.image, request.scale),
         )
-        picture, worn = yield from _wearing(pipeline, file, request, draw)
-        notes = (*control.notes, *picture.notes, *worn.notes, *left_open, *_miniature_notes(request, chosen.kind))
+        picture, worn = yield from lora_use.wearing(pipeline, file, request, draw)
+        notes = (*control.notes, *picture.notes, *worn.notes, *left_open, *mini_notes.about(request, chosen.kind))
         return Drawn(picture.image, notes, {"image": control.digest, **worn.inputs}, lora=worn.lora)
 
     def _upscale(self, chosen: weights.Chosen, request: Upscale) -> Drawing:
@@ -485,7 +455,7 @@ class Engine:
 
     def _measured(self, work: Generator[Event, None, T], upscaler: str, operations: float) -> Generator[Event, None, T]:
         """Pass work on, and note how fast it was for the next estimate."""
-        clock = _Clock()
+        clock = Stopwatch()
         done = yield from clock.watch(work)
         self._upscale_speed[upscaler] = clock.read()["upscaling"] / operations
         return done
@@ -570,94 +540,3 @@ class Engine:
             )
         log.exception("internal error")
         return InternalError(type(error).__name__, str(error))
-
-
-@dataclass(frozen=True)
-class Worn:
-    """What a request's LoRA adds to its result; nothing where there is none."""
-
-    notes: tuple[Note, ...] = ()
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    lora: metadata.Lora | None = None
-
-
-def _lora_of(request: Request, kind: WeightsKind) -> lora.LoraFile | None:
-    """Return the file of the LoRA that a request names, judged by its header alone: before anything is loaded.
-
-    Raises:
-        RequestError: it cannot be used, or not with these weights.
-    """
-    if not getattr(request, "lora", ""):
-        return None
-    file = lora.read(lora.find(request.lora))
-    file.report.check_fits(kind)
-    return file
-
-
-def _wearing(
-    pipeline: Pipeline, file: lora.LoraFile | None, request: Request, draw: Callable[[], Progress]
-) -> Generator[Event, None, tuple[Picture, Worn]]:
-    """Carry out a drawing with the request's LoRA, if it has one, and look at what comes of it."""
-    if file is None:
-        return (yield from safeguard.checked(pipeline, draw)), Worn()
-    yield Stage("loading", "LoRA")
-    adapter = pipeline.loras.get(file)
-    drawing = safeguard.checked(pipeline, draw, file.report.name)
-    picture = yield from pipeline.wearing(adapter, request.lora_strength, drawing)
-    report = adapter.report
-    notes = [Note("lora_partly", sentence) for sentence in report.warnings()]
-    if report.base not in (None, request.model):
-        trained, used = MODELS[report.base].title, MODELS[request.model].title
-        notes.append(Note("lora_base", f"The LoRA was trained on {trained}; with {used} it may do less, or harm."))
-    used = metadata.Lora(file.report.name, adapter.identity.hash, request.lora_strength)
-    return picture, Worn(tuple(notes), {"lora": adapter.identity.digest}, used)
-
-
-def _completed(request: TextToImage | ControlNet, kind: WeightsKind) -> tuple[str, list[Note]]:
-    """Return the prompt to draw: for the miniature, with the size and place that it leaves to the seed."""
-    if kind != "mini":
-        return request.prompt, []
-    made = mini_prompt.complete(request.prompt, request.seed)
-    if not made.words:
-        return request.prompt, []
-    text = f"The seed chose what the prompt leaves open: {', '.join(made.words)}."
-    return made.text, [Note("seed_chose", text, {"words": made.words, "prompt": made.text})]
-
-
-def _miniature_notes(request: Request, kind: WeightsKind) -> list[Note]:
-    """Say which words of the prompt, or which preprocessor, mean nothing to the miniature."""
-    if kind != "mini":
-        return []
-    notes = []
-    used = getattr(request, "preprocessor", "none")
-    if used not in (*mini.CONTROLS, "none"):
-        known = ", ".join(PREPROCESSORS[name].title for name in mini.CONTROLS)
-        text = f"The miniature was not taught {PREPROCESSORS[used].title}. It knows {known}."
-        notes.append(Note("unknown_control", text, {"preprocessor": used}))
-    unknown = mini.unknown_words(request.prompt)
-    if not unknown:
-        return notes
-    return [
-        *notes,
-        Note(
-            "unknown_words",
-            f"The miniature does not know: {', '.join(unknown)}. It knows things on a plain background, "
-            f"such as {', '.join(mini.known_things()[::32])}; their colours, sizes, places and small numbers.",
-            {"words": unknown},
-        ),
-    ]
-
-
-# What each kind of weights draws well; shown on the page to start from.
-EXAMPLES: dict[WeightsKind, tuple[str, ...]] = {
-    "mini": (
-        "a red apple on a blue background",
-        "a fox and a lion on a green background",
-        "three turtles, purple background",
-    ),
-    "full": (
-        "A cat asleep on a warm windowsill, late afternoon light, 35 mm photograph",
-        "A lighthouse in a storm, ink and watercolour",
-        'A shop window with a neon sign that says "OPEN LATE"',
-    ),
-}

@@ -1,0 +1,60 @@
+"""What is put into a prompt, and said about a result, where the miniature draws; what each kind of weights draws well.
+
+Knows nothing of pipelines.
+"""
+
+from __future__ import annotations
+
+import mini
+import mini_prompt
+from request import PREPROCESSORS, ControlNet, Note, Request, TextToImage, WeightsKind
+
+
+def completed(request: TextToImage | ControlNet, kind: WeightsKind) -> tuple[str, list[Note]]:
+    """Return the prompt to draw: for the miniature, with the size and place that it leaves to the seed."""
+    if kind != "mini":
+        return request.prompt, []
+    made = mini_prompt.complete(request.prompt, request.seed)
+    if not made.words:
+        return request.prompt, []
+    text = f"The seed chose what the prompt leaves open: {', '.join(made.words)}."
+    return made.text, [Note("seed_chose", text, {"words": list(made.words), "prompt": made.text})]
+
+
+def about(request: Request, kind: WeightsKind) -> list[Note]:
+    """Say which words of the prompt, or which preprocessor, mean nothing to the miniature."""
+    if kind != "mini":
+        return []
+    notes = []
+    used = getattr(request, "preprocessor", "none")
+    if used not in (*mini.CONTROLS, "none"):
+        known = ", ".join(PREPROCESSORS[name].title for name in mini.CONTROLS)
+        text = f"The miniature was not taught {PREPROCESSORS[used].title}. It knows {known}."
+        notes.append(Note("unknown_control", text, {"preprocessor": used}))
+    unknown = mini.unknown_words(request.prompt)
+    if not unknown:
+        return notes
+    return [
+        *notes,
+        Note(
+            "unknown_words",
+            f"The miniature does not know: {', '.join(unknown)}. It knows things on a plain background, "
+            f"such as {', '.join(mini.known_things()[::32])}; their colours, sizes, places and small numbers.",
+            {"words": unknown},
+        ),
+    ]
+
+
+# What each kind of weights draws well; shown on the page to start from.
+EXAMPLES: dict[WeightsKind, tuple[str, ...]] = {
+    "mini": (
+        "a red apple on a blue background",
+        "a fox and a lion on a green background",
+        "three turtles, purple background",
+    ),
+    "full": (
+        "A cat asleep on a warm windowsill, late afternoon light, 35 mm photograph",
+        "A lighthouse in a storm, ink and watercolour",
+        'A shop window with a neon sign that says "OPEN LATE"',
+    ),
+}
