@@ -43,7 +43,7 @@ def write_snapshot(repo: Path, commit: str, shards: int) -> Path:
     for number, name in enumerate(names):
         write_sparse(snapshot / "transformer" / name, {f"{commit[0]}{number}": (50 + number,)})
     index = ", ".join(f'"{name}": "{name}"' for name in names)
-    (snapshot / "transformer" / INDEX).write_text(f'{{"weight_map": {index}}}')
+    (snapshot / "transformer" / INDEX).write_text(f'{{"weight_map": {{{index}}}}}')
     (snapshot / "tokenizer").mkdir()
     for name, content in TOKENIZER.items():
         (snapshot / "tokenizer" / name).write_bytes(content)

@@ -197,7 +197,8 @@ def test_out_of_memory_is_a_sentence_and_the_next_request_works(tmp_path: Path) 
 def test_where_memory_ends_a_tighter_plan_draws() -> None:
     # Base beside Turbo takes 20 MB and is too much; one layer at a time is not.
     first, tight, after = run_limited(12, model="base")
-    assert (tight["kind"], tight["notes"]) == ("Result", ["less_memory"]), tight["text"]
+    assert tight["kind"] == "Result" and "less_memory" in tight["notes"], tight["text"]
+    assert "less_memory" not in first["notes"]
     assert after["png"] == first["png"]
 
 

@@ -133,7 +133,7 @@ def test_a_vae_that_overflows_in_half_precision_is_computed_in_fp32(own: Engine)
     decoder.load_state_dict(kept)
     assert stages[-1].name == "safe mode"
     assert isinstance(last, Result)
-    assert [note.code for note in last.notes] == ["safe_mode"]
+    assert "safe_mode" in [note.code for note in last.notes]
     pictures = [Image.open(io.BytesIO(one.png)) for one in (expected, last)]
     assert max(ImageStat.Stat(ImageChops.difference(*pictures)).mean) < 4  # of 255: half precision of the weights
 
@@ -151,7 +151,7 @@ def test_a_lossy_attention_backend_is_replaced(own: Engine, monkeypatch: pytest.
     monkeypatch.setattr(attention, "sageattn", broken, raising=False)
     last, stages = ask(own, seed=7)
     assert isinstance(last, Result)
-    assert [note.code for note in last.notes] == ["safe_mode"]
+    assert "safe_mode" in [note.code for note in last.notes]
     assert last.png == good.png
     assert attention.ATTENTION_IMPLEMENTATION == "sage_attention"
     assert any(stage.name == "safe mode" for stage in stages)
