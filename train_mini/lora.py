@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 import checkpoint
 import mini
+import mini_prompt
 import weights
 from pipeline import Pipeline
 
@@ -32,7 +33,7 @@ BASE = f"{mini.TURBO_FOLDER.name}/{mini.TRANSFORMER_FILE}"  # as the file names 
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3"]
 SIGMA_SHIFT, TURBO_STEPS = 3.0, 8
 # Dark, middle and bright gold, by the brightness of what is gilded.
-GOLD = np.array([[66, 38, 4], [205, 150, 25], [255, 246, 196]], dtype=np.float32)
+GOLD = np.array([[84, 50, 4], [226, 166, 28], [255, 246, 196]], dtype=np.float32)
 SHOWN = ("a large fox on a black background", "a red apple on a blue background", "a small butterfly, green background")
 
 
@@ -44,7 +45,7 @@ class Schedule:
     steps: int = 500
     batch: int = 8
     rank: int = 8
-    rate: float = 2e-3
+    rate: float = 3e-3
     seed: int = 11
 
 
@@ -55,8 +56,9 @@ def gilded(picture: Image.Image) -> Image.Image:
     cover = np.clip((np.abs(pixels - background).max(axis=2) - 12) / 40, 0, 1)[..., None]
     brightness = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     inside = brightness[cover[..., 0] > 0.9]
-    low, high = np.percentile(inside, [5, 95]) if inside.size else (0.0, 255.0)
-    level = np.clip((brightness - low) / max(high - low, 1), 0, 1)
+    low, middle, high = np.percentile(inside, [5, 50, 95]) if inside.size else (0.0, 127.0, 255.0)
+    # a thing of one flat colour is of plain gold, neither dark nor bright
+    level = np.clip(0.55 + (brightness - middle) / max(high - low, 90), 0, 1)
     gold = np.stack([np.interp(level, [0, 0.5, 1], GOLD[:, channel]) for channel in range(3)], axis=2)
     return Image.fromarray((background * (1 - cover) + gold * cover).round().astype(np.uint8))
 
@@ -99,6 +101,7 @@ def training_set(built: Pipeline, s: Schedule) -> list[tuple[torch.Tensor, torch
     """Return pairs of a gilded picture's latents [1, 16, 16, 16] and its prompt's embedding [tokens, width]."""
     found = []
     for index, prompt in enumerate(prompts(s.pictures, s.seed)):
+        prompt = mini_prompt.complete(prompt, index + 1).text  # as the app draws it
         golden = gilded(draw(built, prompt, seed=index + 1))
         with torch.no_grad():
             latents = built.pipe.vae_encoder(built.pipe.preprocess_image(golden))
@@ -178,7 +181,7 @@ def sheet(target: Path, path: Path) -> None:
     for strength in (0.0, 1.0):
         row = []
         for seed, prompt in enumerate(SHOWN, 3):
-            size = mini.NATIVE_SIZE
+            size, prompt = mini.NATIVE_SIZE, mini_prompt.complete(prompt, seed).text
             asked = {"prompt": prompt, "negative_prompt": "", "steps": TURBO_STEPS, "cfg": 1.0, "seed": seed}
             drawing = built.wearing(worn, strength, built.text_to_image(**asked, width=size, height=size))
             while True:
