@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Latents of these models have about unit variance. Over the miniature's prompts their largest number was below 8.
 LATENT_LIMIT = 30.0
+# Beyond this, colours far outside of white and black are the latents' own: one guided step of Base reaches 21.
+LATENTS_USUAL = 10.0
 # Deviation of the latents over the picture, mean of the channels, below which nothing was drawn at all. A plain
 # background, asked of the miniature by itself, had 0.27 and more.
 LATENTS_EMPTY = 1e-3
@@ -84,7 +86,7 @@ def judge(health: Health) -> Defect | None:
         return Defect("empty", "denoising", "the transformer's result is the same all over")
     if not health.pixels_finite:
         return Defect("nan", "decoding", "the VAE made NaN or infinity of sound latents, which would show as black")
-    if health.pixels_clipped > CLIPPED_SHARE:
+    if health.pixels_clipped > CLIPPED_SHARE and health.latents_peak <= LATENTS_USUAL:
         share = f"{health.pixels_clipped:.0%}"
         return Defect("clipped", "decoding", f"{share} of the picture lies far beyond black and white")
     if health.pixels_spread < FLAT and health.latents_spread > LATENTS_VARIED:

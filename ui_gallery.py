@@ -55,6 +55,7 @@ def lay_out(mode: type[Request], output: Output) -> gr.Gallery:
         [past, strip],
         trigger_mode="multiple",
         preprocess=False,
+        concurrency_limit=1,  # two at once would each leave the other's picture out
         **QUIET,
     )
     strip.select(show, past, output.shown, **QUIET)

@@ -30,7 +30,7 @@ def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A folder with a picture in it, and the run that made it."""
     folder = tmp_path_factory.mktemp("made")
-    prompt = "a red apple on a blue background"
+    prompt = "a large red apple in the middle on a blue background"
     return folder, command("generate", prompt, "--seed", 7, "--out", "apple.png", "--offline", cwd=folder)
 
 
@@ -76,7 +76,7 @@ def test_inspect_reads_the_picture(made) -> None:
     folder, _ = made
     facts = json.loads(command("inspect", "apple.png", "--json", cwd=folder).stdout)
     assert facts["source"] == "z-image-studio"
-    assert facts["request"]["prompt"] == "a red apple on a blue background"
+    assert facts["request"]["prompt"] == "a large red apple in the middle on a blue background"
     assert "turbo" in facts["fingerprints"]
     assert "a red apple" in command("inspect", "apple.png", cwd=folder).stdout
 

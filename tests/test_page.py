@@ -326,6 +326,7 @@ def test_it_is_dark_whatever_the_system_prefers(open_page: Open) -> None:
     colours = []
     for preference in ("light", "dark"):
         page = open_page(color_scheme=preference)
+        page.locator("#prompt textarea").wait_for()
         colours.append(
             page.evaluate(
                 "[document.body, document.querySelector('#prompt textarea')].map("

@@ -79,6 +79,7 @@ def test_several_pictures_with_consecutive_seeds_and_a_strip(open_page: Open, si
     thumbs = page.locator("#generate-strip button.thumbnail-item")
     expect(thumbs).to_have_count(3)
     shoot(page, "31-strip")
+    page.locator("#generate-output .label-wrap").click()
     thumbs.last.click()
     expect(page.locator("#generate-parameters")).to_contain_text('"seed": 41')
     assert '"seed": 41' in Image.open(io.BytesIO(picture_bytes(page))).info["z-image-studio"]

@@ -106,7 +106,8 @@ def test_a_result_is_upscaled_further(visit) -> None:
 def test_programs_call_it_by_name(served: Server, photo: Path, tmp_path: Path) -> None:
     client = Client(served.url, verbose=False, download_files=str(tmp_path))
     picture, parameters = client.predict(image=handle_file(photo), upscaler="fast", api_name="/upscale")
-    assert Image.open(picture).size == (96, 96)
+    with Image.open(picture) as made:
+        assert made.size == (96, 96)
     assert parameters["mode"] == "upscale" and parameters["request"]["denoise"] == 0
     with pytest.raises(AppError, match="denoise"):
         client.predict(image=handle_file(photo), denoise=2, api_name="/upscale")
