@@ -78,7 +78,7 @@ def test_inspect_reads_the_picture(made) -> None:
     assert facts["source"] == "z-image-studio"
     assert facts["request"]["prompt"] == "a large red apple in the middle on a blue background"
     assert "turbo" in facts["fingerprints"]
-    assert "a red apple" in command("inspect", "apple.png", cwd=folder).stdout
+    assert "a large red apple" in command("inspect", "apple.png", cwd=folder).stdout
 
 
 @pytest.mark.parametrize(
