@@ -197,7 +197,7 @@ def peak_bytes(kind: WeightsKind, mode: str, width: int, height: int, plan: Memo
     if mode == "controlnet":  # every layer's hint is kept
         denoising += 2 * shape.control_layers * tokens * shape.width * size
     pixels = width * height
-    whole = min(pixels, max(plan.tiled_vae_above, 0), pixels) if pixels <= plan.tiled_vae_above else 768 * 768
+    whole = pixels if pixels <= plan.tiled_vae_above else 768 * 768
     decoding = whole * VAE_NUMBERS_PER_PIXEL * (4 if plan.vae_dtype == "float32" else 2) + 16 * pixels
     if kind == "mini":
         return 100_000_000 + max(denoising, decoding // 20)
