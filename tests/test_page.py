@@ -8,12 +8,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
 import loras
 import pytest
 import torch
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 from serving import ROOT, server
 
 import metadata
@@ -51,6 +52,9 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
+streams: WeakKeyDictionary[Page, set[Request]] = WeakKeyDictionary()  # the open answers of each page's events
+
+
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Open]:
     """Open the page as a new visitor; afterwards, nothing may have gone to another host or failed in the console."""
@@ -63,6 +67,10 @@ def open_page(browser: Browser) -> Iterator[Open]:
         page.on("request", lambda request: asked.add(request.url))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        streams[page] = under_way = set()
+        page.on("request", lambda request: under_way.add(request) if "/queue/data" in request.url else None)
+        page.on("requestfinished", lambda request: under_way.discard(request))
+        page.on("requestfailed", lambda request: under_way.discard(request))
         page.goto(server().url + query)
         page.locator("#generate").wait_for()
         page.locator("#generate-status p").wait_for()
@@ -70,16 +78,24 @@ def open_page(browser: Browser) -> Iterator[Open]:
 
     expect.set_options(timeout=PATIENCE)
     yield visit
+    heard = list(complaints)  # what closing breaks off, Gradio calls an error too
     for context in contexts:
         context.close()
     hosts = {urlsplit(url).netloc for url in asked if urlsplit(url).scheme not in ("data", "blob")}
     assert hosts == {urlsplit(server().url).netloc}
-    assert not complaints
+    assert not heard
 
 
 def shoot(page: Page, name: str) -> None:
     size = page.viewport_size
     page.screenshot(path=ARTIFACTS / f"{NAMES[size['width'], size['height']]}-{name}.png", full_page=True)
+
+
+def reload(page: Page) -> None:
+    """Reload a page once none of its events is under way: what leaving breaks off, Gradio calls an error."""
+    while streams[page]:
+        page.wait_for_timeout(20)
+    page.reload()
 
 
 def write(page: Page, prompt: str) -> None:

@@ -21,6 +21,7 @@ from test_page import (  # noqa: F401 (fixtures)
     generate,
     open_page,
     picture_bytes,
+    reload,
     set_seed,
     set_steps,
     shoot,
@@ -83,7 +84,7 @@ def test_several_pictures_with_consecutive_seeds_and_a_strip(open_page: Open, si
     thumbs.last.click()
     expect(page.locator("#generate-parameters")).to_contain_text('"seed": 41')
     assert '"seed": 41' in Image.open(io.BytesIO(picture_bytes(page))).info["z-image-studio"]
-    page.reload()
+    reload(page)
     page.locator("#generate-status p").wait_for()
     expect(thumbs).to_have_count(0)
 
@@ -111,7 +112,7 @@ def test_the_form_survives_a_reload_in_this_browser_only(open_page: Open) -> Non
     page.get_by_label("Negative prompt").fill("blue")
     set_steps(page, 17)
     page.wait_for_timeout(500)  # the browser keeps the last change when it has happened
-    page.reload()
+    reload(page)
     expect(prompt_of(page)).to_have_value(PROMPT)
     expect(page.get_by_label("Negative prompt")).to_have_value("blue")
     expect(page.get_by_label("number input for Steps")).to_have_value("17")
