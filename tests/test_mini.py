@@ -13,10 +13,11 @@ import torch
 import checkpoint
 import mini
 import mini_prompt
-from train_mini import chinese, evaluate
+from train_mini import chinese, evaluate, text_encoder
 from train_mini.scenes import LAYOUTS, AtlasPainter, Scene
 from train_mini.scenes import test_scenes as scenes_to_test
 from train_mini.things import BACKGROUND_NAMES, BACKGROUNDS, COLOURABLE, COLOURS, PLACE_NAMES, SIZES, THINGS
+from train_mini.vocabulary import vocabulary
 
 MEBIBYTE = 2**20
 ATLAS = Path(__file__).parent / "data" / "mini_icons.png"  # the things at 32 px, written by train_mini's export
@@ -149,6 +150,10 @@ def test_unknown_words(prompt, expected):
     assert mini.unknown_words(prompt) == expected
 
 
+def test_the_vocabulary_is_that_of_the_training():
+    assert mini.vocabulary() == json.loads(json.dumps(vocabulary()))
+
+
 def test_everything_that_it_was_taught_is_known():
     things = mini.known_things()
     assert len(things) == len(THINGS) >= 150
@@ -158,6 +163,38 @@ def test_everything_that_it_was_taught_is_known():
     assert [place for place in places if mini.unknown_words(f"a fox {place}")] == []
     colours = [colour for names in BACKGROUND_NAMES.values() for colour in names]
     assert [colour for colour in colours if mini.unknown_words(f"{colour} background")] == []
+
+
+@pytest.mark.parametrize("kind", evaluate.KINDS)
+@pytest.mark.parametrize("wording", ["held out", "Chinese"])
+def test_a_scene_reads_alike_in_every_wording(pipelines, kind, wording):
+    """The transformer sees the same of a scene however it is put into words: in the last tokens, and in the others.
+
+    All other tokens say nothing, and so look like those of any sentence of the usual wording.
+    """
+
+    def states(wording: str) -> tuple[torch.Tensor, torch.Tensor]:
+        prompts = [evaluate.prompt_of(scene, wording, number) for number, scene in scenes]
+        last, others = [], []
+        for prompt in prompts:  # one by one: no padding
+            found = text_encoder.states(pipelines.pipe.text_encoder, *text_encoder.tokenize(tokenizer, [prompt]))
+            last.append(found[0][0])
+            others.append(found[1])
+        return torch.stack(last), torch.cat(others)
+
+    tokenizer = pipelines.pipe.tokenizer
+    scenes = list(enumerate(scenes_to_test(kind, 12)))
+    scenes = [(n, scene) for n, scene in scenes if kind != "pair" or stands(scene, n, wording)]
+    with torch.no_grad():
+        usual, blank = states("usual")
+        last, others = states(wording)
+    assert (last - usual).square().mean((1, 2)).quantile(0.9) < 0.05  # of 2, where nothing is alike
+    assert (others - blank.mean(0)).square().mean(1).quantile(0.95) < 0.05
+
+
+def stands(scene: Scene, number: int, wording: str) -> bool:
+    """Say whether a wording says of a pair as much of how it stands as the usual one does."""
+    return evaluate.says_how_it_stands(scene, wording, number) == evaluate.says_how_it_stands(scene, "usual", number)
 
 
 # ---- quality ---------------------------------------------------------------------------------------------------------

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+import mini
 from mini import TEXT_ENCODER_CONFIG
-from train_mini import base, captions, chinese, muon, pools, transformer, turbo
+from mini_models import MiniTextEncoder
+from train_mini import base, captions, chinese, export, muon, pools, text_encoder, transformer, turbo
 from train_mini.captions import Said, article, describe, plural, random_caption
 from train_mini.probe import rivals
 from train_mini.scenes import (
@@ -198,6 +200,34 @@ def test_wordings_of_evaluation_are_held_out():
 def test_chinese_names_part_all_things():
     names = [name for names in chinese.THING_NAMES.values() for name in names]
     assert len(chinese.THING_NAMES) == len(THINGS) and len(names) == len(set(names))
+
+
+def test_stray_words_leave_what_a_caption_says_whole():
+    rng = random.Random(5)
+    for scene, in_chinese in ((Scene("soft-ice-cream", "red"), False), (Scene("fox", "blue"), True)):
+        made = describe(scene, rng, frozenset(("background",)), in_chinese=in_chinese)
+        sprinkled = [text_encoder.sprinkle(made.text, rng, ["monorail"]) for _ in range(60)]
+        assert len(set(sprinkled)) > 50
+        names = THINGS["soft-ice-cream"] if not in_chinese else chinese.THING_NAMES["fox"]
+        assert all(any(name in text for name in names) for text in sprinkled)
+    assert [text_encoder.torn("an ice cream.", at) for at in (2, 3, 6, 12)] == [False, False, True, False]
+
+
+def test_stray_characters_are_in_no_chinese_name_and_no_sentence():
+    ours = "".join(str(value) for name, value in vars(chinese).items() if name.isupper())
+    stray = text_encoder.stray_characters()
+    assert len(stray) > 3000 and not set(stray) & set(ours)
+
+
+def test_training_goes_on_from_an_exported_miniature(tmp_path):
+    (tmp_path / "start.pt").write_bytes(b"kept")
+    export.take_back(mini.FOLDER, tmp_path)
+    encoder = MiniTextEncoder()
+    encoder.load_state_dict(torch.load(tmp_path / "text_encoder_start.pt", weights_only=True))
+    ids, mask = text_encoder.tokenize(text_encoder.load_tokenizer(tmp_path), ["a fox", "画一只狐狸"])
+    assert ids.shape == mask.shape and len(ids) == 2
+    assert (tmp_path / "autoencoder.pt").exists()
+    assert (tmp_path / "start.pt").read_bytes() == b"kept"
 
 
 # ---- couplings -------------------------------------------------------------------------------------------------------

@@ -43,6 +43,11 @@ TEMPLATES_FULL = (
     "{a} {p}. the background is {b}",
     "{a} {p} over a plain {b} backdrop",
     "{x} over {b}, {p}",
+    "make {a} {p}, {b} background",
+    "i want {a} {p} on a {b} backdrop",
+    "{a} {p}, and the background should be {b}",
+    "could you paint {a} {p} on {b}",
+    "let there be {a} {p}, {b} behind it",
 )
 TEMPLATES_NO_BACKGROUND = (
     "{a} {p}",

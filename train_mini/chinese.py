@@ -53,6 +53,10 @@ TEMPLATES_FULL = (
     "{x}，{b}的背景",
     "一张{x}的图片，{b}背景",
     "画{x}，背景是{b}",
+    "生成{x}，背景为{b}",
+    "我想要{x}，{b}的背景",
+    "帮我画{x}，要{b}背景",
+    "{b}的背景，上面是{x}",
 )
 TEMPLATES_PLACE = (
     "{p}的{x}，{b}背景",
@@ -60,9 +64,12 @@ TEMPLATES_PLACE = (
     "{b}背景，{x}在{p}",
     "{b}背景上，{p}有{x}",
     "画面{p}是{x}，背景是{b}",
+    "生成{x}，放在{p}，背景为{b}",
+    "帮我画{x}，它在{p}，要{b}背景",
+    "我想要{b}的背景，{p}放{x}",
 )
-TEMPLATES_NO_BACKGROUND = ("{x}", "一张{x}的图片", "画{x}")
-TEMPLATES_PLACE_ONLY = ("{p}的{x}", "{x}在{p}", "画面{p}有{x}")
+TEMPLATES_NO_BACKGROUND = ("{x}", "一张{x}的图片", "画{x}", "生成{x}", "帮我画{x}", "我想要{x}")
+TEMPLATES_PLACE_ONLY = ("{p}的{x}", "{x}在{p}", "画面{p}有{x}", "生成{x}，放在{p}", "帮我画{x}，它在{p}")
 TEMPLATES_NO_THING = ("{b}背景", "{b}的背景")
 TESTS_FULL = ("请画{x}，用{b}背景", "{b}背景的{x}")
 TESTS_PLACE = ("请把{x}画在{p}，用{b}背景", "{b}背景的图片，{x}在{p}")

@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import math
 import random
+import re
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -42,6 +44,10 @@ STEPS, BATCH, LEARNING_RATE = 4000, 64, 3e-3
 ERASED = 0.25  # weight of the error of all other tokens, which should say nothing
 LAST_TOKENS = 5  # <|im_end|> newline <|im_start|> assistant newline: present whatever the prompt is
 THING_DIMS, BACKGROUND_DIMS, SIZE_DIMS = 92, 16, 16  # with a mark of 4 the hidden size of 128
+
+# What people put between words, and what says nothing here.
+MARKS = (";", ":", " -", " --", "!", "?", "...", ",", " /", " |", " (", ")", " +", " *", " #", " =", "'", ' "')
+CHINESE_MARKS = ("；", "：", "！", "？", "。", "、", "，", "（", "）", "“", "”", "·", "~", " ")
 
 # Qwen3's special tokens that a chat without tools or pictures can meet.
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
@@ -135,15 +141,52 @@ def idle_words(work: Path) -> list[str]:
     return sorted(words - known)
 
 
+@cache
+def long_names() -> re.Pattern[str]:
+    """Match the English names of several words."""
+    words = {form for name in names() for form in (name, plural(name)) if " " in form}
+    return re.compile("|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)), re.IGNORECASE)
+
+
+@cache
+def stray_characters() -> tuple[str, ...]:
+    """Return the Chinese characters that no name and no sentence of training or evaluation has.
+
+    Of the 3,755 most used ones, which are the first level of GB 2312.
+    """
+    every = bytes(byte for high in range(0xB0, 0xD8) for low in range(0xA1, 0xFF) for byte in (high, low))
+    ours = set("".join(str(value) for value in vars(chinese).values()))
+    return tuple(sorted(set(every.decode("gb2312", errors="ignore")) - ours))
+
+
+def torn(text: str, position: int) -> bool:
+    """Say whether a break at `position` would tear a name of several words apart, such as "ice cream"."""
+    return any(m.start() < position < m.end() for m in long_names().finditer(text))
+
+
+def sprinkle(text: str, rng: random.Random, idle: list[str]) -> str:
+    """Put words that the miniature does not know around a text, and marks between its words."""
+    in_chinese = any(char > "\u2e7f" for char in text)
+    for _ in range(rng.randint(1, 3)):
+        if in_chinese:
+            stray = "".join(rng.choice(stray_characters()) for _ in range(rng.randint(1, 4)))
+            borders = [0, len(text), *(m.end() for m in re.finditer("[，。]", text))]
+            place = rng.choice(borders)
+            text = text[:place] + (stray if rng.random() < 0.7 else rng.choice(CHINESE_MARKS)) + text[place:]
+        elif rng.random() < 0.5:
+            text = rng.choice((f"{rng.choice(idle)} {text}", f"{text} {rng.choice(idle)}"))
+        else:
+            borders = [m.start() for m in re.finditer(r"[ ,.]|$", text) if not torn(text, m.start())]
+            place = rng.choice(borders)
+            text = text[:place] + rng.choice(MARKS) + text[place:]
+    return text
+
+
 def decorate(caption: Caption, rng: random.Random, idle: list[str]) -> Caption:
-    """Change what a person might change: letter case, and a few words that the miniature does not know."""
+    """Change what a person might change: letter case, marks, and a few words that the miniature does not know."""
     text = caption.text
-    if text and caption.said.thing and rng.random() < 0.15:
-        words = text.split(" ")
-        for _ in range(rng.randint(1, 3)):
-            # before the first or after the last word: in between they could tear "ice cream" apart
-            words.insert(rng.choice((0, len(words))), rng.choice(idle))
-        text = " ".join(words)
+    if text and caption.said.thing and rng.random() < 0.35:
+        text = sprinkle(text, rng, idle)
     draw = rng.random()
     text = text.upper() if draw < 0.02 else text.title() if draw < 0.06 else text
     return Caption(text, caption.said)
@@ -226,7 +269,7 @@ def tokenize(tokenizer, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens.input_ids, tokens.attention_mask
 
 
-def _states(model: MiniTextEncoder, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def states(model: MiniTextEncoder, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the RMS-normed states.
 
     Returns:
@@ -281,7 +324,7 @@ def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
         ids, mask = tokenize(tokenizer, [c.text for c in captions])
         wanted = torch.stack([codes(c.said) for c in captions]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            state, others = _states(model, ids.to(device), mask.to(device))
+            state, others = states(model, ids.to(device), mask.to(device))
         loss = (state.float() - wanted).square().mean()
         erased = (others.float() - codes.idle.to(device)).square().mean()
         optimizer.zero_grad(set_to_none=True)
@@ -333,11 +376,11 @@ def evaluate(work: Path, device: torch.device, count: int = 600) -> dict[str, fl
         captions = [describe(scene, rng, says, templates, in_chinese) for scene in scenes]
         if says != everything:
             captions = [completed(caption, rng, known, 1.0) for caption in captions]
-        states = []
+        found = []
         for i in range(0, len(captions), 100):
             ids, mask = tokenize(tokenizer, [c.text for c in captions[i : i + 100]])
-            states.append(_states(model, ids.to(device), mask.to(device))[0].cpu())
-        state = torch.cat(states)
+            found.append(states(model, ids.to(device), mask.to(device))[0].cpu())
+        state = torch.cat(found)
         first, second, last = (state[:, list(t)].mean(1) for t in (codes.FIRST, codes.SECOND, (codes.LAYOUT,)))
         parts = {"thing": (first, 0, codes.thing), "second": (second, 0, codes.thing)}
         parts |= {key: (last, start, table) for key, (start, table) in layout.items()}
