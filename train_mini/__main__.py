@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "z-image-studio" / "train_mini",
                         help="folder of icons, checkpoints and sheets (default: %(default)s)")  # fmt: skip
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="which stages to run")
-    parser.add_argument("--start", type=Path, help="an exported miniature whose autoencoder and Base to go on from")
+    parser.add_argument("--start", type=Path, help="an exported miniature to go on from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--turbo-pictures", type=int, default=100, help="pictures of Turbo for every kind of scene")
     parser.add_argument("--base-pictures", type=int, default=40, help="pictures of Base for every kind")

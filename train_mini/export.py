@@ -101,13 +101,20 @@ def export_atlas(path: Path, work: Path) -> None:
 
 
 def take_back(folder: Path, work: Path) -> None:
-    """Put the autoencoder and Base of an exported miniature into `work`, to go on from; files there are kept."""
+    """Put the parts of an exported miniature into `work`, to go on from; files there are kept.
+
+    Autoencoder and tokenizer are final; text encoder and Base are where their training starts.
+    """
+    turbo, base = folder / mini.TURBO_FOLDER.name, folder / mini.BASE_FOLDER.name
     for source, name in (
-        (folder / mini.TURBO_FOLDER.name / mini.VAE_FILE, "autoencoder.pt"),
-        (folder / mini.BASE_FOLDER.name / mini.TRANSFORMER_FILE, "start.pt"),
+        (turbo / mini.VAE_FILE, "autoencoder.pt"),
+        (turbo / mini.TEXT_ENCODER_FILE, "text_encoder_start.pt"),
+        (base / mini.TRANSFORMER_FILE, "start.pt"),
     ):
         if not (work / name).exists():
             torch.save({key: value.float() for key, value in load_file(source).items()}, work / name)
+    if not (work / "tokenizer").exists():
+        shutil.copytree(turbo / mini.TOKENIZER_FOLDER, work / "tokenizer")
 
 
 def export(work: Path, folder: Path = mini.FOLDER) -> None:
