@@ -11,17 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-import numpy as np
 import torch
 from diffsynth.pipelines.z_image import ZImagePipeline, ZImageUnit_InputImageEmbedder
 from PIL import Image
 
-import tiles
+import vae_tiles
 from request import Stage, Step, TileDone
-
-FACTOR = 8  # pixels to a latent, in each direction
-PATCH = 16  # pixels to a token: the VAE's factor times the transformer's patch of 2
-OVERLAP = 4  # tiles share at least a side / OVERLAP
+from vae_tiles import FACTOR, REDRAWN_SHARE
 
 
 class InputImageUnit(ZImageUnit_InputImageEmbedder):
@@ -44,7 +40,7 @@ class InputImageUnit(ZImageUnit_InputImageEmbedder):
 
 def redraw(
     pipe: ZImagePipeline, image: Image.Image, prompt_embeds: list[torch.Tensor], seed: int, side: int
-) -> Generator[Stage | Step | TileDone, None, tuple[Image.Image, torch.Tensor]]:
+) -> Generator[Stage | Step | TileDone, None, tuple[torch.Tensor, torch.Tensor]]:
     """Draw `image` again, as far as the schedule says that is set in `pipe.scheduler`.
 
     Args:
@@ -55,26 +51,21 @@ def redraw(
         side: the most that a tile is wide and high, in pixels, a multiple of 64.
 
     Returns:
-        RGB of the same size and its latents, as the generator's return value.
+        The decoded picture, [1, 3, height, width] in about -1..1, and its latents, as the generator's return value.
     """
-    width, height = image.size
-    seen = tiles.grid(image.size, side, side // OVERLAP, step=PATCH)
-    cut = tiles.grid((width // FACTOR, height // FACTOR), side // FACTOR, side // OVERLAP // FACTOR, step=2)
-    assert [(tile.x[0] * FACTOR, tile.y[0] * FACTOR) for tile in cut] == [(tile.x[0], tile.y[0]) for tile in seen]
+    width, height = (length // FACTOR for length in image.size)
+    side, overlap = side // FACTOR, side // FACTOR // REDRAWN_SHARE
+    cut = vae_tiles.cut((width, height), side, overlap)
     weights = [torch.from_numpy(tile.weight).to(pipe.device) for tile in cut]
 
     yield Stage("encoding", "picture")
-    latents = torch.zeros((1, 16, height // FACTOR, width // FACTOR), device=pipe.device)
     pipe.load_models_to_device(["vae_encoder"])
-    for index, (tile, place, weight) in enumerate(zip(seen, cut, weights, strict=True)):
-        with torch.no_grad():
-            part = pipe.preprocess_image(image.crop((tile.x[0], tile.y[0], tile.x[1], tile.y[1])))
-            latents[_at(place)] += pipe.vae_encoder(part) * weight
-        if len(cut) > 1:
-            yield TileDone("encoding", index + 1, len(cut))
-    shape = tuple(latents.shape)
+    encoded = yield from _counted(
+        "encoding", vae_tiles.encode(pipe.vae_encoder, pipe.preprocess_image(image), side, overlap)
+    )
+    shape = tuple(encoded.shape)
     noise = pipe.generate_noise(shape, seed=seed, rand_device="cpu", rand_torch_dtype=pipe.torch_dtype)
-    latents = pipe.scheduler.add_noise(latents.to(pipe.torch_dtype), noise, timestep=pipe.scheduler.timesteps[0])
+    latents = pipe.scheduler.add_noise(encoded, noise, timestep=pipe.scheduler.timesteps[0])
 
     yield Stage("denoising", "picture")
     pipe.load_models_to_device(["dit"])
@@ -82,12 +73,11 @@ def redraw(
     for step, timestep in enumerate(pipe.scheduler.timesteps):
         predicted = torch.zeros(shape, device=pipe.device)
         now = timestep.unsqueeze(0).to(dtype=pipe.torch_dtype, device=pipe.device)
-        for index, (place, weight) in enumerate(zip(cut, weights, strict=True)):
+        for index, (tile, weight) in enumerate(zip(cut, weights, strict=True)):
+            place = vae_tiles.at(tile)
             with torch.no_grad():
-                one = pipe.model_fn(
-                    dit=pipe.dit, latents=latents[_at(place)], timestep=now, prompt_embeds=prompt_embeds
-                )
-                predicted[_at(place)] += one * weight
+                one = pipe.model_fn(dit=pipe.dit, latents=latents[place], timestep=now, prompt_embeds=prompt_embeds)
+                predicted[place] += one * weight
             if len(cut) > 1:
                 yield TileDone("denoising", step * len(cut) + index + 1, steps * len(cut))
         with torch.no_grad():
@@ -95,18 +85,20 @@ def redraw(
         yield Step(step + 1, steps)
 
     yield Stage("decoding")
-    canvas = tiles.Canvas(image.size)
     pipe.load_models_to_device(["vae_decoder"])
-    for index, (tile, place) in enumerate(zip(seen, cut, strict=True)):
-        with torch.no_grad():
-            part = pipe.vae_decoder(latents[_at(place)])[0].permute(1, 2, 0)
-        values = ((part.float().clamp(-1, 1) + 1) * 127.5).cpu().numpy()
-        canvas.add(tile, values)
-        if len(cut) > 1:
-            yield TileDone("decoding", index + 1, len(cut))
+    decoded = yield from _counted("decoding", vae_tiles.decode(pipe.vae_decoder, latents, side, overlap))
     pipe.load_models_to_device([])
-    return Image.fromarray(np.ascontiguousarray(canvas.finished())), latents
+    return decoded, latents
 
 
-def _at(tile: tiles.Tile) -> tuple[slice, ...]:
-    return (slice(None), slice(None), slice(*tile.y), slice(*tile.x))
+def _counted(stage: str, work: vae_tiles.Work[torch.Tensor]) -> Generator[TileDone, None, torch.Tensor]:
+    """Carry out the VAE's work, with an event after each of several tiles."""
+    while True:
+        try:
+            # Grad mode belongs to a thread, and a generator may be driven by several.
+            with torch.no_grad():
+                done, total = next(work)
+        except StopIteration as finished:
+            return finished.value
+        if total > 1:
+            yield TileDone(stage, done, total)

@@ -17,7 +17,7 @@ from diffsynth.core import ModelConfig
 from diffsynth.models.model_loader import ModelPool
 from diffsynth.pipelines.z_image import ZImagePipeline
 
-import tiling
+import vae_tiles
 from device import MemoryPlan, Placement
 
 
@@ -32,11 +32,11 @@ class StudioPipe(ZImagePipeline):
 
     def in_tiles(self, half: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         """Apply one half of the VAE to pictures or latents, [1, C, h, w]; tile by tile where they are large."""
-        scale = 8 if half is self.vae_encoder else 1  # pixels for a latent
-        pixels = inputs.shape[-2] * inputs.shape[-1] * (8 // scale) ** 2
+        encodes = half is self.vae_encoder
+        pixels = inputs.shape[-2] * inputs.shape[-1] * (1 if encodes else vae_tiles.FACTOR**2)
         if self.tiled_vae_above is None or pixels <= self.tiled_vae_above:
             return half(inputs)
-        return tiling.tiled(half, inputs, tiling.TILE * scale, tiling.OVERLAP * scale)
+        return vae_tiles.finished((vae_tiles.encode if encodes else vae_tiles.decode)(half, inputs))
 
     def load_models_to_device(self, model_names: Sequence[str]) -> None:
         """Offload every managed model but the named ones, and make those ready."""

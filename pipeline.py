@@ -283,9 +283,9 @@ class Pipeline:
         with torch.no_grad():
             embeds = self._encode_prompt(self.pipe, prompt, self.pipe.device)
         note = self._embeddings[prompt][1]
-        redrawn, latents = yield from redraw(self.pipe, image, embeds, seed, side)
-        health = sanity.measure(latents, self.pipe.preprocess_image(redrawn))
-        return Picture(redrawn, latents, (note,) if note else (), health)
+        decoded, latents = yield from redraw(self.pipe, image, embeds, seed, side)
+        health = sanity.measure(latents, decoded)
+        return Picture(self.pipe.vae_output_to_image(decoded), latents, (note,) if note else (), health)
 
     def wearing(self, adapter: Adapter, strength: float, drawing: Progress) -> Progress:
         """Carry out `drawing` with a LoRA on the transformer loaded last; afterwards its weights are what they were."""

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+import preflight
 import preprocess
 import safeguard
 import tiles
 import upscaler_weights
+import vae_tiles
+from device import SIZES as PART_BYTES
 from device import Kind, MemoryPlan
 from request import (
     SIZES,
@@ -33,6 +36,7 @@ from request import (
     Upscale,
     WeightsKind,
 )
+from vae_tiles import FACTOR
 
 if TYPE_CHECKING:
     from pipeline import Picture, Pipeline
@@ -59,30 +63,66 @@ def size_after(size: tuple[int, int]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a request will give and take: sizes in pixels, tiles of Real-ESRGAN, seconds without the refinement."""
+    """What a request will give and take.
+
+    Attributes:
+        before: width and height of what goes in, in pixels.
+        after: of what comes out.
+        tiles: of Real-ESRGAN.
+        refined: tiles of the refinement; 0 where there is none.
+        seconds: of both, without loading.
+        measured: whether all that they rest on was measured on this machine.
+    """
 
     before: tuple[int, int]
     after: tuple[int, int]
     tiles: int
+    refined: int
     seconds: float
     measured: bool
 
 
 def estimate(
-    size: tuple[int, int], choice: str, plan: MemoryPlan, kind: Kind, seconds_per_operation: float | None
+    size: tuple[int, int],
+    request: Upscale,
+    kind: WeightsKind,
+    plan: MemoryPlan,
+    on: Kind,
+    seconds_per_operation: float | None,
+    drawing: preflight.Throughput,
 ) -> Estimate:
-    """Foresee an enlargement.
+    """Foresee an enlargement and its refinement.
 
     Args:
         size: of the picture that goes in.
-        choice: of the upscaler.
+        request: resolved.
+        kind: of the weights that refine.
         plan: of this machine.
-        kind: of its device.
-        seconds_per_operation: as it was measured on this machine; None before that.
+        on: its kind of device.
+        seconds_per_operation: of Real-ESRGAN, as it was measured on this machine; None before that.
+        drawing: what the device does in a second while it refines.
     """
-    cut = _tiles(size, plan.upscaler_tile)
-    seconds = operations(size, choice, plan.upscaler_tile) * (seconds_per_operation or 1 / SPEED[kind])
-    return Estimate(size, size_after(size), cut, seconds, seconds_per_operation is not None)
+    after, cut = size_after(size), _tiles(size, plan.upscaler_tile)
+    seconds = operations(size, request.upscaler, plan.upscaler_tile) * (seconds_per_operation or 1 / SPEED[on])
+    measured, refined = seconds_per_operation is not None, 0
+    if request.denoise:
+        refined, refining = _refinement(after, request.steps, kind, plan, drawing)
+        seconds += refining
+        measured = measured and drawing.source == "measured"
+    return Estimate(size, after, cut, refined, seconds, measured)
+
+
+def _refinement(
+    size: tuple[int, int], steps: int, kind: WeightsKind, plan: MemoryPlan, drawing: preflight.Throughput
+) -> tuple[int, float]:
+    """Return how many tiles are refined, and how many seconds that takes."""
+    cut = _refinement_cut(size, kind, plan)
+    width, height = (FACTOR * (end - begin) for begin, end in (cut[0].x, cut[0].y))
+    flops = steps * preflight.step_flops(kind, width, height)
+    flops += width * height * sum(preflight.VAE_PER_PIXEL[kind])
+    # Layers that do not stay on the device are fetched for each tile of each step.
+    fetched = steps * PART_BYTES["transformer"] if kind == "full" and "transformer" not in plan.resident else 0
+    return len(cut), len(cut) * preflight.seconds(flops, fetched, drawing)
 
 
 def operations(size: tuple[int, int], choice: str, side: int) -> float:
@@ -146,11 +186,12 @@ def refinement_side(size: tuple[int, int], kind: WeightsKind, plan: MemoryPlan) 
     return max(most // TILE_STEP * TILE_STEP, TILE_STEP)
 
 
-def _refinement_tiles(size: tuple[int, int], kind: WeightsKind, plan: MemoryPlan) -> int:
+def _refinement_cut(size: tuple[int, int], kind: WeightsKind, plan: MemoryPlan) -> list[tiles.Tile]:
+    """Return the tiles, in latents, in which a picture of this size is refined."""
     sizes = SIZES[kind]
-    padded = [max(-(-length // sizes.step) * sizes.step, sizes.minimum) for length in size]
-    side = refinement_side((padded[0], padded[1]), kind, plan)
-    return math.prod(len(tiles.spans(length, side, side // 4, sizes.step)) for length in padded)
+    width, height = (max(-(-length // sizes.step) * sizes.step, sizes.minimum) for length in size)
+    side = refinement_side((width, height), kind, plan) // FACTOR
+    return vae_tiles.cut((width // FACTOR, height // FACTOR), side, side // vae_tiles.REDRAWN_SHARE)
 
 
 def notes(
@@ -167,7 +208,7 @@ def notes(
     """
     said = [Note("upscaler", f"Enlarged by {source.title}.", {"upscaler": source.title})]
     if request.denoise:
-        cut = _refinement_tiles(size, kind, plan)
+        cut = len(_refinement_cut(size, kind, plan))
         tile_text = f" in {cut} tiles" if cut > 1 else ""
         text = f"Refined{tile_text}, in all of {request.steps} steps from {request.denoise:.0%} of the schedule."
         said.append(Note("refined", text, {"steps": request.steps, "denoise": request.denoise, "tiles": cut}))
