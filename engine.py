@@ -441,9 +441,10 @@ class Engine:
             WeightsMissing: nothing could refine it.
         """
         size = upscaling.open_input(Path(request.image)).image.size
-        chosen = self.weights_in_use(request.mode, request.model, request.weights)
-        on, plan = self._planned_upscale(chosen.kind)
-        return upscaling.estimate(size, request.upscaler, plan, on.kind, self._upscale_speed.get(request.upscaler))
+        kind = self.weights_in_use(request.mode, request.model, request.weights).kind
+        on, plan = self._planned_upscale(kind)
+        speed, drawing = self._upscale_speed.get(request.upscaler), self._forecast.throughput(kind, on)
+        return upscaling.estimate(size, request.resolved(kind), kind, plan, on.kind, speed, drawing)
 
     def plain_enlargement(self, request: Upscale) -> Image.Image:
         """Return the picture of a request at the size of its result, made by a filter: what to compare it with.

@@ -245,6 +245,11 @@ class Forecast:
     def __init__(self) -> None:
         self._measured: dict[WeightsKind, Throughput] = {}
 
+    def throughput(self, kind: WeightsKind, on: Device) -> Throughput:
+        """Return what a device does in a second, as measured where it was."""
+        usual = assumed(on.kind, capability=on.capability, cores=os.cpu_count() or 1)
+        return self._measured.get(kind, usual)
+
     def check(
         self, request: Request, kind: WeightsKind, size: tuple[int, int], on: Device, plan: MemoryPlan
     ) -> Estimate:
@@ -253,8 +258,7 @@ class Forecast:
         Raises:
             RequestError: as `check`.
         """
-        usual = assumed(on.kind, capability=on.capability, cores=os.cpu_count() or 1)
-        throughput = self._measured.get(kind, usual)
+        throughput = self.throughput(kind, on)
         return check(kind, request.mode, request.steps, _cfg(request), *size, plan, on.dtype, throughput)
 
     def learn(self, request: Request, kind: WeightsKind, size: tuple[int, int], taken: Mapping[str, float]) -> None:

@@ -28,17 +28,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
     fields = ControlNet.model_fields
     with gr.Row(elem_classes=["columns"]):
         with gr.Column(elem_id="controlnet-controls", min_width=280):
-            # As it was uploaded: decoded here, it would lose what only our own reading keeps, and keeps in bounds.
-            image_field = gr.Image(
-                type="filepath",
-                image_mode=None,
-                sources=["upload", "clipboard"],
-                label=fixed("Image"),
-                height=240,
-                buttons=[],
-                elem_id="controlnet-image",
-            )
-            gr.HTML(f'<p class="hint">{help_line(ControlNet, "image")}</p>')
+            image_field = ui_fields.picture(ControlNet)
             preprocessor_field = gr.Radio(
                 choices=[(facts.title, name) for name, facts in PREPROCESSORS.items()],
                 value=fields["preprocessor"].default,
@@ -98,6 +88,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
                         for name, label in (("canny_low", "Low threshold"), ("canny_high", "High threshold"))
                     )
                 seed = ui_fields.Seed.lay_out(ControlNet)
+                count_field = ui_fields.count()
             generate = gr.Button(
                 fixed("Generate"),
                 variant="primary",
@@ -162,7 +153,10 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
 
     seen = [image_field, preprocessor_field, low_field, high_field]
     run = generate.click(
-        draw, [*seen, prompt_field, scale_field, steps_field, seed.field, seed.count, *slot.inputs], output.shown, **raw
+        draw,
+        [*seen, prompt_field, scale_field, steps_field, seed.field, count_field, *slot.inputs],
+        output.shown,
+        **raw,
     )
     seed.wire(output)
     run.failure(lambda: said(f"That did not work; the server's log says why. {KEPT}"), None, output.status, **QUIET)
@@ -185,7 +179,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
             "scale": scale_field,
             "steps": steps_field,
             "seed": seed.field,
-            COUNT: seed.count,
+            COUNT: count_field,
         },
         slot,
         output,

@@ -88,6 +88,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output,
                         for side in ("width", "height")
                     )
                 seed = ui_fields.Seed.lay_out(TextToImage)
+                count_field = ui_fields.count()
             generate = gr.Button(fixed("Generate"), variant="primary", elem_id="generate", elem_classes=["go"])
         with gr.Column(elem_id="generate-output", min_width=280):
             output = Output.lay_out(TextToImage, ui_parts.idle("Describe a picture", "Generate"))
@@ -162,7 +163,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output,
         "width": width_field,
         "height": height_field,
         "seed": seed.field,
-        COUNT: seed.count,
+        COUNT: count_field,
     }
     situation = [model_field, width_field, height_field]
     of_weights = [weights_line, samples, shape_field, fixed_size, free_size, width_field, height_field]

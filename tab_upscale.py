@@ -2,43 +2,38 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+import metadata
+import ui_fields
+import ui_gallery
 import ui_parts
 import upscaling
 from engine import Engine
-from errors import StudioError
+from errors import RequestError, StudioError
 from language import Say, fixed, say_to
 from request import UPSCALE_DENOISE, UPSCALE_STEPS, UPSCALERS, Upscale, Upscaler, WeightsChoice
+from ui_form import Form
 from ui_parts import KEPT, QUIET, Output, Situation, Stopping, Update, bounds, help_line, said
 
 
-def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
-    """Lay out the tab and wire it; return the field for the picture, which other tabs may fill.
+def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Image, Output, Form]:
+    """Lay out the tab and wire it; return the field for the picture, which other tabs may fill, its output and form.
 
     `weights_line` stands above all tabs and says which weights draw.
     """
-    fields = Upscale.model_fields
+    declared = Upscale.model_fields
     usual = UPSCALE_DENOISE[Situation.of(engine, Upscale, Upscale.model).kind]
     with gr.Row(elem_classes=["columns"]):
         with gr.Column(elem_id="upscale-controls", min_width=280):
-            # As it was uploaded, as in tab_controlnet.
-            image_field = gr.Image(
-                type="filepath",
-                image_mode=None,
-                sources=["upload", "clipboard"],
-                label=fixed("Image"),
-                height=240,
-                buttons=[],
-                elem_id="upscale-image",
-            )
-            gr.HTML(f'<p class="hint">{help_line(Upscale, "image")}</p>')
+            image_field = ui_fields.picture(Upscale)
             about = gr.HTML(elem_id="upscale-estimate", elem_classes=["status"])
             upscaler_field = gr.Radio(
                 choices=[(facts.title, name) for name, facts in UPSCALERS.items()],
-                value=fields["upscaler"].default,
+                value=declared["upscaler"].default,
                 label=fixed("Upscaler"),
                 info=help_line(Upscale, "upscaler"),
                 elem_id="upscaler",
@@ -55,7 +50,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
             # They mean nothing to a picture that is not refined.
             with gr.Column(visible=usual > 0) as refinement:
                 prompt_field = gr.Textbox(
-                    fields["prompt"].default,
+                    declared["prompt"].default,
                     label=fixed("Prompt"),
                     info=help_line(Upscale, "prompt"),
                     lines=1,
@@ -71,7 +66,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
                         info=help_line(Upscale, "steps"),
                         buttons=[],
                     )
-                    seed_field = gr.Number(fields["seed"].default, label=fixed("Seed"), info=help_line(Upscale, "seed"))
+                    seed = ui_fields.Seed.lay_out(Upscale)
             start = gr.Button(
                 fixed("Upscale"), variant="primary", interactive=False, elem_id="upscale-start", elem_classes=["go"]
             )
@@ -86,21 +81,24 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
                 elem_id="compared",
             )
             output = Output.lay_out(Upscale, ui_parts.idle("Choose a picture", "Upscale"))
-            output.picture.visible = False  # it is shown beside what it was made from, not alone
+            # It is shown beside what it was made from, not alone. Where it is not, its changes would not be seen.
+            output.picture.visible = "hidden"
+            ui_gallery.lay_out(Upscale, output)
 
     stopping = Stopping(output)
+    sources = gr.State({})  # by digest: the uploaded files that this visit's pictures were made from
 
     # Listeners that take the picture do so without Gradio's own reading of it, whose complaints are not sentences.
     raw = QUIET | {"preprocess": False}
 
-    def foresee(image: dict | None, upscaler: Upscaler, visitor: gr.Request) -> Update:
+    def foresee(image: dict | None, upscaler: Upscaler, denoise: float, steps: int, visitor: gr.Request) -> Update:
         """Say what a picture will become, and how long that will take about."""
         say = say_to(visitor)
         shown: Update = {start: gr.Button(interactive=image is not None), about: ""}
         if image is None:
             return shown
         try:
-            request = Upscale.parse(image=ui_parts.uploaded(image), upscaler=upscaler)
+            request = Upscale.parse(image=ui_parts.uploaded(image), upscaler=upscaler, denoise=denoise, steps=steps)
             return shown | {about: said(_foreseen(engine.upscale_estimate(request), say))}
         except StudioError as error:
             return shown | {about: ui_parts.failed(error, say), start: gr.Button(interactive=False)}
@@ -112,6 +110,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
         prompt: str,
         steps: int,
         seed: float | None,
+        known: dict[str, str],
         visitor: gr.Request,
     ) -> Iterator[Update]:
         """Carry out the form, showing each event."""
@@ -121,45 +120,62 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
             values["image"] = ui_parts.uploaded(image)
         with closing(ui_parts.run(engine, Upscale, visitor, values)) as events:
             for update in output.follow(events, stopping.begin(visitor), say_to(visitor)):
-                if after := update.get(output.png_file):
-                    before = engine.plain_enlargement(Upscale.parse(**values))
-                    update |= {compared: gr.ImageSlider((before, after), visible=True)}
+                if png := update.get(output.png_file):
+                    digest = metadata.read_png(Path(png)).inputs["image"]
+                    update |= {sources: {**known, digest: values["image"]}}
                 yield update
 
-    inputs = [image_field, upscaler_field, denoise_field, prompt_field, steps_field, seed_field]
-    run = start.click(draw, inputs, [*output.shown, compared], **raw)
+    def compare(picture: dict | None, known: dict[str, str]) -> Any:
+        """Show the picture, a new one or one of the strip, beside a plain enlargement of what it was made from."""
+        if picture is None:
+            return gr.skip()
+        after = ui_parts.uploaded(picture)
+        try:
+            source = known[metadata.read_png(Path(after)).inputs["image"]]
+            before = engine.plain_enlargement(Upscale.parse(image=source))
+        except RequestError:  # swept away after a day
+            return gr.skip()
+        return gr.ImageSlider((before, after), visible=True)
+
+    fields = {
+        "upscaler": upscaler_field,
+        "denoise": denoise_field,
+        "prompt": prompt_field,
+        "steps": steps_field,
+        "seed": seed.field,
+    }
+    run = start.click(draw, [image_field, *fields.values(), sources], [*output.shown, sources], **raw)
+    output.picture.change(compare, [output.picture, sources], compared, **raw)
+    seed.wire(output)
     run.failure(lambda: said(f"That did not work; the server's log says why. {KEPT}"), None, output.status, **QUIET)
-    gr.on(
-        [image_field.change, upscaler_field.input],
-        foresee,
-        [image_field, upscaler_field],
-        [start, about],
-        trigger_mode="always_last",
-        **raw,
-    )
+    foreseen = [image_field, upscaler_field, denoise_field, steps_field]
+    gr.on([field.change for field in foreseen], foresee, foreseen, [start, about], trigger_mode="always_last", **raw)
     denoise_field.change(lambda denoise: gr.Column(visible=denoise > 0), denoise_field, refinement, **QUIET)
 
     def by_weights(visitor: gr.Request) -> str:
         return ui_parts.weights_line(Situation.of(engine, Upscale, Upscale.model), say_to(visitor))
 
     tab.select(by_weights, None, weights_line, **QUIET)
-    return image_field
+    return image_field, output, Form.of(Upscale, fields, None, output)
 
 
 def _foreseen(estimate: upscaling.Estimate, say: Say) -> str:
     """Put an estimate into words."""
     before, after = (f"{width} × {height}" for width, height in (estimate.before, estimate.after))
-    pieces = say("in {tiles} tiles", tiles=estimate.tiles) if estimate.tiles > 1 else say("at once")
+
+    def pieces(count: int) -> str:
+        return say("in {tiles} tiles", tiles=count) if count > 1 else say("at once")
+
     seconds = max(1, round(estimate.seconds))
     time = say("{seconds} s", seconds=seconds) if seconds < 100 else say("{minutes} min", minutes=round(seconds / 60))
     known = say("as fast as the last one") if estimate.measured else say("a first guess for this machine")
+    values = {"before": before, "after": after, "enlarged": pieces(estimate.tiles), "time": time, "known": known}
+    if not estimate.refined:
+        return say("{before} becomes {after}, enlarged {enlarged}: about {time}, {known}.", **values)
     return say(
-        "{before} becomes {after}, enlarged {pieces}: about {time}, {known}; a refinement comes on top.",
-        before=before,
-        after=after,
-        pieces=pieces,
-        time=time,
-        known=known,
+        "{before} becomes {after}, enlarged {enlarged}, refined {refined}: about {time}, {known}.",
+        refined=pieces(estimate.refined),
+        **values,
     )
 
 

@@ -37,11 +37,12 @@ def build(engine: Engine) -> gr.Blocks:
             with gr.Tab("ControlNet", id=ControlNet.mode) as tab:
                 image_field, controlled, control_form = tab_controlnet.lay_out(engine, tab, weights_line)
             with gr.Tab(fixed("Upscale"), id=Upscale.mode) as tab:
-                small_field = tab_upscale.lay_out(engine, tab, weights_line)
-        for output in (drawn, controlled):
+                small_field, enlarged, upscale_form = tab_upscale.lay_out(engine, tab, weights_line)
+        for output in (drawn, controlled, enlarged):
             _hand_over(output, "Use as control image", tabs, ControlNet, image_field)
             _hand_over(output, "Upscale this", tabs, Upscale, small_field)
-        ui_restore.wire(page, restore, restored, tabs, [(form, drawn), (control_form, controlled)])
+        forms = [(form, drawn), (control_form, controlled), (upscale_form, enlarged)]
+        ui_restore.wire(page, restore, restored, tabs, forms)
         tab_generate.endpoint(engine)
         tab_controlnet.endpoints(engine)
         tab_upscale.endpoint(engine)

@@ -1,4 +1,5 @@
-"""Fields that more than one form has: the seed with its two buttons, how many pictures, and the prompt's length.
+"""Fields that more than one form has: the picture to start from, the seed with its two buttons, how many pictures, and
+the prompt's length.
 
 Knows nothing of any one mode's form, or of how a form is carried out.
 """
@@ -19,14 +20,40 @@ from ui_form import COUNTS
 from ui_parts import QUIET, Output, help_line, uploaded
 
 
+def picture(mode: type[Request]) -> gr.Image:
+    """Make the field for the picture that a mode starts from, with its help line, where a form stands now."""
+    # As it was uploaded: decoded here, it would lose what only our own reading keeps, and keeps in bounds.
+    field = gr.Image(
+        type="filepath",
+        image_mode=None,
+        sources=["upload", "clipboard"],
+        label=fixed("Image"),
+        height=240,
+        buttons=[],
+        elem_id=f"{mode.mode}-image",
+    )
+    gr.HTML(f'<p class="hint">{help_line(mode, "image")}</p>')
+    return field
+
+
+def count() -> gr.Radio:
+    """Make the choice of how many pictures are drawn from the seed on."""
+    return gr.Radio(
+        [(number, int(number)) for number in COUNTS],
+        value=1,
+        label=fixed("Pictures"),
+        info=fixed("How many to draw, with one seed after the other."),
+        elem_classes=["count"],
+    )
+
+
 @dataclass(frozen=True)
 class Seed:
-    """The seed and how many pictures are drawn from it on."""
+    """The seed, and what fills it in."""
 
     field: gr.Number
     dice: gr.Button
     last: gr.Button
-    count: gr.Radio
 
     @classmethod
     def lay_out(cls, mode: type[Request]) -> "Seed":
@@ -36,15 +63,8 @@ class Seed:
         with gr.Row(elem_classes=["beside"]):
             dice = gr.Button(fixed("Roll the dice"), size="sm", min_width=120)
             last = gr.Button(fixed("Reuse last"), size="sm", min_width=120)
-        count = gr.Radio(
-            [(number, int(number)) for number in COUNTS],
-            value=1,
-            label=fixed("Pictures"),
-            info=fixed("How many to draw, with one seed after the other."),
-            elem_classes=["count"],
-        )
         dice.click(random_seed, None, field, **QUIET)
-        return cls(field, dice, last, count)
+        return cls(field, dice, last)
 
     def wire(self, output: Output) -> None:
         """Take the last seed from the picture that an output shows."""

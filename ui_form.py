@@ -36,7 +36,7 @@ class Form:
     Attributes:
         mode: the mode's request.
         fields: the components.
-        slot: the part for a LoRA.
+        slot: the part for a LoRA, where the mode takes one.
         kept: the form as the visitor's browser keeps it.
         also: what changes besides, when values are filled in.
         refresh: a listener (function, inputs, outputs) to call when the form has been filled in on arrival.
@@ -45,7 +45,7 @@ class Form:
 
     mode: type[Request]
     fields: Mapping[str, Block]
-    slot: LoraSlot
+    slot: LoraSlot | None
     kept: gr.BrowserState
     also: Sequence[Block] = ()
     refresh: tuple[Callable[..., Update], list[Block], list[Block]] | None = None
@@ -56,13 +56,14 @@ class Form:
         cls,
         mode: type[Request],
         fields: Mapping[str, Block],
-        slot: LoraSlot,
+        slot: LoraSlot | None,
         output: Output,
         **following: Any,
     ) -> "Form":
         """Gather a tab's fields, and wire what keeps and mends them."""
         # Gradio encrypts the store; with a secret of its own it could not be read after the server's next start.
-        kept = gr.BrowserState(None, storage_key=f"studio-{mode.mode}", secret="z-image-studio")
+        # In a tab it would not be read before the visitor goes there: `ui_restore` renders it beside them.
+        kept = gr.BrowserState(None, storage_key=f"studio-{mode.mode}", secret="z-image-studio", render=False)
         form = cls(mode, fields, slot, kept, **following)
         gr.on(
             [field.change for field in fields.values()],
@@ -73,8 +74,9 @@ class Form:
             **QUIET,
         )
         output.mendable.update(fields)
-        output.mendable.add("lora")
-        shown = [output.mend, output.status, slot.use, *fields.values()]
+        if slot is not None:
+            output.mendable.add("lora")
+        shown = [output.mend, output.status, *([slot.use] if slot else []), *fields.values()]
 
         def mend(change: tuple[str, Any], visitor: gr.Request) -> Update:
             """Make the change that was offered."""
@@ -89,7 +91,8 @@ class Form:
     @property
     def changed(self) -> list[Block]:
         """What `fill` may change."""
-        return [*self.fields.values(), self.slot.use, self.slot.strength, *self.also]
+        slot = [self.slot.use, self.slot.strength] if self.slot else []
+        return [*self.fields.values(), *slot, *self.also]
 
     def fill(self, values: Mapping[str, Any]) -> tuple[Update, dict[str, str]]:
         """Return what puts values into the form, and those that it cannot take, by name."""
@@ -106,9 +109,9 @@ class Form:
         update, not_here = self.follow(taken)
         strength = taken.pop("lora_strength", None)
         update |= {self.fields[name]: value for name, value in taken.items()}
-        if "lora" in values:
+        if self.slot and "lora" in values:
             update[self.slot.use] = False  # its file has to be chosen again
-        if strength is not None:
+        if self.slot and strength is not None:
             update[self.slot.strength] = strength
         return update, refused | not_here
 

@@ -37,7 +37,9 @@ def wire(
     tabs: gr.Tabs,
     forms: Sequence[tuple[Form, Output]],
 ) -> None:
-    """Wire every way into the forms."""
+    """Wire every way into the forms. To be called outside of the tabs."""
+    for form, _ in forms:
+        form.kept.render()
     by_mode = {form.mode.mode: form for form, _ in forms}
     changed = [block for form, _ in forms for block in form.changed]
 

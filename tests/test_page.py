@@ -86,6 +86,19 @@ def open_page(browser: Browser) -> Iterator[Open]:
     assert not heard
 
 
+@pytest.fixture
+def open_tab(open_page: Open) -> Open:
+    """Open the page as a new visitor, at one of its other tabs."""
+
+    def visit(name: str, size: tuple[int, int] = DESKTOP, **settings: object) -> Page:
+        page = open_page(size, **settings)
+        page.get_by_role("tab", name=name).click()
+        page.locator(f"#{name.lower()}-status p").wait_for()
+        return page
+
+    return visit
+
+
 def shoot(page: Page, name: str) -> None:
     size = page.viewport_size
     page.screenshot(path=ARTIFACTS / f"{NAMES[size['width'], size['height']]}-{name}.png", full_page=True)

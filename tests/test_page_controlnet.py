@@ -1,5 +1,6 @@
 """The ControlNet tab as a visitor meets it, and its endpoints as programs do: a real browser, server and miniature."""
 
+import functools
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,9 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image, ImageDraw
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 from serving import Server, server
-from test_page import DESKTOP, NARROW, PATIENCE, PHONE, browser, shoot  # noqa: F401 (a fixture)
+from test_page import NARROW, PHONE, Open, browser, open_page, open_tab, shoot  # noqa: F401 (fixtures)
 
 import metadata
 import preprocess
@@ -28,27 +29,8 @@ def served() -> Server:
 
 
 @pytest.fixture
-def visit(browser: Browser, served: Server) -> Iterator:  # noqa: F811
-    """Open the ControlNet tab as a new visitor; afterwards nothing may have failed in the console."""
-    contexts, complaints = [], []
-
-    def open_tab(size: tuple[int, int] = DESKTOP) -> Page:
-        contexts.append(browser.new_context(viewport={"width": size[0], "height": size[1]}))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(PATIENCE)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
-        page.goto(served.url)
-        page.locator("#generate-status p").wait_for()
-        page.get_by_role("tab", name="ControlNet").click()
-        page.locator("#controlnet-status p").wait_for()
-        return page
-
-    expect.set_options(timeout=PATIENCE)
-    yield open_tab
-    for context in contexts:
-        context.close()
-    assert not complaints
+def visit(open_tab: Open) -> Open:  # noqa: F811
+    return functools.partial(open_tab, "ControlNet")
 
 
 @pytest.fixture

@@ -1,46 +1,37 @@
 """The Upscale tab as a visitor meets it, and its endpoint as programs do: a real browser, server and miniature."""
 
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
-from serving import Server, server
-from test_page import DESKTOP, NARROW, PATIENCE, PHONE, browser, shoot  # noqa: F401 (a fixture)
+from playwright.sync_api import Page, expect
+from serving import server
+from test_page import (  # noqa: F401 (fixtures)
+    DESKTOP,
+    NARROW,
+    PHONE,
+    Open,
+    browser,
+    open_page,
+    open_tab,
+    reload,
+    shoot,
+)
+from test_page_flow import DROP, settled
 
 from bench.upscale import photograph
+from engine import Engine
+from request import Upscale
 
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture(scope="module")
-def served() -> Server:
-    return server()
-
-
 @pytest.fixture
-def visit(browser: Browser, served: Server) -> Iterator:  # noqa: F811
-    """Open the page as a new visitor; afterwards nothing may have failed in the console."""
-    contexts, complaints = [], []
-
-    def open_page(size: tuple[int, int] = DESKTOP) -> Page:
-        contexts.append(browser.new_context(viewport={"width": size[0], "height": size[1]}))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(PATIENCE)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
-        page.goto(served.url)
-        page.locator("#generate-status p").wait_for()
-        return page
-
-    expect.set_options(timeout=PATIENCE)
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not complaints
+def visit(open_tab: Open) -> Open:  # noqa: F811
+    return functools.partial(open_tab, "Upscale")
 
 
 @pytest.fixture
@@ -49,36 +40,132 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
-def enter(page: Page) -> None:
-    page.get_by_role("tab", name="Upscale").click()
-    page.locator("#upscale-status p").wait_for()
-
-
 def choose(page: Page, photo: Path) -> None:
     page.locator("#upscale-image input[type=file]").set_input_files(photo)
 
 
-def test_a_picture_is_foreseen_enlarged_and_compared(visit, photo: Path) -> None:
-    page = visit()
-    enter(page)
+def sizes_compared(page: Page) -> list[list[int]]:
+    slider = page.locator("#compared img")
+    return slider.evaluate_all("all => all.map(one => [one.naturalWidth, one.naturalHeight])")
+
+
+def press(page: Page, size: str) -> None:
+    """Upscale, and wait for a picture of this size, in words and beside what it was made from."""
+    page.locator("#upscale-start").click()
+    expect(page.locator("#upscale-status b")).to_be_visible()
+    expect(page.locator("#upscale-status")).to_contain_text(size)
+    expect(page.locator("#compared img")).to_have_count(2)
+    side = int(size.split()[0])
+    page.wait_for_function(
+        "side => [...document.querySelectorAll('#compared img')].every(one => one.naturalWidth === side)", arg=side
+    )
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_a_picture_is_foreseen_enlarged_and_compared(visit, photo: Path, size) -> None:
+    page = visit(size)
     start = page.locator("#upscale-start")
     expect(start).to_be_disabled()
+    shoot(page, "40-upscale-empty")
     choose(page, photo)
     expect(page.locator("#upscale-estimate")).to_contain_text("48 × 48 becomes 96 × 96")
     expect(page.locator("#upscale-estimate")).to_contain_text("about")
-    start.click()
-    expect(page.locator("#upscale-status")).to_contain_text("96 × 96")
+    press(page, "96 × 96")
     expect(page.locator("#upscale-status")).to_contain_text("Not refined: the miniature")
-    slider = page.locator("#compared")
-    expect(slider.locator("img")).to_have_count(2)
-    sizes = slider.locator("img").evaluate_all("all => all.map(one => [one.naturalWidth, one.naturalHeight])")
-    assert sizes == [[96, 96], [96, 96]]
-    shoot(page, "upscale")
+    assert sizes_compared(page) == [[96, 96], [96, 96]]
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    shoot(page, "41-upscale")
+
+
+def refine(page: Page) -> None:
+    """Ask for a refinement, of one step."""
+    page.locator("#denoise input[type=number]").fill("0.33")
+    page.locator("#denoise input[type=number]").blur()
+    page.locator("#upscale-controls").get_by_role("button", name="Advanced").click()
+    steps = page.locator("#upscale-controls").get_by_label("number input for Steps")
+    steps.fill("1")
+    steps.press("Tab")
+
+
+def test_dice_last_seed_and_a_strip_of_results(visit, photo: Path, tmp_path: Path) -> None:
+    page = visit()
+    controls, seed = page.locator("#upscale-controls"), page.locator("#upscale-controls").get_by_label("Seed")
+    choose(page, photo)
+    refine(page)
+    controls.get_by_role("button", name="Roll the dice").click()
+    expect(seed).not_to_have_value("0")
+    rolled = seed.input_value()
+    press(page, "96 × 96")
+    expect(page.locator("#upscale-status b")).to_have_text(rolled)
+
+    seed.fill("5")
+    seed.press("Tab")
+    controls.get_by_role("button", name="Reuse last").click()
+    expect(seed).to_have_value(rolled)
+
+    photograph("coffee", 40).save(tmp_path / "other.png")
+    page.locator("#upscale-image").get_by_label("Remove Image").click()
+    choose(page, tmp_path / "other.png")
+    expect(page.locator("#upscale-estimate")).to_contain_text("40 × 40 becomes 80 × 80")
+    press(page, "80 × 80")
+    thumbs = page.locator("#upscale-strip button.thumbnail-item")
+    expect(thumbs).to_have_count(2)
+    shoot(page, "42-upscale-strip")
+    thumbs.last.click()
+    page.wait_for_function("document.querySelector('#compared img').naturalWidth === 96")
+    assert sizes_compared(page) == [[96, 96], [96, 96]]  # each beside what it was made from
+    expect(page.locator("#upscale-status")).to_contain_text("96 × 96")
+
+
+def test_the_form_survives_a_reload(visit) -> None:
+    page = visit()
+    settled(page)
+    page.locator("#upscaler").get_by_role("radio", name="Fast").check()
+    refine(page)
+    page.locator("#upscale-prompt textarea").fill("fine fur")
+    page.wait_for_timeout(500)  # the browser keeps the last change when it has happened
+    reload(page)
+    settled(page)
+    page.get_by_role("tab", name="Upscale").click()
+    expect(page.locator("#upscaler").get_by_role("radio", name="Fast")).to_be_checked()
+    expect(page.locator("#denoise input[type=number]")).to_have_value("0.33")
+    expect(page.locator("#upscale-prompt textarea")).to_have_value("fine fur")
+    page.locator("#upscale-controls").get_by_role("button", name="Advanced").click()
+    expect(page.locator("#upscale-controls").get_by_label("number input for Steps")).to_have_value("1")
+
+
+def test_a_dropped_result_restores_the_form(open_page: Open, engine: Engine, photo: Path) -> None:  # noqa: F811
+    values = {"upscaler": "fast", "denoise": 0.4, "steps": 2, "seed": 77, "prompt": "fine fur"}
+    made = engine.draw(Upscale.parse(image=str(photo), **values)).png
+    page = open_page()
+    settled(page)
+    page.evaluate(DROP, ["made.png", list(made)])
+    expect(page.get_by_role("tab", name="Upscale")).to_have_attribute("aria-selected", "true")
+    expect(page.locator("#restored")).to_contain_text("Not restored: image: photo.png")
+    expect(page.locator("#upscaler").get_by_role("radio", name="Fast")).to_be_checked()
+    expect(page.locator("#denoise input[type=number]")).to_have_value("0.4")
+    expect(page.locator("#upscale-prompt textarea")).to_have_value("fine fur")
+    page.locator("#upscale-controls").get_by_role("button", name="Advanced").click()
+    expect(page.locator("#upscale-controls").get_by_label("number input for Steps")).to_have_value("2")
+    expect(page.locator("#upscale-controls").get_by_label("Seed")).to_have_value("77")
+
+
+def test_an_error_comes_with_a_button_that_mends_it(visit, photo: Path) -> None:
+    page = visit()
+    choose(page, photo)
+    refine(page)
+    seed = page.locator("#upscale-controls").get_by_label("Seed")
+    seed.fill("1.5")
+    seed.press("Tab")
+    page.locator("#upscale-start").click()
+    expect(page.locator("#upscale-status .failed")).to_contain_text("Seed takes a whole number")
+    page.locator("#upscale-output").get_by_role("button", name="Use a random seed").click()
+    expect(seed).to_have_value("0")
+    press(page, "96 × 96")
 
 
 def test_the_prompt_belongs_to_the_refinement(visit) -> None:
     page = visit(NARROW)
-    enter(page)
     expect(page.locator("#upscale-prompt")).to_have_count(0)
     page.locator("#denoise input[type=number]").fill("0.33")
     page.locator("#denoise input[type=number]").blur()
@@ -88,7 +175,6 @@ def test_the_prompt_belongs_to_the_refinement(visit) -> None:
 def test_a_picture_that_is_too_large_is_refused_before_it_is_pressed(visit, tmp_path: Path) -> None:
     Image.new("RGB", (2049, 8)).save(tmp_path / "large.png")
     page = visit(PHONE)
-    enter(page)
     choose(page, tmp_path / "large.png")
     expect(page.locator("#upscale-estimate")).to_contain_text("2048 pixels a side")
     expect(page.locator("#upscale-start")).to_be_disabled()
@@ -96,6 +182,7 @@ def test_a_picture_that_is_too_large_is_refused_before_it_is_pressed(visit, tmp_
 
 def test_a_result_is_upscaled_further(visit) -> None:
     page = visit()
+    page.get_by_role("tab", name="Text to Image").click()
     page.locator("#prompt textarea").first.fill("a red apple on a blue background")
     page.locator("#generate").click()
     page.get_by_role("button", name="Upscale this").click()
@@ -103,8 +190,8 @@ def test_a_result_is_upscaled_further(visit) -> None:
     expect(page.locator("#upscale-estimate")).to_contain_text("128 × 128 becomes 256 × 256")
 
 
-def test_programs_call_it_by_name(served: Server, photo: Path, tmp_path: Path) -> None:
-    client = Client(served.url, verbose=False, download_files=str(tmp_path))
+def test_programs_call_it_by_name(photo: Path, tmp_path: Path) -> None:
+    client = Client(server().url, verbose=False, download_files=str(tmp_path))
     picture, parameters = client.predict(image=handle_file(photo), upscaler="fast", api_name="/upscale")
     with Image.open(picture) as made:
         assert made.size == (96, 96)
