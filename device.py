@@ -43,7 +43,7 @@ VRAM_MARGIN_GIB = 0.5  # kept free under `vram_limit`, as in DiffSynth's own low
 VAE_NUMBERS_PER_PIXEL = 1_000
 # Real-ESRGAN x4plus in fp32, for each pixel of a tile: measured on a CPU between tiles of 96 and 144 pixels.
 UPSCALER_BYTES_PER_PIXEL = 16_000
-UPSCALER_TILE_AT_LEAST = 96  # pixels of a side; below, most of a tile is overlap
+UPSCALER_TILE_AT_LEAST = 128  # pixels of a side; below, most of a tile is overlap
 # A larger tile is hardly faster: 1 GB on a CPU, 2 GB in fp16 on a card.
 UPSCALER_TILE_AT_MOST: Mapping[Kind, int] = {"cpu": 256, "mps": 256, "cuda": 512}
 TILED_AT_LEAST, TILED_AT_MOST = 512 * 512, 4096 * 4096  # pixels; Upscale's output ends at 4096 x 4096

@@ -322,7 +322,7 @@ UPSCALERS: Mapping[Upscaler, UpscalerFacts] = {
     "best": UpscalerFacts("Best", 35_900_000),
     "fast": UpscalerFacts("Fast", 1_240_000),
 }
-UPSCALER_OVERLAP = 24  # pixels of the input that neighbouring tiles share; see `upscaler`
+UPSCALER_OVERLAP = 40  # pixels of the input that neighbouring tiles share; see `upscaler`
 UPSCALE_STEPS = 5
 UPSCALE_MAX = 4096  # pixels a side of what comes out
 UPSCALE_SCALE = 2

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 
 SCALE = 2  # what comes out, whatever the network's own
 # Pixels at a tile's edge that only give its inside something to look at; over the rest of what neighbours share, they
-# are blended. The networks look further in principle, hardly in effect: bench/upscale.py measures what this leaves.
-MARGIN = 8
+# are blended. The networks look further in principle, hardly in effect: bench/README.md has what this leaves.
+MARGIN = 16
 STAGE = "upscaling"
 
 
