@@ -1,28 +1,33 @@
 """What an enlargement is worth and what it takes: parity with ncnn, tiles, quality on photographs, memory.
 
-    .venv/bin/python bench/upscale.py parity|tiles|quality|refinement|memory [--upscaler best|fast]
+    .venv/bin/python bench/upscale.py parity|half|tiles|quality|picture|refinement|memory [--upscaler best|fast]
 
 Why: the claims in docs/upscaling.md rest on this. The photographs are scikit-image's; all crops are small, because
 Real-ESRGAN takes some 36 million operations for each pixel that goes in. Prints JSON on the last line.
 
 parity      our network's output beside that of the ncnn runtime on the very files it was decoded from
+half        our network in fp16 beside itself in fp32
 tiles       an enlargement in tiles beside one without, and the steepness along the tiles' borders beside elsewhere
 quality     photographs at half their size, enlarged again, beside the originals
-refinement  what the miniature does to a picture of its own at 0 and at 0.33
-memory      the process's peak while 1024 x 1024 becomes 2048 x 2048: a tile of Real-ESRGAN, and all of a refinement
+picture     a part of each of these, as docs/upscaling.png shows them; written to artifacts/upscaling.png
+refinement  what the miniature does to a picture of its own at 0 and at 0.33, and to a photograph in many tiles
+memory      the process's peak: a tile of Real-ESRGAN, and all of a refinement; --side 2048 is the largest input
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Generator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -33,27 +38,36 @@ device.prepare_environment(os.environ)
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
+import tiles  # noqa: E402
 import upscaler_weights  # noqa: E402
 import upscaling  # noqa: E402
 import weights  # noqa: E402
 from engine import Engine, Settings  # noqa: E402
-from request import UPSCALER_OVERLAP, TextToImage, Upscale  # noqa: E402
+from request import SIZES, UPSCALER_OVERLAP, TextToImage, Upscale  # noqa: E402
+from vae_tiles import FACTOR  # noqa: E402
 
-# A part of each of scikit-image's photographs that come with its wheel: name -> left, top of a square.
+if TYPE_CHECKING:
+    from pipeline import Pipeline
+
+# scikit-image's photographs that come with its wheel, and a place in each that is worth looking at, across and down.
 PHOTOGRAPHS: Mapping[str, tuple[int, int]] = {
-    "astronaut": (160, 50),
-    "chelsea": (110, 60),
-    "coffee": (210, 110),
+    "astronaut": (225, 110),
+    "chelsea": (140, 85),
+    "coffee": (300, 190),
 }
-SIDE = 128  # of the squares
+SIDE = 256  # of the squares
 
 
 def photograph(name: str, side: int = SIDE) -> Image.Image:
-    """Return the square of a photograph, RGB."""
+    """Return a square of a photograph around that place, RGB."""
     from skimage import data
 
-    left, top = PHOTOGRAPHS[name]
-    return Image.fromarray(getattr(data, name)()).crop((left, top, left + side, top + side))
+    image = Image.fromarray(getattr(data, name)())
+    left, top = (
+        min(max(place - side // 2, 0), length - side)
+        for place, length in zip(PHOTOGRAPHS[name], image.size, strict=True)
+    )
+    return image.crop((left, top, left + side, top + side))
 
 
 def halved(image: Image.Image) -> Image.Image:
@@ -109,19 +123,36 @@ def our_output(pixels: np.ndarray, choice: str) -> np.ndarray:
         return (model(values)[0].permute(1, 2, 0) * 255).numpy()
 
 
+def half(choice: str) -> dict[str, float]:
+    """Return the PSNR between our network in fp16 and in fp32, of each photograph at double size, in dB.
+
+    On a CPU: numbers are rounded after each layer as on a card, only summed up in another order.
+    """
+    import torch
+
+    import upscaler
+
+    model = upscaler.load(upscaler_weights.find(choice, {}), "cpu")
+    crops = {name: np.asarray(photograph(name, 32)) for name in PHOTOGRAPHS}
+    whole_numbers = {name: upscaler.twice(crop, model) for name, crop in crops.items()}
+    model.half()
+    halves = {name: upscaler.twice(crop, model) for name, crop in crops.items()}
+    model.to(dtype=torch.float32)
+    return {name: psnr(whole_numbers[name], halves[name]) for name in crops}
+
+
 def parity(choice: str) -> dict[str, float]:
     """Return the PSNR between ours and ncnn's of each photograph, in dB."""
     crops = {name: np.asarray(photograph(name, 32)) for name in PHOTOGRAPHS}
     return {name: psnr(our_output(crop, choice), ncnn_output(crop, choice)) for name, crop in crops.items()}
 
 
-def tiled(choice: str, name: str = "chelsea", side: int = 96, tile: int = 64) -> dict[str, float]:
+def tiled(choice: str, name: str = "chelsea", side: int = 152, tile: int = 96) -> dict[str, float]:
     """Compare an enlargement in tiles with one without.
 
     Returns the PSNR in dB, and how much steeper the tiled picture is across the middle of the tiles' overlaps than the
     untiled one at the very same place: 1 is no seam.
     """
-    import tiles
     import upscaler
 
     model = upscaler.load(upscaler_weights.find(choice, {}), "cpu")
@@ -137,34 +168,39 @@ def seams(along: list[tuple[int, int]], scale: int) -> list[int]:
     return [scale * (end + begin) // 2 for (_, end), (begin, _) in itertools.pairwise(along)]
 
 
+def borders(along: list[tuple[int, int]]) -> list[int]:
+    """Return the places where a tile begins or ends beside another."""
+    return sorted({place for pair in itertools.pairwise(along) for place in (pair[0][1], pair[1][0])})
+
+
 def steepness(pixels: np.ndarray, at: list[int]) -> float:
-    """Return the mean step between the columns and rows on either side of the given places."""
+    """Return the mean step between the columns and rows on either side of the given places, of a square picture."""
     pixels = np.asarray(pixels, np.float64)
     across = [np.abs(pixels[:, place] - pixels[:, place - 1]).mean() for place in at]
     down = [np.abs(pixels[place] - pixels[place - 1]).mean() for place in at]
     return float(np.mean(across + down))
 
 
+def beside_inside(pixels: np.ndarray, at: list[int]) -> float:
+    """Return how much steeper a square picture is at borders of tiles than elsewhere: about 1 without a seam.
+
+    Elsewhere is where latents meet, every 8 pixels, as tiles do: the miniature's decoder is steeper there everywhere.
+    """
+    others = sorted(set(range(FACTOR, len(np.asarray(pixels)), FACTOR)) - set(at))
+    return steepness(pixels, at) / steepness(pixels, others)
+
+
 def quality() -> dict[str, dict[str, dict[str, float]]]:
     """Return, by photograph and way to enlarge, SSIMULACRA 2 (100 is the original), SSIM and PSNR."""
-    import tempfile
-
     from skimage.metrics import structural_similarity
     from ssimulacra2 import compute_ssimulacra2
-
-    import upscaler
 
     found: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in PHOTOGRAPHS:
             original = photograph(name)
-            small = halved(original)
-            ways = {"Lanczos": upscaling.plain(small)}
-            for choice in ("best", "fast"):
-                model = upscaler.load(upscaler_weights.find(choice, {}), "cpu")
-                ways[choice] = whole(upscaler.enlarge(small, model, 256))
             original.save(f"{folder}/original.png")
-            for way, image in ways.items():
+            for way, image in enlarged(halved(original)).items():
                 image.save(f"{folder}/{way}.png")
                 found.setdefault(name, {})[way] = {
                     "ssimulacra2": compute_ssimulacra2(f"{folder}/original.png", f"{folder}/{way}.png"),
@@ -174,40 +210,107 @@ def quality() -> dict[str, dict[str, dict[str, float]]]:
     return found
 
 
-def refinement() -> dict[str, float]:
-    """Return the PSNR in dB between a picture and what the miniature refines it to, by denoise."""
-    import tempfile
+def enlarged(small: Image.Image) -> dict[str, Image.Image]:
+    """Return a picture at twice its size, by the way that enlarged it."""
+    import upscaler
 
+    made = {"Lanczos": upscaling.plain(small)}
+    for choice in ("best", "fast"):
+        model = upscaler.load(upscaler_weights.find(choice, {}), "cpu")
+        made[choice] = whole(upscaler.enlarge(small, model, 256))
+    return made
+
+
+def picture(side: int = 128, times: int = 2, gap: int = 8) -> str:
+    """Draw docs/upscaling.png: of each photograph, a half-size part enlarged by Lanczos, by Real-ESRGAN, and itself."""
+    cell = side * times
+    sheet = Image.new("RGB", (3 * cell + 2 * gap, len(PHOTOGRAPHS) * (cell + gap) - gap), (26, 22, 20))
+    for row, name in enumerate(PHOTOGRAPHS):
+        original = photograph(name, side)
+        made = enlarged(halved(original))
+        for column, image in enumerate((made["Lanczos"], made["best"], original)):
+            place = column * (cell + gap), row * (cell + gap)
+            sheet.paste(image.resize((cell, cell), Image.Resampling.NEAREST), place)
+    path = Path(__file__).parent.parent / "artifacts" / "upscaling.png"
+    path.parent.mkdir(exist_ok=True)
+    sheet.save(path, optimize=True)
+    return path.name
+
+
+def refinement() -> dict[str, float]:
+    """Return what the miniature's refinement leaves of a picture, in dB of PSNR, and what its tiles show of themselves.
+
+    At 0 nothing is refined, and what was enlarged is the result. For `seam`, see `refined_in_tiles`.
+    """
     engine = Engine(Settings(weights="mini", device="cpu"))
     drawn = engine.draw(TextToImage.parse(prompt="a red apple on a blue background", seed=7))
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "drawn.png").write_bytes(drawn.png)
-        for choice in ("0", "0.33"):
-            request = Upscale.parse(
-                image=f"{folder}/drawn.png",
-                prompt="a red apple on a blue background",
-                upscaler="fast",
-                seed=7,
-                denoise=choice,
-            )
-            (Path(folder) / f"{choice}.png").write_bytes(engine.draw(request).png)
-        plain = np.asarray(Image.open(f"{folder}/0.png").convert("RGB"))
-        found["0.33"] = psnr(plain, Image.open(f"{folder}/0.33.png").convert("RGB"))
-    return found
+        path = Path(folder)
+        (path / "drawn.png").write_bytes(drawn.png)
+        photograph("chelsea", 128).save(path / "photograph.png")
+        for name in ("drawn", "photograph"):
+            made = {}
+            for denoise in (0, 0.33):
+                request = Upscale.parse(
+                    image=str(path / f"{name}.png"),
+                    prompt="a red apple on a blue background" if name == "drawn" else "masterpiece, 8k",
+                    upscaler="fast",
+                    seed=7,
+                    denoise=denoise,
+                )
+                made[denoise] = np.asarray(Image.open(io.BytesIO(engine.draw(request).png)))
+            found[name] = psnr(made[0], made[0.33])
+    return found | refined_in_tiles(mini_pipeline(), 512)
 
 
-def memory() -> dict[str, float]:
-    """Return the process's peak so far in GiB, with the models loaded, after Real-ESRGAN and after the refinement."""
+def refined_in_tiles(pipeline: Pipeline, side: int) -> dict[str, float]:
+    """Redraw a large photograph in the tiles of the miniature, 128 pixels wide, and look for their borders.
+
+    Returns:
+        tiles: how many.
+        seam: how much steeper the result is where tiles begin, end or take over than elsewhere; the larger of the two.
+        alone: the same where each tile is redrawn by itself and laid beside the next one.
+    """
+    from skimage import data
+
+    native = SIZES["mini"].native
+    image = Image.fromarray(data.astronaut()).resize((side, side), Image.Resampling.LANCZOS)
+    redraw = partial(pipeline.image_to_image, prompt="masterpiece, 8k", steps=5, denoise=0.33, seed=7, side=native)
+    together = whole(redraw(image=image)).image
+    along = tiles.spans(side, native, native // 4, 16)
+    alone = Image.new("RGB", image.size)
+    for left, top in itertools.product(range(0, side, native), repeat=2):
+        part = image.crop((left, top, left + native, top + native))
+        alone.paste(whole(redraw(image=part)).image, (left, top))
+    return {
+        "tiles": len(along) ** 2,
+        "seam": max(beside_inside(together, places) for places in (seams(along, 1), borders(along))),
+        "alone": beside_inside(alone, list(range(native, side, native))),
+    }
+
+
+def mini_pipeline() -> Pipeline:
+    """Return the miniature's pipeline with Turbo loaded."""
     import torch
 
     from pipeline import Pipeline
 
-    pixels = np.random.default_rng(0).integers(0, 255, (1024, 1024, 3), np.uint8)
+    built = Pipeline("cpu", torch.float32, keep_both=True)
+    whole(built.load(weights.choose("mini", Upscale.mode, "turbo"), "turbo"))
+    return built
+
+
+def memory(side: int) -> dict[str, float]:
+    """Return the process's peak so far in GiB: with the models loaded, after Real-ESRGAN, after the refinement.
+
+    Args:
+        side: of the square picture that goes in, in pixels.
+    """
+    pixels = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)
     engine = Engine(Settings(weights="mini", device="cpu"))
     on, plan = engine._planned(Upscale.mode, "mini")
-    pipeline = Pipeline("cpu", torch.float32, keep_both=True)
-    whole(pipeline.load(weights.choose("mini", Upscale.mode, "turbo"), "turbo"))
+    pipeline = mini_pipeline()
     found = {"loaded": peak()}
 
     # The canvas is there from the first tile on, and one tile needs what any other does.
@@ -220,7 +323,8 @@ def memory() -> dict[str, float]:
     request = Upscale.parse(image="-", denoise=0.33, steps=1, seed=1).resolved("mini")
     large = upscaling.plain(Image.fromarray(pixels))
     refined, _ = whole(upscaling.refine(pipeline, large, request, "mini", plan))
-    assert refined.size == (2048, 2048)
+    assert refined.size == (2 * side, 2 * side)
+    refined.save(io.BytesIO(), "PNG")
     found["refined"] = peak()
     return found
 
@@ -235,16 +339,19 @@ def peak() -> float:
 def main() -> None:
     """Measure one thing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["parity", "tiles", "quality", "refinement", "memory"])
+    parser.add_argument("what", choices=["parity", "half", "tiles", "quality", "picture", "refinement", "memory"])
     parser.add_argument("--upscaler", choices=["best", "fast"], default="best")
+    parser.add_argument("--side", type=int, default=1024, help="of the picture that goes in, for memory")
     args = parser.parse_args()
     choice = args.upscaler
     measured = {
         "parity": lambda: parity(choice),
+        "half": lambda: half(choice),
         "tiles": lambda: tiled(choice),
         "quality": quality,
+        "picture": picture,
         "refinement": refinement,
-        "memory": memory,
+        "memory": lambda: memory(args.side),
     }[args.what]()
     print(json.dumps({args.what: measured, "upscaler": choice}))
 
