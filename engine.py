@@ -311,8 +311,7 @@ class Engine:
             size = prepared.image.size
         else:
             size = request.width, request.height
-        if not isinstance(request, Upscale):  # it works in tiles, of any number
-            self._forecast.check(request, chosen.kind, size, self._device, self._plan)
+        self._forecast.check(request, chosen.kind, size, self._device, self._plan)
         yield from zerogpu.carry_out(zerogpu.Task(request, size, prepared))
 
     def _in_fork(self, task: zerogpu.Task) -> Generator[Event, None, None]:
@@ -418,7 +417,8 @@ class Engine:
 
     def _upscale(self, chosen: weights.Chosen, request: Upscale) -> Drawing:
         opened = upscaling.open_input(Path(request.image))
-        pipeline = (yield from self._ready(chosen, request)) if request.denoise else None
+        size = upscaling.size_after(opened.image.size)
+        pipeline = (yield from self._ready(chosen, request, size)) if request.denoise else None
         yield Stage("loading", "program")
         on, plan = self._planned_upscale(chosen.kind)
         image, source = yield from self._measured(
@@ -468,7 +468,7 @@ class Engine:
         Args:
             chosen: the weights to use.
             request: the resolved request.
-            size: width and height of the picture, to estimate what it takes; None where the mode does so itself.
+            size: width and height of the picture, to refuse what is hopeless; None where nothing is drawn yet.
 
         Raises:
             OutOfMemory: the weights cannot be used on this machine at all.
