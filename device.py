@@ -67,6 +67,11 @@ def prepare_environment(environ: MutableMapping[str, str] = os.environ) -> dict[
     return added
 
 
+def on_space(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is a Hugging Face Space, whose visitors cannot change how it was started."""
+    return "SPACE_ID" in environ
+
+
 # --- which device ------------------------------------------------------------------------------------------------
 
 
@@ -510,5 +515,7 @@ _OUT_OF_MEMORY_TEXTS = (
     "unable to mmap",  # aten/src/ATen/MapAllocator.cpp
     "MPS backend out of memory",  # aten/src/ATen/mps/MPSAllocator.mm
     "CUDA out of memory",
+    "CUDA error: out of memory",  # an allocation that does not go through torch's allocator
+    "CUBLAS_STATUS_ALLOC_FAILED",
     "Cannot allocate memory",
 )

@@ -30,7 +30,7 @@ import tokens
 import upscaling
 import weights
 import zerogpu
-from errors import InternalError, OutOfMemory, RequestError, StudioError, WeightsMissing
+from errors import InternalError, OutOfMemory, RequestError, SpaceOutOfMemory, StudioError, WeightsMissing
 from request import (
     MODELS,
     PREPROCESSORS,
@@ -488,10 +488,10 @@ class Engine:
             on, plan = self._planned(request.mode, chosen.kind)
             log.info("%s; %s", on.reason, "; ".join(plan.reasons))
             if not plan.fits:
-                raise OutOfMemory(
-                    f"these weights do not fit this machine: {'; '.join(plan.reasons)}. "
-                    "Weights mini draws with the miniature; --memory GB counts with more than is free."
-                )
+                advice = "Weights mini draws with the miniature; --memory GB counts with more than is free."
+                if device.on_space():
+                    advice = "Its owner can choose larger hardware for this Space."
+                raise OutOfMemory(f"these weights do not fit this machine: {'; '.join(plan.reasons)}. {advice}")
             self._device, self._plan = on, plan
             dtype = getattr(torch, on.dtype)
             self._pipeline = Pipeline(
@@ -534,6 +534,8 @@ class Engine:
         self._drop_pipeline()
         if device.is_out_of_memory(error):
             log.warning("out of memory: %s", error)
+            if device.on_space():
+                return SpaceOutOfMemory()
             return OutOfMemory(
                 "the memory did not suffice, also with the tightest plan; choose a smaller width and height, draw "
                 "without a LoRA, or close other programs that use the memory"

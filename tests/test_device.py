@@ -259,6 +259,8 @@ def test_each_tighter_plan_takes_less_until_the_tightest(gigabytes: int) -> None
         (OSError(12, "Cannot allocate memory"), True),
         (OSError(2, "No such file"), False),
         (RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GB, max allowed: 18.1 GB)"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("can't allocate memory"), False),
     ],

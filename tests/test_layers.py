@@ -93,7 +93,7 @@ ALLOWED = {
     },
     "cli_models": {"download", "hub", "links", "verify", "weights", "errors"},
     "cli": {"cli_models", "app", "engine", "request", "metadata", "weights", "lora", "device", "errors"},
-    "app": {"ui", "theme", "language", "engine", "hub_mirror", "zerogpu", "weights", "device", "errors"},
+    "app": {"ui", "theme", "language", "engine", "hub_mirror", "links", "zerogpu", "weights", "device", "errors"},
     "install": set(),
 }
 

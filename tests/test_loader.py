@@ -202,16 +202,21 @@ def test_where_memory_ends_a_tighter_plan_draws() -> None:
     assert after["png"] == first["png"]
 
 
-def test_a_machine_too_small_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("space", "advice", "not_said"), [("", "--memory", "owner"), ("me/it", "owner", "--memory")])
+def test_a_machine_too_small_is_refused_before_anything_is_read(
+    space: str, advice: str, not_said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from engine import Engine, Settings
     from request import Failure, TextToImage
 
+    if space:
+        monkeypatch.setenv("SPACE_ID", space)
     full = weights.Chosen("full", {}, "nowhere", "no file is opened")
     engine = Engine(Settings(device="cpu", memory_gb=1))
     monkeypatch.setattr(engine, "weights_in_use", lambda *_: full)  # no real weights on a test machine
     *_, last = engine.run(TextToImage(prompt="a fox", seed=1))
     assert isinstance(last, Failure) and last.code == "out_of_memory"
-    assert "1 GB allowed" in last.text and "--memory" in last.text
+    assert "1 GB allowed" in last.text and advice in last.text and not_said not in last.text
 
 
 def test_the_page_says_what_stays_in_memory() -> None:

@@ -176,6 +176,7 @@ def test_without_a_visitor_it_is_refused() -> None:
 
 
 def test_where_memory_ends_a_task_fails_and_the_models_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPACE_ID", "someone/z-image-studio")
     engine = Engine(Settings(weights="mini", device="cpu"))
     engine.load_for_zerogpu()
     pipeline, calls = engine._pipeline, []
@@ -184,11 +185,12 @@ def test_where_memory_ends_a_task_fails_and_the_models_stay(monkeypatch: pytest.
         calls.append(1)
         raise MemoryError
 
-    monkeypatch.setattr(pipeline, "text_to_image", exhausted)
-    *_, last = engine._in_fork(Task(TextToImage.parse(prompt="a fox").resolved("mini"), (128, 128)))
-    assert last.code == "out_of_memory" and len(calls) == 1  # once more would read files that are gone
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "text_to_image", exhausted)
+        *_, last = engine._in_fork(Task(TextToImage.parse(prompt="a fox").resolved("mini"), (128, 128)))
+    assert last.code == "space_out_of_memory" and len(calls) == 1  # once more would read files that are gone
+    assert "ask for a smaller one" in last.text  # what a visitor can do, and nothing else
     assert engine._pipeline is pipeline
-    monkeypatch.undo()
     *_, last = engine._in_fork(Task(TextToImage.parse(prompt="a fox", steps=1).resolved("mini"), (128, 128)))
     assert isinstance(last, Result)
 
