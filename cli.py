@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import cli_models
 import device
+import host_memory
 import lora
 import metadata
 import weights
@@ -258,7 +259,7 @@ def _doctor(args: argparse.Namespace) -> int:
     device.prepare_environment(os.environ)
     on = device.choose_device(args.device)
     chosen = weights.choose(args.weights, TextToImage.mode, "turbo")
-    total, available = device.host_memory()
+    total, available = host_memory.total_and_free()
     plans = {
         mode: device.plan_for(on, mode, chosen.kind, memory_gb=args.memory)
         for mode in (TextToImage.mode, ControlNet.mode)

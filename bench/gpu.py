@@ -35,6 +35,7 @@ import device  # noqa: E402
 
 device.prepare_environment(os.environ)
 
+import host_memory  # noqa: E402
 import preflight  # noqa: E402
 import upscaling  # noqa: E402
 import weights  # noqa: E402
@@ -288,7 +289,7 @@ def plans(bench: Bench, cards: list[int], case: Case) -> list[dict]:
     """Measure one case under the plan for each smaller card, in a process capped to its memory."""
     import torch
 
-    host_total, _ = device.host_memory()
+    host_total, _ = host_memory.total_and_free()
     found = []
     for gigabytes in cards:
         clear(bench.on.kind)

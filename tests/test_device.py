@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import device
+import host_memory
 from device import GIB, Accelerator, MemoryPlan, decide, memory_plan
 from errors import RequestError
 
@@ -334,7 +335,7 @@ def test_importing_the_module_loads_no_torch() -> None:
 
 
 def test_host_memory_is_plausible() -> None:
-    total, available = device.host_memory()
+    total, available = host_memory.total_and_free()
     assert 0 < available <= total
 
 
@@ -350,7 +351,7 @@ def test_a_containers_limit_counts(tmp_path: Path) -> None:
     write(mount / "memory.max", f"{8 * GIB}\n")
     write(mount / "memory.current", f"{5 * GIB}\n")
     write(mount / "memory.stat", f"anon {2 * GIB}\ninactive_file {3 * GIB}\n")
-    assert device.cgroup_memory(mount, tmp_path / "v2.cgroup") == (8 * GIB, 2 * GIB)
+    assert host_memory.cgroup_memory(mount, tmp_path / "v2.cgroup") == (8 * GIB, 2 * GIB)
 
 
 def test_the_tightest_group_on_the_way_up_counts(tmp_path: Path) -> None:
@@ -359,7 +360,7 @@ def test_the_tightest_group_on_the_way_up_counts(tmp_path: Path) -> None:
     write(tmp_path / "m" / "user.slice" / "memory.current", f"{GIB}\n")
     write(tmp_path / "m" / "user.slice" / "app.scope" / "memory.max", "max\n")
     write(tmp_path / "m" / "user.slice" / "app.scope" / "memory.current", f"{GIB}\n")
-    assert device.cgroup_memory(tmp_path / "m", tmp_path / "cgroup") == (4 * GIB, GIB)
+    assert host_memory.cgroup_memory(tmp_path / "m", tmp_path / "cgroup") == (4 * GIB, GIB)
 
 
 def test_the_older_control_groups_count_too(tmp_path: Path) -> None:
@@ -368,14 +369,14 @@ def test_the_older_control_groups_count_too(tmp_path: Path) -> None:
     write(tmp_path / "m" / "memory" / "memory.limit_in_bytes", f"{2 * GIB}\n")
     write(tmp_path / "m" / "memory" / "memory.usage_in_bytes", f"{GIB}\n")
     write(tmp_path / "m" / "memory" / "memory.stat", "cache 0\ntotal_inactive_file 1024\n")
-    assert device.cgroup_memory(tmp_path / "m", tmp_path / "cgroup") == (2 * GIB, GIB - 1024)
+    assert host_memory.cgroup_memory(tmp_path / "m", tmp_path / "cgroup") == (2 * GIB, GIB - 1024)
 
 
 def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
-    assert device.cgroup_memory(tmp_path / "none", tmp_path / "none.cgroup") == (None, 0)
+    assert host_memory.cgroup_memory(tmp_path / "none", tmp_path / "none.cgroup") == (None, 0)
     write(tmp_path / "cgroup", "0::/\n")
     write(tmp_path / "m" / "memory.max", "max\n")
-    assert device.cgroup_memory(tmp_path / "m", tmp_path / "cgroup") == (None, 0)
+    assert host_memory.cgroup_memory(tmp_path / "m", tmp_path / "cgroup") == (None, 0)
 
 
 def test_copies_for_a_lora_take_only_what_the_plan_leaves() -> None:
