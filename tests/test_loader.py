@@ -111,6 +111,14 @@ def test_what_diffsynth_is_told(placement: Placement, on: str, gated: bool, stat
     assert dtypes == ["disk" if state == "disk" else torch.bfloat16 for state in states]
 
 
+def test_apples_gpu_is_named_to_diffsynth_whose_own_default_is_the_cpu() -> None:
+    built = Pipeline(
+        "mps", torch.bfloat16, keep_both=True, plan=memory_plan("mps", 24 * 10**9, None, 32 * 10**9, "generate")
+    )
+    assert (built.pipe.device, built.pipe.device_type, built.pipe.torch_dtype) == ("mps", "mps", torch.bfloat16)
+    assert built.plan.vram_limit_gb is None  # DiffSynth would ask MPS for what it cannot say
+
+
 def test_steps_compute_nothing_in_float64() -> None:
     """Apple's GPU has none; what is made once on the CPU, the position table, is made by the first step."""
     from torch.utils._python_dispatch import TorchDispatchMode

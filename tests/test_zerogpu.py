@@ -17,11 +17,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import gradio as gr
 import pytest
+import sparse
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
 import preflight
+import weights
 import zerogpu
 from engine import Engine, Settings
 from errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalError
@@ -30,6 +32,7 @@ from zerogpu import Task
 
 ROOT = Path(__file__).parent.parent
 SPACE = ROOT / "tests" / "zerogpu_space.py"
+VAE = weights.PARTS["vae"]
 NATIVE = (1024, 1024)
 
 
@@ -168,6 +171,19 @@ def test_what_is_tried_again(task: Task, refusal: Exception, again: dict | None)
     assert found == (again and Task(**{**vars(task), **again}))
 
 
+def test_a_task_is_pickled_whole() -> None:
+    import pickle
+
+    import preprocess
+
+    prepared = preprocess.Control(Image.new("RGB", (16, 16), "red"), "0" * 64)
+    for task in (Task(controlnet(), NATIVE, prepared), Task(Upscale.parse(image="x.png").resolved("full"), (64, 64))):
+        again = pickle.loads(pickle.dumps(task))
+        assert (again.request, again.size, again.multiplier) == (task.request, task.size, task.multiplier)
+        assert task.prepared is None or again.prepared.image.tobytes() == prepared.image.tobytes()
+    assert zerogpu._on_gpu.__qualname__ == "_on_gpu"  # at module level: a fork finds it by its name
+
+
 def test_without_a_visitor_it_is_refused() -> None:
     with pytest.raises(GpuNoVisitor) as refused:
         next(zerogpu.carry_out(Task(turbo(), NATIVE)))
@@ -262,6 +278,8 @@ def environment(lender: Lender, folder: Path) -> dict[str, str]:
         "ZEROGPU_PROC_SELF_CGROUP_PATH": str(cgroup),
         "ZEROGPU_OFFLOAD_DIR": str(folder / "offload"),
         "SPACE_ID": "someone/z-image-studio",
+        "HF_HUB_CACHE": str(folder / "hub"),
+        "DIFFSYNTH_MODEL_BASE_PATH": str(folder / "models"),
         "GRADIO_ANALYTICS_ENABLED": "False",
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "default",
@@ -278,6 +296,7 @@ class Space:
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
     folder = tmp_path_factory.mktemp("space")
+    sparse.write_hub_snapshot(folder / "hub", VAE.repo, ["vae"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -326,6 +345,11 @@ def test_a_picture_is_drawn_in_a_fork_that_a_gpu_is_lent_to(space: Space, lender
     assert len(lender.named("/allow")) == 1
     assert lender.pids[-1] != 0
     assert [done["fail"] for done in lender.named("/release")] == ["false"]
+
+
+def test_a_space_links_what_was_preloaded(space: Space) -> None:
+    link = space.log.parent / "models" / VAE.repo / VAE.pattern
+    assert link.is_symlink() and link.resolve().parent.name == "blobs"
 
 
 def test_an_aborted_task_is_tried_once_more(space: Space, lender: Lender) -> None:
