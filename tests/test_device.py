@@ -1,5 +1,6 @@
 """The choice of device and dtype, the memory plan, the environment, and the host's memory."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -118,22 +119,45 @@ def test_plans_for_cards(gigabytes: int, host: int, mode: str, waits: str, both:
     assert any("on the disk" in reason for reason in plan.reasons) == ("k" in waits)
 
 
-def test_what_is_planned_resident_leaves_headroom() -> None:
-    for gigabytes in range(6, 150):
-        for mode in ("generate", "controlnet"):
-            for dtype in ("bfloat16", "float32"):
-                plan = card(gigabytes, mode, dtype=dtype)
-                assert plan.resident_bytes + device.HEADROOM[dtype] <= gigabytes * GIB * 0.985 - 300_000_000
+@pytest.mark.parametrize("capability", [(6, 1), (7, 0), (7, 5)])
+@pytest.mark.parametrize(
+    ("gigabytes", "host", "mode", "waits", "held", "both"),
+    [
+        (6, 16, "generate", "kk", "bfloat16", True),
+        (8, 64, "controlnet", "hhh", "bfloat16", True),
+        (11, 32, "generate", "hh", "bfloat16", False),
+        (16, 64, "controlnet", "dhh", "bfloat16", False),
+        (24, 64, "generate", "dd", "bfloat16", False),
+        (24, 64, "controlnet", "ddh", "bfloat16", False),
+        (32, 8, "controlnet", "ddd", "bfloat16", False),
+        (48, 64, "generate", "dd", "float32", False),
+        (80, 256, "controlnet", "ddd", "float32", True),
+    ],
+)
+def test_plans_for_cards_without_bf16(
+    capability: tuple[int, int], gigabytes: int, host: int, mode: str, waits: str, held: str, both: bool
+) -> None:
+    on = decide("auto", [Accelerator("cuda", "an old card", gigabytes * GIB, None, capability), CPU])
+    plan = card(gigabytes, mode, host, on.dtype)
+    assert (where(plan), plan.parts["transformer"].held) == (waits, held)
+    assert (plan.keep_both_transformers, plan.fits, plan.vae_dtype) == (both, True, "float32")
 
 
-def test_what_waits_in_the_host_leaves_room_there() -> None:
-    for host in (8, 16, 24, 32, 48, 64, 256):
-        for gigabytes in (6, 8, 12, 16, 24):
-            plan = card(gigabytes, "controlnet", host)
+def test_no_plan_promises_more_than_there_is() -> None:
+    """Every kind of device, 6 to 141 GB, in machines of 8 to 256 GB, every mode and dtype."""
+    for gigabytes, host, mode, dtype in itertools.product(
+        range(6, 142), (8, 16, 24, 32, 48, 64, 256), ("generate", "controlnet", "upscale"), ("bfloat16", "float32")
+    ):
+        room = int(gigabytes * GIB * 0.985) - 300_000_000
+        for kind in ("cuda", "mps", "cpu"):
+            plan = memory_plan(kind, gigabytes * GIB, room, host * GIB, mode, dtype=dtype)
+            assert plan.fits and plan.resident_bytes + device.HEADROOM[dtype] <= plan.room == room
             waiting = sum(device.SIZES[part] for part, placed in plan.parts.items() if placed.at == "host")
             if plan.keep_both_transformers and plan.parts["transformer"].at == "host":
                 waiting += device.SIZES["transformer"]
-            assert not waiting or waiting + device.HOST_RESERVE <= host * GIB
+            assert not waiting or (kind == "cuda" and waiting + device.HOST_RESERVE <= host * GIB)
+            assert (plan.vram_limit_gb is not None) == (kind == "cuda" and plan.offload)
+            assert plan.reasons[0].startswith(f"{room / 1e9:.0f} GB ")
 
 
 def test_memory_that_others_hold_counts() -> None:
