@@ -89,6 +89,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         import memory
 
+        self.memory = memory
         self.kind, self.runs, self.folder = args.weights, args.runs, folder
         self.on = device.choose_device(args.device)
         # By the objects themselves: a dropped model's id may be the next one's.
@@ -120,6 +121,10 @@ class Bench:
             if self.kind == "full" and model not in self.filled:
                 fill(model, self.on.kind)
                 self.filled.add(model)
+        if self.kind == "full":
+            for part, size in self.memory.held(built).items():
+                if size != device.SIZES[{"turbo": "transformer", "base": "transformer"}.get(part, part)]:
+                    raise ValueError(f"{part} was not loaded whole: {size:,} bytes in bf16")
 
     @staticmethod
     def _models(built: object) -> list:

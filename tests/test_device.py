@@ -328,6 +328,27 @@ def test_the_environment_is_completed_and_not_overruled() -> None:
     assert device.prepare_environment(environ) == {}
 
 
+@pytest.mark.parametrize("arguments", [["generate", "apple", "--steps", "1", "--device", "cpu"], ["doctor"]])
+def test_the_environment_is_there_before_torch_is_imported(arguments: list[str], tmp_path: Path) -> None:
+    code = """
+import os, sys
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("torch after", os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK"), file=sys.stderr)
+
+sys.meta_path.insert(0, Watch())
+import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    environ = {name: value for name, value in os.environ.items() if name not in device.ENVIRONMENT}
+    command = [sys.executable, "-c", code, *arguments]
+    environ["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0 and "torch after 1\n" in done.stderr, done.stderr
+
+
 def test_diffsynth_uses_torchs_attention_whatever_else_is_installed(tmp_path: Path) -> None:
     # A package that DiffSynth would prefer to SDPA, so that its own choice differs from ours.
     (tmp_path / "sageattention.py").write_text("def sageattn(*args, **kwargs): raise AssertionError\n")
