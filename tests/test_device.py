@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -422,6 +423,29 @@ def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
     write(tmp_path / "cgroup", "0::/\n")
     write(tmp_path / "m" / "memory.max", "max\n")
     assert host_memory.cgroup_memory(tmp_path / "m", tmp_path / "cgroup") == (None, 0)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heap")
+def test_what_is_freed_while_weights_are_read_goes_back_to_the_system() -> None:
+    """In the manner of DiffSynth's loading, where a tensor is cast, copied, and the cast dropped."""
+    code = """
+import host_memory, torch
+
+def anonymous():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+file = torch.zeros(3840, 3840)  # the shape of the transformer's attention
+begun, kept = anonymous(), []
+with host_memory.freed_at_once():
+    for _ in range(16):
+        kept.append(file.to(torch.bfloat16).clone())
+print((anonymous() - begun) / sum(one.nbytes for one in kept))
+"""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1.2
 
 
 def test_copies_for_a_lora_take_only_what_the_plan_leaves() -> None:

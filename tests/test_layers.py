@@ -37,7 +37,7 @@ ALLOWED = {
     "preprocess": {"depth", "pose", "weights", "request", "errors"},
     "tiling": set(),
     "sanity": set(),
-    "loader": {"tiling", "device"},
+    "loader": {"tiling", "device", "host_memory"},
     "preview": {"request"},
     "pipeline": {
         *("image_to_image", "loader", "sanity", "preview", "tokens", "adapter", "mini", "weights", "device", "request"),
