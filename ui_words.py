@@ -54,6 +54,9 @@ SENTENCES = {
     "unknown_words": "The miniature does not know: {words}.",
     "seed_chose": "The seed chose what the prompt leaves open: {words}.",
     "gpu_retry": "The Space took its GPU back after {asked} s; trying once more with {seconds} s.",
+    "space_out_of_memory": (
+        "this picture needs more memory than the Space has; ask for a smaller one, or draw without a LoRA"
+    ),
     "unknown_control": "The miniature was not taught this preprocessor: {preprocessor}.",
 }
 
