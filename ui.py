@@ -27,7 +27,19 @@ const open = () => document.querySelector('[role="tab"].selected').dataset.tabId
 addEventListener("studio-language", () => trigger("input", { mode: open() }));
 """
 
-HEAD = f'''<meta name="color-scheme" content="dark"><script src="{theme.ASSETS_URL}/page.js" defer></script>'''
+# The ground and the brand at once, where they will be: Gradio's own scripts take a while to show a page.
+FIRST_CSS = f"""
+html {{ background: {theme.GROUND}; }}
+body:not(:has(h1))::before {{
+  content: "{TITLE}"; position: absolute; top: 20px; color: {theme.INK};
+  left: max(clamp(16px, 3vw, 40px), 50vw - 260px - min(30vh, 450px) - clamp(8px, 1.5vw, 20px));
+  font: 650 26px/1.3 Inter, system-ui, sans-serif; letter-spacing: -0.02em;
+}}
+"""
+HEAD = (
+    f'<meta name="color-scheme" content="dark"><style>{FIRST_CSS}</style>'
+    f'<script src="{theme.ASSETS_URL}/page.js" defer></script>'
+)
 
 
 def build(engine: Engine) -> gr.Blocks:
