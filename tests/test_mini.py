@@ -224,6 +224,16 @@ def test_draws_what_the_prompt_says(pipelines, judge, mode, kind, wording, count
     assert len(wrong) <= allowed, wrong
 
 
+def test_a_thing_counts_in_any_colour_where_none_is_said(judge):
+    said = Scene("closed-book", "brown", "large")
+    assert judge.verdict(painted(judge, replace(said, colour="purple")), said)["thing"]
+    assert not judge.verdict(painted(judge, replace(said, thing="backpack", colour="purple")), said)["thing"]
+
+
+def painted(judge: evaluate.Judge, scene: Scene) -> np.ndarray:
+    return np.asarray(judge.painter.paint(scene))
+
+
 def test_seeds_decide_what_the_prompt_leaves_open(pipelines, judge):
     """Twelve seeds of "a fox" give foxes on several backgrounds, at several sizes and places, each as its seed says."""
     seen, right = [], 0
