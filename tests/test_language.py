@@ -184,6 +184,7 @@ def test_examples_work_in_every_language(path: Path) -> None:
     texts = json.loads(path.read_text(encoding="utf-8"))["texts"]
     for kind, examples in mini_notes.EXAMPLES.items():
         assert all(example in texts for example in examples)
+        assert max(map(len, examples)) <= 60  # what Gradio shows of one
         assert kind != "mini" or not any(mini.unknown_words(texts[example]) for example in examples)
 
 
