@@ -12,7 +12,7 @@ from engine import Engine
 from errors import StudioError
 from language import Say, fixed, say_to
 from request import UPSCALE_DENOISE, UPSCALE_STEPS, UPSCALERS, Upscale, Upscaler, WeightsChoice
-from ui_parts import KEPT, QUIET, Output, Situation, Stopping, Update, bounds, help_line, said
+from ui_parts import QUIET, Output, Situation, Stopping, Update, bounds, help_line, said
 
 
 def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
@@ -37,7 +37,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
             gr.HTML(f'<p class="hint">{help_line(Upscale, "image")}</p>')
             about = gr.HTML(elem_id="upscale-estimate", elem_classes=["status"])
             upscaler_field = gr.Radio(
-                choices=[(facts.title, name) for name, facts in UPSCALERS.items()],
+                choices=[(fixed(facts.title), name) for name, facts in UPSCALERS.items()],
                 value=fields["upscaler"].default,
                 label=fixed("Upscaler"),
                 info=help_line(Upscale, "upscaler"),
@@ -128,7 +128,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> gr.Image:
 
     inputs = [image_field, upscaler_field, denoise_field, prompt_field, steps_field, seed_field]
     run = start.click(draw, inputs, [*output.shown, compared], **raw)
-    run.failure(lambda: said(f"That did not work; the server's log says why. {KEPT}"), None, output.status, **QUIET)
+    run.failure(ui_parts.broken, None, output.status, **QUIET)
     gr.on(
         [image_field.change, upscaler_field.input],
         foresee,
