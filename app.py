@@ -6,6 +6,7 @@ Importing it loads no torch, draws nothing and listens to nothing. Knows nothing
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +15,19 @@ import hub_mirror
 
 # First: Gradio and huggingface_hub read the environment when they are imported.
 device.prepare_environment()
-if "SPACE_ID" in os.environ:
+if device.on_space():
     hub_mirror.settle(os.environ)
 
 import language  # noqa: E402
+import links  # noqa: E402
 import theme  # noqa: E402
 import ui  # noqa: E402
+import weights  # noqa: E402
 import zerogpu  # noqa: E402
 from engine import Engine  # noqa: E402
 from errors import RequestError  # noqa: E402
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -52,6 +57,8 @@ def serve(
     """
     options = launch_options(host, port, auth, insecure)
     engine = engine or Engine()
+    if device.on_space():
+        link_preloaded()
     if zerogpu.ACTIVE:
         engine.load_for_zerogpu()  # here, and only on ZeroGPU: `launch` packs what lies on "cuda" by then
     page = ui.build(engine)
@@ -61,6 +68,16 @@ def serve(
         raise RequestError("port", port, "a port that nothing else listens on, given with --port") from error
     print(f"{ui.TITLE} is at {url} (Ctrl+C stops it)", flush=True)
     page.block_thread()
+
+
+def link_preloaded() -> None:
+    """Link what was preloaded to `models/`, where a Space keeps no files of its own; the app runs without them too."""
+    try:
+        made = links.link()
+    except OSError as error:
+        log.warning("no links to the preloaded weights: %s", error)
+    else:
+        log.info("links to the preloaded weights: %d made, of %d parts", len(made), len(weights.PARTS))
 
 
 def launch_options(host: str, port: int | None, auth: str | None, insecure: bool) -> dict[str, Any]:
@@ -88,7 +105,7 @@ def launch_options(host: str, port: int | None, auth: str | None, insecure: bool
         if not (user and colon and password):
             raise RequestError("auth", "***", "user:password")  # not repeated: it may be a password
         options["auth"] = (user, password)
-    if on_space():
+    if device.on_space():
         return options  # its address and port come from its environment
     if auth is None and not insecure and not _is_loopback(host):
         raise RequestError(
@@ -96,11 +113,6 @@ def launch_options(host: str, port: int | None, auth: str | None, insecure: bool
             "--insecure if everybody who reaches it may use it"
         )  # fmt: skip
     return options | {"server_name": host, "server_port": port}
-
-
-def on_space() -> bool:
-    """Whether this process is a Hugging Face Space."""
-    return "SPACE_ID" in os.environ
 
 
 def _is_loopback(host: str) -> bool:

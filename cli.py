@@ -17,10 +17,11 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import cli_models
 import device
+import host_memory
 import lora
 import metadata
 import weights
@@ -40,6 +41,7 @@ from request import (
     Step,
     TextToImage,
     TileDone,
+    WeightsKind,
 )
 
 MEMORY_HELP = (
@@ -258,10 +260,13 @@ def _doctor(args: argparse.Namespace) -> int:
     device.prepare_environment(os.environ)
     on = device.choose_device(args.device)
     chosen = weights.choose(args.weights, TextToImage.mode, "turbo")
-    total, available = device.host_memory()
+    total, available = host_memory.total_and_free()
     plans = {
-        mode: device.plan_for(on, mode, chosen.kind, memory_gb=args.memory)
-        for mode in (TextToImage.mode, ControlNet.mode)
+        kind: {
+            mode: list(device.plan_for(on, mode, kind, memory_gb=args.memory).reasons)
+            for mode in (TextToImage.mode, ControlNet.mode)
+        }
+        for kind in get_args(WeightsKind)
     }
     facts = {
         "version": metadata.APP_VERSION,
@@ -271,7 +276,8 @@ def _doctor(args: argparse.Namespace) -> int:
         "device": f"{on.name} ({on.kind}, {on.dtype}): {on.reason}",
         "memory": f"{weights.size_text(available)} of {weights.size_text(total)} free",
         "weights": f"{chosen.kind}: {chosen.reason}",
-        "memory plan": {mode: list(plan.reasons) for mode, plan in plans.items()},
+        "memory plan": plans[chosen.kind],
+        **({} if chosen.kind == "full" else {"memory plan for the real weights": plans["full"]}),
         "models": cli_models.inventory_lines(),
     }
     _print_facts(facts, args.json)

@@ -1,7 +1,7 @@
 """Which device computes, in which dtype, and what stays in its memory: decisions, each returned with its reason.
 
-The deciding functions are pure: plain facts in, a decision out. `choose_device`, `host_memory`, `plan_for` and
-`prepare_environment` are the only ones that touch the machine, and torch is imported in `choose_device` alone.
+The deciding functions are pure: plain facts in, a decision out. `choose_device`, `plan_for` and `prepare_environment`
+are the only ones that touch the machine, and torch is imported in `choose_device` alone.
 
 Knows nothing of weights on disk, requests, pipelines or fronts.
 """
@@ -15,9 +15,9 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+import host_memory
 from errors import RequestError
 
 Kind = Literal["cuda", "mps", "cpu"]
@@ -65,6 +65,11 @@ def prepare_environment(environ: MutableMapping[str, str] = os.environ) -> dict[
     added = {name: value for name, value in ENVIRONMENT.items() if name not in environ}
     environ.update(added)
     return added
+
+
+def on_space(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is a Hugging Face Space, whose visitors cannot change how it was started."""
+    return "SPACE_ID" in environ
 
 
 # --- which device ------------------------------------------------------------------------------------------------
@@ -155,78 +160,8 @@ def _accelerators() -> Iterator[Accelerator]:
         # MPS has no mem_get_info; this is what Metal recommends, about three quarters of the machine's memory.
         total = torch.mps.recommended_max_memory()
         yield Accelerator("mps", "Apple GPU", total, total - torch.mps.driver_allocated_memory())
-    total, free = host_memory()
+    total, free = host_memory.total_and_free()
     yield Accelerator("cpu", f"{platform.machine()} CPU, {os.cpu_count()} cores", total, free)
-
-
-# --- how much memory ---------------------------------------------------------------------------------------------
-
-
-def host_memory() -> tuple[int, int]:
-    """Return the host's total and available memory in bytes, within the limit of a container where there is one."""
-    import psutil
-
-    memory = psutil.virtual_memory()
-    limit, used = cgroup_memory(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
-    if limit is None or limit >= memory.total:
-        return memory.total, memory.available
-    return limit, max(0, min(memory.available, limit - used))
-
-
-# cgroup version -> (folder under the mount, limit, usage, the line of memory.stat that can be reclaimed)
-_CGROUPS = {
-    2: ("", "memory.max", "memory.current", "inactive_file"),
-    1: ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-}
-
-
-def cgroup_memory(mount: Path, membership: Path) -> tuple[int | None, int]:
-    """Return the memory limit of this process's control group (None without one) and what the group uses, in bytes.
-
-    The tightest group on the way up counts. Cached file pages that the kernel can drop are not counted as used:
-    weights that were read once would fill the limit otherwise.
-
-    Args:
-        mount: where control groups are mounted, usually /sys/fs/cgroup.
-        membership: the list of this process's groups, usually /proc/self/cgroup.
-    """
-    limits = [
-        (limit, _number(group / usage) - _reclaimable(group / "memory.stat", line))
-        for group, limit_file, usage, line in _groups(mount, membership)
-        if (limit := _number(group / limit_file)) > 0
-    ]
-    return min(limits, default=(None, 0))
-
-
-def _groups(mount: Path, membership: Path) -> Iterator[tuple[Path, str, str, str]]:
-    """Yield this process's groups and their parents, with the names of the files to read there."""
-    for line in _text(membership).splitlines():
-        _, controllers, path = line.split(":", 2)
-        version = 2 if not controllers else 1
-        if version == 1 and "memory" not in controllers.split(","):
-            continue
-        folder, *files = _CGROUPS[version]
-        parts = path.strip("/").split("/")
-        # Inside a container the path may be the host's, which is not visible there: the mount itself is the group then.
-        for depth in range(len(parts), -1, -1):
-            yield mount.joinpath(folder, *parts[:depth]), *files
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii")
-    except OSError:  # not Linux, or no such group
-        return ""
-
-
-def _number(path: Path) -> int:
-    """Read a count of bytes; 0 where there is none, as with the limit "max"."""
-    text = _text(path).strip()
-    return int(text) if text.isdigit() else 0
-
-
-def _reclaimable(path: Path, name: str) -> int:
-    return next((int(line.split()[1]) for line in _text(path).splitlines() if line.split()[0] == name), 0)
 
 
 # --- what stays in memory ----------------------------------------------------------------------------------------
@@ -467,7 +402,7 @@ def plan_for(
         allowed = 0
     if allowed is not None and allowed <= 0:
         raise RequestError("memory", given, "a number of GB above 0, such as 12")
-    total, _ = host_memory()
+    total, _ = host_memory.total_and_free()
     return memory_plan(
         on.kind, on.total_bytes, on.free_bytes, total, mode, kind, on.dtype, allowed=allowed, tighter=tighter
     )
@@ -510,5 +445,7 @@ _OUT_OF_MEMORY_TEXTS = (
     "unable to mmap",  # aten/src/ATen/MapAllocator.cpp
     "MPS backend out of memory",  # aten/src/ATen/mps/MPSAllocator.mm
     "CUDA out of memory",
+    "CUDA error: out of memory",  # an allocation that does not go through torch's allocator
+    "CUBLAS_STATUS_ALLOC_FAILED",
     "Cannot allocate memory",
 )

@@ -11,13 +11,11 @@ import datetime
 import gc
 import logging
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import device
 import lora
@@ -30,7 +28,9 @@ import tokens
 import upscaling
 import weights
 import zerogpu
-from errors import InternalError, OutOfMemory, RequestError, StudioError, WeightsMissing
+from controls import Controls
+from errors import InternalError, OutOfMemory, SpaceOutOfMemory, StudioError, WeightsMissing
+from packed import Packed
 from request import (
     MODELS,
     PREPROCESSORS,
@@ -43,7 +43,6 @@ from request import (
     Queued,
     Request,
     Result,
-    Sizes,
     Stage,
     TextToImage,
     Upscale,
@@ -62,7 +61,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 QUEUE_LIMIT = 32  # waiting requests; about as many as people are willing to wait behind
-CONTROLS_KEPT = 16  # control images, 3 MB each at full size: one or two for every visitor of a busy page
 ESTIMATE_SAID = 10.0  # seconds from which a visitor wants to know how long it will take
 POLL_SECONDS = 0.25  # how often a waiting request says that it waits, and so can be cancelled
 
@@ -103,13 +101,6 @@ class Drawn:
     lora: metadata.Lora | None = None
 
 
-class _ControlKey(NamedTuple):
-    digest: str
-    preprocessor: str
-    thresholds: tuple[int, ...]
-    sizes: Sizes
-
-
 Drawing = Generator[Event, None, Drawn]
 
 
@@ -125,11 +116,8 @@ class Engine:
         self._plan: device.MemoryPlan | None = None
         self._tighter = 0  # how many plans were given up because the memory did not suffice
         self._forecast = preflight.Forecast()
-        self._controls: OrderedDict[_ControlKey, preprocess.Control] = OrderedDict()
-        self._preprocessing = threading.Lock()
-        # Filled by `load_for_zerogpu`: the weights in memory by mode and model, and the fingerprints of their parts.
-        self._packed: dict[tuple[str, str], weights.Chosen] = {}
-        self._fingerprints: dict[str, str] = {}
+        self._controls = Controls()
+        self._packed = Packed()  # filled by `load_for_zerogpu`
         # Each mode's way from a resolved request to a picture; what all modes share is in `_work`.
         self._modes: Mapping[type[Request], Callable[[weights.Chosen, Request], Drawing]] = {
             TextToImage: self._text_to_image,
@@ -145,7 +133,7 @@ class Engine:
             WeightsMissing: they are not complete on this machine.
         """
         if self._packed:
-            return self._packed_for(mode, model, asked)
+            return self._packed.of(mode, model, asked)
         return weights.choose(asked if asked != "auto" else self.settings.weights, mode, model)
 
     def memory_in_use(self) -> str:
@@ -174,22 +162,14 @@ class Engine:
     def control_image(self, request: Preprocess) -> preprocess.Control:
         """Return the control image of a request, of the size that its picture will have.
 
-        Works beside the queue, on the processor. The last few are kept: a picture is drawn with the very image that
-        was shown before it.
+        Works beside the queue, on the processor. A picture is drawn with the very image that was shown before it.
 
         Raises:
             RequestError: the picture cannot be used.
             WeightsMissing: the preprocessor's model is not on this machine.
         """
-        key = self._control_key(request)
         try:
-            with self._preprocessing:
-                if key not in self._controls:
-                    self._controls[key] = preprocess.control(request, key.sizes)
-                    if len(self._controls) > CONTROLS_KEPT:
-                        self._controls.popitem(last=False)
-                self._controls.move_to_end(key)
-                return self._controls[key]
+            return self._controls.of(request, SIZES[self._kind_for_control(request.weights)])
         except StudioError:
             raise
         except MemoryError as error:
@@ -197,12 +177,6 @@ class Engine:
         except Exception as error:
             log.exception("internal error")
             raise InternalError(type(error).__name__, str(error)) from error
-
-    def _control_key(self, request: Preprocess) -> _ControlKey:
-        """Return all that a control image depends on."""
-        low_high = (request.canny_low, request.canny_high) if request.preprocessor == "canny" else ()
-        sizes = SIZES[self._kind_for_control(request.weights)]
-        return _ControlKey(preprocess.digest(Path(request.image)), request.preprocessor, low_high, sizes)
 
     def _kind_for_control(self, asked: WeightsChoice) -> WeightsKind:
         """Return whose sizes a control image has; a ControlNet that is missing is the drawing's concern."""
@@ -270,32 +244,23 @@ class Engine:
             *(TextToImage.parse(prompt="-", model=model) for model in reversed(MODELS)),
             Upscale.parse(image="-"),
         ]
-        packed: dict[tuple[str, str], weights.Chosen] = {}
+        packed = Packed()
         for request in requests:
             try:
                 chosen = self.weights_in_use(request.mode, request.model, request.weights)
             except WeightsMissing as error:
                 log.warning("not on this Space: %s", error)
                 continue
-            if packed and chosen.kind != next(iter(packed.values())).kind:
+            if packed and chosen.kind != packed.kind:
                 continue  # one pipeline has one kind of weights
             for event in self._ready(chosen, request.resolved(chosen.kind)):
                 log.info("%s", event)
-            packed[request.mode, request.model] = chosen
-            self._fingerprints |= {part: weights.fingerprint(files) for part, files in chosen.files.items()}
+            packed.add(request.mode, request.model, chosen)
         if not packed:
             raise WeightsMissing("this Space has no weights to draw with: see the log")
         self._packed = packed
         zerogpu.use(self._in_fork)
-        os.register_at_fork(after_in_child=self._after_fork)
-
-    def _packed_for(self, mode: str, model: str, asked: WeightsChoice) -> weights.Chosen:
-        kind = next(iter(self._packed.values())).kind
-        if asked not in ("auto", kind):
-            raise RequestError("weights", asked, f"auto or {kind} on this Space")
-        if (mode, model) not in self._packed:
-            raise WeightsMissing(f"this Space has no weights for the mode {mode} with the model {model}")
-        return self._packed[mode, model]
+        os.register_at_fork(after_in_child=self._controls.unlock)
 
     def _through_zerogpu(self, request: Request) -> Generator[Event, None, None]:
         """Do in this process what needs no GPU, refusing what is wrong, and the rest in one that has one."""
@@ -311,21 +276,17 @@ class Engine:
             size = prepared.image.size
         else:
             size = request.width, request.height
-        if not isinstance(request, Upscale):  # it works in tiles, of any number
-            self._forecast.check(request, chosen.kind, size, self._device, self._plan)
+        self._forecast.check(request, chosen.kind, size, self._device, self._plan)
         yield from zerogpu.carry_out(zerogpu.Task(request, size, prepared))
 
     def _in_fork(self, task: zerogpu.Task) -> Generator[Event, None, None]:
         """Carry out a task in the fork; what goes wrong is an event, and leaves the models where they are."""
         try:
             if task.prepared is not None:
-                self._controls[self._control_key(task.request)] = task.prepared
+                self._controls.keep(task.request, SIZES[self._kind_for_control(task.request.weights)], task.prepared)
             yield from self._work(task.request)
         except Exception as error:
             yield Failure.of(error if isinstance(error, StudioError) else self._translate(error))
-
-    def _after_fork(self) -> None:
-        self._preprocessing = threading.Lock()  # another thread may have held it, and is not here
 
     def _work(self, request: Request) -> Generator[Event, None, None]:
         clock = Stopwatch()
@@ -338,7 +299,8 @@ class Engine:
         self._forecast.learn(request, chosen.kind, drawn.image.size, seconds)
 
         fingerprints = {
-            part: self._fingerprints.get(part) or weights.fingerprint(files) for part, files in chosen.files.items()
+            part: self._packed.fingerprints.get(part) or weights.fingerprint(files)
+            for part, files in chosen.files.items()
         }
         fingerprints |= drawn.fingerprints
         provenance = metadata.Provenance(chosen.kind, fingerprints, drawn.inputs, drawn.lora)
@@ -418,7 +380,8 @@ class Engine:
 
     def _upscale(self, chosen: weights.Chosen, request: Upscale) -> Drawing:
         opened = upscaling.open_input(Path(request.image))
-        pipeline = (yield from self._ready(chosen, request)) if request.denoise else None
+        size = upscaling.size_after(opened.image.size)
+        pipeline = (yield from self._ready(chosen, request, size)) if request.denoise else None
         yield Stage("loading", "program")
         on, plan = self._planned_upscale(chosen.kind)
         image, source = yield from self._measured(
@@ -469,7 +432,7 @@ class Engine:
         Args:
             chosen: the weights to use.
             request: the resolved request.
-            size: width and height of the picture, to estimate what it takes; None where the mode does so itself.
+            size: width and height of the picture, to refuse what is hopeless; None where nothing is drawn yet.
 
         Raises:
             OutOfMemory: the weights cannot be used on this machine at all.
@@ -489,10 +452,10 @@ class Engine:
             on, plan = self._planned(request.mode, chosen.kind)
             log.info("%s; %s", on.reason, "; ".join(plan.reasons))
             if not plan.fits:
-                raise OutOfMemory(
-                    f"these weights do not fit this machine: {'; '.join(plan.reasons)}. "
-                    "Weights mini draws with the miniature; --memory GB counts with more than is free."
-                )
+                advice = "Weights mini draws with the miniature; --memory GB counts with more than is free."
+                if device.on_space():
+                    advice = "Its owner can choose larger hardware for this Space."
+                raise OutOfMemory(f"these weights do not fit this machine: {'; '.join(plan.reasons)}. {advice}")
             self._device, self._plan = on, plan
             dtype = getattr(torch, on.dtype)
             self._pipeline = Pipeline(
@@ -535,6 +498,8 @@ class Engine:
         self._drop_pipeline()
         if device.is_out_of_memory(error):
             log.warning("out of memory: %s", error)
+            if device.on_space():
+                return SpaceOutOfMemory()
             return OutOfMemory(
                 "the memory did not suffice, also with the tightest plan; choose a smaller width and height, draw "
                 "without a LoRA, or close other programs that use the memory"

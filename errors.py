@@ -6,6 +6,7 @@
     │   ├── WeightsMissing   the files that a mode needs are not on this machine
     │   ├── DownloadError    weights could not be fetched
     │   ├── OutOfMemory      the device or the host ran out of memory
+    │   │   └── SpaceOutOfMemory the same on a Space, whose visitor can only ask for less
     │   ├── BrokenPicture    what came out is no picture: NaN, black, flat or clipped
     │   ├── QueueFull        too many requests are waiting already
     │   ├── GpuRefused       a Space gives this visitor no GPU for this request
@@ -87,6 +88,17 @@ class OutOfMemory(UserError):
     code = "out_of_memory"
     exit_code = 4
     http_status = 503
+
+
+class SpaceOutOfMemory(OutOfMemory):
+    """A Space ran out of memory: its visitor has no other programs to close, and no flags to start it with."""
+
+    code = "space_out_of_memory"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this picture needs more memory than the Space has; ask for a smaller one, or draw without a LoRA"
+        )
 
 
 class BrokenPicture(UserError):

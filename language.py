@@ -1,14 +1,18 @@
 """The page's languages: one file of `locales/` each, which maps the English sentences to that language's.
 
 Fixed texts are translated in the browser, by Gradio; sentences that hold values are worded here, in the language that
-the browser shows. What a file does not have stays English. Knows nothing of what the sentences are about.
+the browser shows: the page's own from their values, the engine's from the English that it gives. What a file does not
+have stays English. Knows nothing of what the sentences are about.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from functools import cache
+import re
+import string
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 import gradio as gr
@@ -16,8 +20,53 @@ from gradio.i18n import I18nData
 
 FOLDER = Path(__file__).parent / "locales"
 COOKIE = "studio-language"  # set by assets/page.js whenever the page's language changes
+LONGEST = 4_000  # characters of a sentence that is taken apart: a bound on the work
 
-Say = Callable[..., str]  # say(sentence, name=value): the sentence in the visitor's language, filled in
+
+@dataclass(frozen=True, eq=False)
+class Say:
+    """Words sentences in one language, by its texts for English sentences; what it does not have stays English."""
+
+    texts: Mapping[str, str]
+
+    def __call__(self, sentence: str, **values: object) -> str:
+        """Return a sentence in this language, filled in with `values`."""
+        worded = self.texts.get(sentence, sentence)
+        return worded.format(**values) if values else worded
+
+    def again(self, text: str) -> str:
+        """Return an English text whose values are filled in already, as the engine's sentences are.
+
+        It is taken apart by the sentence that it was made of; a value whose name begins with `said` is one itself.
+        """
+        if text in self.texts or len(text) > LONGEST:
+            return self.texts.get(text, text)
+        for pattern, worded in self._patterns:
+            if found := pattern.fullmatch(text):
+                values = found.groupdict()
+                return worded.format(
+                    **{name: self.again(one) if name.startswith("said") else one for name, one in values.items()}
+                )
+        return text
+
+    @cached_property
+    def _patterns(self) -> list[tuple[re.Pattern[str], str]]:
+        """What matches each sentence with values, the ones that say most themselves first."""
+        made = [(list(_pieces(sentence)), worded) for sentence, worded in self.texts.items() if "{" in sentence]
+        made.sort(key=lambda one: -sum(len(words) for words, _ in one[0]))
+        return [
+            (re.compile("".join(re.escape(words) + (f"(?P<{name}>.+?)" if name else "") for words, name in parts)), to)
+            for parts, to in made
+        ]
+
+
+def _pieces(sentence: str) -> Iterator[tuple[str, str]]:
+    """Take a sentence apart: its words, each with the name of the value that follows them."""
+    for words, name, _, _ in string.Formatter().parse(sentence):
+        yield words, name or ""
+
+
+english = Say({})
 
 
 @cache
@@ -31,8 +80,10 @@ def locales() -> Mapping[str, Mapping[str, str]]:
 
 
 def for_gradio() -> gr.I18n:
-    """Return all languages for `launch(i18n=...)`."""
-    return gr.I18n(**{tag: dict(texts) for tag, texts in locales().items()})
+    """Return all languages for `launch(i18n=...)`: what holds no values, which is what the browser translates."""
+    return gr.I18n(
+        **{tag: {text: to for text, to in texts.items() if "{" not in text} for tag, texts in locales().items()}
+    )
 
 
 def fixed(sentence: str) -> I18nData:
@@ -40,15 +91,10 @@ def fixed(sentence: str) -> I18nData:
     return I18nData(sentence)
 
 
-def english(sentence: str, **values: object) -> str:
-    """Fill in a sentence, as `Say` for English."""
-    return sentence.format(**values) if values else sentence
-
-
+@lru_cache(maxsize=64)  # tags come from visitors
 def say_in(tag: str) -> Say:
     """Return what words sentences in a language; an unknown tag gets its main language, else English."""
-    texts = locales().get(tag) or locales().get(tag.split("-")[0], {})
-    return lambda sentence, **values: english(texts.get(sentence, sentence), **values)
+    return Say(locales().get(tag) or locales().get(tag.split("-")[0], {}))
 
 
 def say_to(visitor: gr.Request | None) -> Say:

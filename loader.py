@@ -17,6 +17,7 @@ from diffsynth.core import ModelConfig
 from diffsynth.models.model_loader import ModelPool
 from diffsynth.pipelines.z_image import ZImagePipeline
 
+import host_memory
 import vae_tiles
 from device import MemoryPlan, Placement
 
@@ -94,11 +95,13 @@ def read(
         else:
             limit = plan.vram_limit_gb
             manage(config, plan.parts[part], pipe.device, pipe.torch_dtype, limit is not None)
-    if not emulated or config.computation_device is not None:
-        return pipe.download_and_load_models([config], vram_limit=limit)
-    config.computation_device = "cpu"
-    pool = pipe.download_and_load_models([config], vram_limit=limit)
-    pool.model = [model.to(pipe.device) for model in pool.model]
+    moved = emulated and config.computation_device is None
+    if moved:
+        config.computation_device = "cpu"
+    with host_memory.freed_at_once():  # dtypes are changed tensor by tensor
+        pool = pipe.download_and_load_models([config], vram_limit=limit)
+    if moved:
+        pool.model = [model.to(pipe.device) for model in pool.model]
     return pool
 
 

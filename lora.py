@@ -345,7 +345,7 @@ def _likely_base(metadata: Mapping[str, str]) -> Base | None:
     texts = [metadata.get(key, "") for key in _BASE_KEYS]
     texts += [str(value) for key, value in config.items() if key.endswith("base_model_name_or_path")]
     text = "\n".join(texts).lower()
-    if re.search(r"z[-_ ]?image[-_ ]?turbo|turbo", text):
+    if "turbo" in text:
         return "turbo"
     return "base" if re.search(r"z[-_ ]?image[-_ ]?base|tongyi-mai/z-image$", text, re.MULTILINE) else None
 

@@ -53,7 +53,7 @@ EXAMPLES: dict[WeightsKind, tuple[str, ...]] = {
         "three turtles, purple background",
     ),
     "full": (
-        "A cat asleep on a warm windowsill, late afternoon light, 35 mm photograph",
+        "A cat asleep on a warm windowsill, 35 mm photograph",
         "A lighthouse in a storm, ink and watercolour",
         'A shop window with a neon sign that says "OPEN LATE"',
     ),

@@ -7,17 +7,19 @@ pipelines, of engines or of what a Space allows.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from device import SIZES, VAE_NUMBERS_PER_PIXEL, Device, Dtype, Kind, MemoryPlan
 from errors import RequestError
-from request import MODELS, Request, WeightsKind
+from request import MODELS, UPSCALE_SCALE, UPSCALERS, Request, Upscale, Upscaler, WeightsKind
 from request import SIZES as POSSIBLE
 
 TEXT_TOKENS = 96  # of a usual prompt with its chat template; padded to a multiple of 32
+TILE_OVERLAP = (4 / 3) ** 2  # how much more is drawn where neighbouring tiles share a quarter of their side
 HOPELESS_SECONDS = 12 * 3600  # beyond a night nobody means it
 
 
@@ -70,36 +72,70 @@ def step_flops(kind: WeightsKind, width: int, height: int, *, control: bool = Fa
     return total
 
 
-def request_flops(
-    kind: WeightsKind,
-    mode: str,
-    steps: int,
-    cfg: float,
-    width: int,
-    height: int,
-    *,
-    control: bool | None = None,
-) -> float:
-    """Return the floating-point operations of a whole request.
+@dataclass(frozen=True)
+class Work:
+    """What a request computes, whoever asks for it.
 
-    Args:
+    Attributes:
         kind: which weights.
         mode: "generate", "controlnet" or "upscale".
-        steps: denoising steps.
-        cfg: guidance; other than 1 runs the transformer twice in each step.
+        steps: denoising steps that are run; 0 where an enlargement is not refined.
         width: of the result, in pixels; for "upscale" too.
         height: likewise.
-        control: whether the ControlNet runs; None takes it from the mode.
+        cfg: guidance; other than 1 runs the transformer twice in each step.
+        upscaler: the network that enlarges, for "upscale".
     """
-    guided = 1 if cfg == 1 else 2
-    control = mode == "controlnet" if control is None else control
-    encode, decode = VAE_PER_PIXEL[kind]
-    total = guided * 2.0 * SHAPES[kind].text_numbers * TEXT_TOKENS
-    total += steps * guided * step_flops(kind, width, height, control=control)
-    total += width * height * (decode + (encode if control or mode == "upscale" else 0.0))
-    if mode == "upscale":  # Real-ESRGAN x4 of a picture of half the result's sides: 9.4 TFLOP for 512 x 512
-        total += 9.4e12 / 512**2 * (width * height / 4)
-    return total
+
+    kind: WeightsKind
+    mode: str
+    steps: int
+    width: int
+    height: int
+    cfg: float = 1.0
+    upscaler: Upscaler = "best"
+
+    @classmethod
+    def of(cls, request: Request, kind: WeightsKind, size: tuple[int, int]) -> Work:
+        """Return the work of a resolved request whose result has this width and height."""
+        upscaler = {"upscaler": request.upscaler} if isinstance(request, Upscale) else {}
+        return cls(kind, request.mode, request.steps_run, *size, _cfg(request), **upscaler)
+
+    @property
+    def controlled(self) -> bool:
+        """Whether the ControlNet runs."""
+        return self.mode == "controlnet"
+
+    @property
+    def drawn_at_once(self) -> tuple[int, int]:
+        """Width and height of what the transformer sees: an enlargement is refined in tiles of the native side."""
+        native = POSSIBLE[self.kind].native
+        in_tiles = self.mode == "upscale" and self.width * self.height > native**2
+        return (native, native) if in_tiles else (self.width, self.height)
+
+    @property
+    def tiles(self) -> float:
+        """How many of those are drawn, by area: neighbours share a quarter of a side."""
+        share = self.width * self.height / math.prod(self.drawn_at_once)
+        return 1.0 if share == 1 else share * TILE_OVERLAP
+
+    @property
+    def passes(self) -> float:
+        """How often the transformer runs."""
+        return self.steps * (1 if self.cfg == 1 else 2) * self.tiles
+
+    @property
+    def flops(self) -> float:
+        """The floating-point operations of the whole request."""
+        total = 0.0
+        if self.mode == "upscale":
+            total += UPSCALERS[self.upscaler].operations * self.width * self.height / UPSCALE_SCALE**2
+            if not self.steps:
+                return total
+        encode, decode = VAE_PER_PIXEL[self.kind]
+        total += (1 if self.cfg == 1 else 2) * 2.0 * SHAPES[self.kind].text_numbers * TEXT_TOKENS
+        total += self.passes * step_flops(self.kind, *self.drawn_at_once, control=self.controlled)
+        per_pixel = decode if self.mode == "generate" else decode + encode
+        return total + self.tiles * math.prod(self.drawn_at_once) * per_pixel
 
 
 @dataclass(frozen=True)
@@ -154,31 +190,14 @@ class Estimate:
         return f"about {duration_text(self.seconds)} and {self.bytes / 1e9:.1f} GB"
 
 
-def estimate(
-    kind: WeightsKind,
-    mode: str,
-    steps: int,
-    cfg: float,
-    width: int,
-    height: int,
-    plan: MemoryPlan,
-    dtype: Dtype,
-    device: Throughput,
-) -> Estimate:
+def estimate(work: Work, plan: MemoryPlan, dtype: Dtype, device: Throughput) -> Estimate:
     """Estimate a request under a memory plan."""
-    flops = request_flops(kind, mode, steps, cfg, width, height)
-    passes = steps * (1 if cfg == 1 else 2)
-    fetched = 0
-    if kind == "full":
+    fetched = 0.0
+    if work.kind == "full" and work.steps:
         waiting = {part for part in plan.parts if part not in plan.resident}
-        fetched = passes * sum(SIZES[part] for part in waiting & {"transformer", "controlnet"})
+        fetched = work.passes * sum(SIZES[part] for part in waiting & {"transformer", "controlnet"})
         fetched += SIZES["text_encoder"] if "text_encoder" in waiting else 0
-    return Estimate(
-        seconds(flops, fetched, device),
-        peak_bytes(kind, mode, width, height, plan, dtype),
-        flops,
-        device.source,
-    )
+    return Estimate(seconds(work.flops, fetched, device), peak_bytes(work, plan, dtype), work.flops, device.source)
 
 
 PROGRAM_BYTES = 700_000_000  # torch, diffsynth and what they allocate before any weights; measured on a CPU
@@ -186,56 +205,46 @@ _LARGEST_FETCH = 151_936 * 2560  # numbers of the text encoder's embedding, the 
 _LIVE_PER_TOKEN = 14  # widths of a token alive inside a layer: the sum, its norm, three of the feed-forward, q, k, v
 
 
-def peak_bytes(kind: WeightsKind, mode: str, width: int, height: int, plan: MemoryPlan, dtype: Dtype) -> int:
+def peak_bytes(work: Work, plan: MemoryPlan, dtype: Dtype) -> int:
     """Return the device's memory at the fullest moment of a request, weights included, in bytes."""
     size = 4 if dtype == "float32" else 2
-    shape, tokens = SHAPES[kind], width * height // 256 + TEXT_TOKENS
+    shape, tokens = SHAPES[work.kind], math.prod(work.drawn_at_once) // 256 + TEXT_TOKENS
     fetched = any(placement.at != "device" or placement.held != dtype for placement in plan.parts.values())
     # Read in one dtype and cast to another: both are there for a moment.
-    encoding = _LARGEST_FETCH * (2 + size) if kind == "full" and fetched else 0
+    encoding = _LARGEST_FETCH * (2 + size) if work.kind == "full" and fetched else 0
     denoising = tokens * shape.width * size * _LIVE_PER_TOKEN
-    if mode == "controlnet":  # every layer's hint is kept
+    if work.controlled:  # every layer's hint is kept
         denoising += 2 * shape.control_layers * tokens * shape.width * size
-    pixels = width * height
-    whole = pixels if pixels <= plan.tiled_vae_above else 768 * 768
-    decoding = whole * VAE_NUMBERS_PER_PIXEL * (4 if plan.vae_dtype == "float32" else 2) + 16 * pixels
-    if kind == "mini":
+    whole = math.prod(work.drawn_at_once)
+    whole = whole if whole <= plan.tiled_vae_above else 768 * 768
+    per_number = 4 if plan.vae_dtype == "float32" else 2
+    decoding = whole * VAE_NUMBERS_PER_PIXEL * per_number + 16 * work.width * work.height
+    if work.kind == "mini":
         return 100_000_000 + max(denoising, decoding // 20)
     return PROGRAM_BYTES + plan.resident_bytes + max(encoding, denoising, decoding)
 
 
-def check(
-    kind: WeightsKind,
-    mode: str,
-    steps: int,
-    cfg: float,
-    width: int,
-    height: int,
-    plan: MemoryPlan,
-    dtype: Dtype,
-    device: Throughput,
-) -> Estimate:
+def check(work: Work, plan: MemoryPlan, dtype: Dtype, device: Throughput) -> Estimate:
     """Return what a request will take, unless it is hopeless.
 
     Raises:
         RequestError: it cannot fit the memory, or would take more than HOPELESS_SECONDS; with the nearest that fits.
     """
-    arguments = (plan, dtype, device)
-    found = estimate(kind, mode, steps, cfg, width, height, *arguments)
+    found = estimate(work, plan, dtype, device)
+    size, field = f"{work.width} x {work.height}", "size" if work.mode == "generate" else "image"
     if found.bytes > plan.room:
-        why = f"with {plan.room / 1e9:.1f} GB of memory ({width} x {height} needs about {found.bytes / 1e9:.1f} GB)"
-        nearest = _smaller(kind, mode, width, height, plan, dtype)
+        why = f"with {plan.room / 1e9:.1f} GB of memory ({size} needs about {found.bytes / 1e9:.1f} GB)"
+        nearest = _smaller(work, plan, dtype)
         if nearest is None:
-            raise RequestError(_size_field(mode), f"{width} x {height}", f"no size {why}")
-        raise RequestError(_size_field(mode), f"{width} x {height}", f"up to about {nearest} {why}", nearest=nearest)
+            raise RequestError(field, size, f"no size {why}")
+        raise RequestError(field, size, f"up to about {nearest} {why}", nearest=nearest)
     if found.seconds > HOPELESS_SECONDS:
-        one = estimate(kind, mode, 1, cfg, width, height, *arguments).seconds
-        each = estimate(kind, mode, 2, cfg, width, height, *arguments).seconds - one
-        possible = int(1 + (HOPELESS_SECONDS - one) // each)
-        took = f"{steps} would take about {duration_text(found.seconds)} on this device"
+        one, two = (estimate(replace(work, steps=steps), plan, dtype, device).seconds for steps in (1, 2))
+        possible = int(1 + (HOPELESS_SECONDS - one) // (two - one))
+        took = f"{work.steps} would take about {duration_text(found.seconds)} on this device"
         if possible >= 1:
-            raise RequestError("steps", steps, f"1 to {possible} at {width} x {height}: {took}", nearest=possible)
-        raise RequestError(_size_field(mode), f"{width} x {height}", f"a smaller size: {took}")
+            raise RequestError("steps", work.steps, f"1 to {possible} at {size}: {took}", nearest=possible)
+        raise RequestError(field, size, f"a smaller size: {took}")
     return found
 
 
@@ -258,8 +267,7 @@ class Forecast:
         Raises:
             RequestError: as `check`.
         """
-        throughput = self.throughput(kind, on)
-        return check(kind, request.mode, request.steps, _cfg(request), *size, plan, on.dtype, throughput)
+        return check(Work.of(request, kind, size), plan, on.dtype, self.throughput(kind, on))
 
     def learn(self, request: Request, kind: WeightsKind, size: tuple[int, int], taken: Mapping[str, float]) -> None:
         """Take the seconds of a finished run's denoising for what this device does in a second.
@@ -269,28 +277,24 @@ class Forecast:
         drawing = taken.get("denoising", 0.0)
         if drawing <= 0 or request.mode == "upscale":
             return
-        passes = request.steps * (1 if _cfg(request) == 1 else 2)
-        work = passes * step_flops(kind, *size, control=request.mode == "controlnet")
+        work = Work.of(request, kind, size)
+        flops = work.passes * step_flops(kind, *size, control=work.controlled)
         # What was fetched meanwhile is in this figure too, and is not counted a second time.
-        self._measured[kind] = Throughput(work / drawing, float("inf"), "measured")
+        self._measured[kind] = Throughput(flops / drawing, float("inf"), "measured")
 
 
 def _cfg(request: Request) -> float:
     return getattr(request, "cfg", MODELS[request.model].cfg)
 
 
-def _size_field(mode: str) -> str:
-    return "size" if mode == "generate" else "image"
-
-
-def _smaller(kind: WeightsKind, mode: str, width: int, height: int, plan: MemoryPlan, dtype: Dtype) -> str | None:
+def _smaller(work: Work, plan: MemoryPlan, dtype: Dtype) -> str | None:
     """Return the largest size of about the same shape that fits the memory."""
-    possible = POSSIBLE[kind]
-    longer = max(width, height)
+    possible = POSSIBLE[work.kind]
+    longer = max(work.width, work.height)
     for side in range(longer - possible.step, possible.minimum - 1, -possible.step):
-        sides = [possible.nearest(round(one * side / longer)) for one in (width, height)]
-        if peak_bytes(kind, mode, *sides, plan, dtype) <= plan.room:
-            return f"{sides[0]} x {sides[1]}"
+        width, height = (possible.nearest(round(one * side / longer)) for one in (work.width, work.height))
+        if peak_bytes(replace(work, width=width, height=height), plan, dtype) <= plan.room:
+            return f"{width} x {height}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Shapes of pictures: the usual ratios of width to height, as sizes that given weights can draw."""
+"""Shapes of pictures: the usual ratios of width to height, as sizes that given weights can draw, and smaller ones."""
 
 from __future__ import annotations
 
@@ -25,3 +25,9 @@ def shapes(sizes: Sizes) -> dict[str, tuple[int, int]]:
 def shape_of(width: int, height: int, sizes: Sizes) -> str | None:
     """Return the ratio whose size this is, or None."""
     return next((ratio for ratio, size in shapes(sizes).items() if size == (width, height)), None)
+
+
+def smaller(width: int, height: int, sizes: Sizes) -> tuple[int, int] | None:
+    """Return a size of about the same shape and half the area, or None where nothing smaller is possible."""
+    less = sizes.nearest(round(width * 0.75)), sizes.nearest(round(height * 0.75))
+    return less if less[0] * less[1] < width * height else None

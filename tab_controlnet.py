@@ -17,7 +17,7 @@ from language import fixed, say_to
 from request import CONTROLNET_STEPS, LORA_STRENGTH, PREPROCESSORS, ControlNet, Preprocess, Preprocessor, WeightsChoice
 from ui_form import COUNT, Form
 from ui_lora import LoraSlot
-from ui_parts import KEPT, QUIET, Output, Situation, Stopping, Update, bounds, help_line, said
+from ui_parts import QUIET, REWORD_JS, Output, Situation, Stopping, Update, bounds, help_line
 
 
 def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Image, Output, Form]:
@@ -30,7 +30,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
         with gr.Column(elem_id="controlnet-controls", min_width=280):
             image_field = ui_fields.picture(ControlNet)
             preprocessor_field = gr.Radio(
-                choices=[(facts.title, name) for name, facts in PREPROCESSORS.items()],
+                choices=[(fixed(facts.title), name) for name, facts in PREPROCESSORS.items()],
                 value=fields["preprocessor"].default,
                 label=fixed("Preprocessor"),
                 info=help_line(ControlNet, "preprocessor"),
@@ -47,7 +47,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
                     buttons=["fullscreen"],
                     elem_id="preview",
                 )
-            about_preview = gr.HTML(elem_id="preview-status", elem_classes=["status"])
+            about_preview = gr.HTML(js_on_load=REWORD_JS, elem_id="preview-status", elem_classes=["status"])
             prompt_field = gr.Textbox(
                 label=fixed("Prompt"),
                 info=help_line(ControlNet, "prompt"),
@@ -124,7 +124,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
         facts = PREPROCESSORS[preprocessor]
         return shown | {
             preview_column: gr.Column(visible=True),
-            preview: gr.Image(control.image, alt_text=f"{facts.title}: {facts.help}"),
+            preview: gr.Image(control.image, alt_text=f"{say(facts.title)}: {say(facts.help)}"),
             about_preview: "".join(
                 f'<p class="note">{escape(ui_words.noted(note, say))}</p>' for note in control.notes
             ),
@@ -159,9 +159,9 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
         **raw,
     )
     seed.wire(output)
-    run.failure(lambda: said(f"That did not work; the server's log says why. {KEPT}"), None, output.status, **QUIET)
+    run.failure(ui_parts.broken, None, output.status, **QUIET)
     # While one preview is made, of what is asked for in the meantime only the last is.
-    changes = [image_field.change, preprocessor_field.change, low_field.change, high_field.change]
+    changes = [one.change for one in seen] + [about_preview.input]
     shown = [thresholds, generate, preview_column, preview, about_preview]
     gr.on(changes, show, seen, shown, trigger_mode="always_last", **raw)
 

@@ -15,7 +15,7 @@ from request import LORA_STRENGTH, MODELS, Model, Sizes, TextToImage, WeightsCho
 from shapes import shape_of, shapes
 from ui_form import COUNT, Form
 from ui_lora import LoraSlot
-from ui_parts import KEPT, QUIET, Output, Situation, Stopping, Update, bounds, help_line, said
+from ui_parts import QUIET, Output, Situation, Stopping, Update, bounds, help_line
 
 
 def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output, Form]:
@@ -32,7 +32,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output,
             prompt_field = gr.Textbox(
                 label=fixed("Prompt"),
                 info=help_line(TextToImage, "prompt"),
-                placeholder=examples[0],
+                placeholder=fixed(examples[0]),
                 lines=3,
                 max_lines=10,
                 autofocus=True,
@@ -98,11 +98,11 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output,
 
     def by_weights(chosen: Model, width: int, height: int, visitor: gr.Request) -> Update:
         """What depends on which weights draw; they may have arrived since the server started."""
-        now = Situation.of(engine, TextToImage, chosen)
+        now, say = Situation.of(engine, TextToImage, chosen), say_to(visitor)
         return {
-            weights_line: ui_parts.weights_line(now, say_to(visitor)),
+            weights_line: ui_parts.weights_line(now, say),
             shape_field: gr.Radio(**_shape(now.sizes, width, height)),
-            samples: gr.Dataset(samples=[[example] for example in engine.examples(now.kind)]),
+            samples: gr.Dataset(samples=[[say(example)] for example in engine.examples(now.kind)]),
             fixed_size: gr.HTML(_fixed_size(now.sizes), visible=_is_fixed(now.sizes)),
             free_size: gr.Row(visible=not _is_fixed(now.sizes)),
             width_field: gr.Slider(**_size(now.sizes, width)),
@@ -172,7 +172,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output,
     form = Form.of(TextToImage, fields, slot, output, also=[guidance], refresh=refresh, follow=follow)
 
     run = generate.click(draw, [*fields.values(), *slot.inputs], output.shown, **QUIET)
-    run.failure(lambda: said(f"That did not work; the server's log says why. {KEPT}"), None, output.status, **QUIET)
+    run.failure(ui_parts.broken, None, output.status, **QUIET)
     seed.wire(output)
     shape_field.input(by_shape, [shape_field, model_field], [width_field, height_field], **QUIET)
     for side in (width_field, height_field):

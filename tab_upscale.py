@@ -17,7 +17,7 @@ from errors import RequestError, StudioError
 from language import Say, fixed, say_to
 from request import UPSCALE_DENOISE, UPSCALE_STEPS, UPSCALERS, Upscale, Upscaler, WeightsChoice
 from ui_form import Form
-from ui_parts import KEPT, QUIET, Output, Situation, Stopping, Update, bounds, help_line, said
+from ui_parts import QUIET, REWORD_JS, Output, Situation, Stopping, Update, bounds, help_line, said
 
 
 def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Image, Output, Form]:
@@ -30,9 +30,9 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
     with gr.Row(elem_classes=["columns"]):
         with gr.Column(elem_id="upscale-controls", min_width=280):
             image_field = ui_fields.picture(Upscale)
-            about = gr.HTML(elem_id="upscale-estimate", elem_classes=["status"])
+            about = gr.HTML(js_on_load=REWORD_JS, elem_id="upscale-estimate", elem_classes=["status"])
             upscaler_field = gr.Radio(
-                choices=[(facts.title, name) for name, facts in UPSCALERS.items()],
+                choices=[(fixed(facts.title), name) for name, facts in UPSCALERS.items()],
                 value=declared["upscaler"].default,
                 label=fixed("Upscaler"),
                 info=help_line(Upscale, "upscaler"),
@@ -147,9 +147,10 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
     run = start.click(draw, [image_field, *fields.values(), sources], [*output.shown, sources], **raw)
     output.picture.change(compare, [output.picture, sources], compared, **raw)
     seed.wire(output)
-    run.failure(lambda: said(f"That did not work; the server's log says why. {KEPT}"), None, output.status, **QUIET)
+    run.failure(ui_parts.broken, None, output.status, **QUIET)
     foreseen = [image_field, upscaler_field, denoise_field, steps_field]
-    gr.on([field.change for field in foreseen], foresee, foreseen, [start, about], trigger_mode="always_last", **raw)
+    changes = [field.change for field in foreseen] + [about.input]
+    gr.on(changes, foresee, foreseen, [start, about], trigger_mode="always_last", **raw)
     denoise_field.change(lambda denoise: gr.Column(visible=denoise > 0), denoise_field, refinement, **QUIET)
 
     def by_weights(visitor: gr.Request) -> str:

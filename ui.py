@@ -10,17 +10,36 @@ import tab_controlnet
 import tab_generate
 import tab_upscale
 import theme
+import ui_parts
 import ui_restore
 from engine import Engine
-from language import fixed
-from request import ControlNet, Request, TextToImage, Upscale
+from language import fixed, say_to
+from request import MODES, ControlNet, Model, Request, TextToImage, Upscale
 from ui_parts import QUIET, Output
 
 TITLE = "Z-Image Studio"
 MODEL_ZOO = "https://github.com/Tongyi-MAI/Z-Image#-model-zoo"
 COMING_SOON = ("Edit", "Omni")
 
-HEAD = f'''<meta name="color-scheme" content="dark"><script src="{theme.ASSETS_URL}/page.js" defer></script>'''
+# As `ui_parts.REWORD_JS`, with the tab that is open.
+WEIGHTS_JS = """
+const open = () => document.querySelector('[role="tab"].selected').dataset.tabId;
+addEventListener("studio-language", () => trigger("input", { mode: open() }));
+"""
+
+# The ground and the brand at once, where they will be: Gradio's own scripts take a while to show a page.
+FIRST_CSS = f"""
+html {{ background: {theme.GROUND}; }}
+body:not(:has(h1))::before {{
+  content: "{TITLE}"; position: absolute; top: 20px; color: {theme.INK};
+  left: max(clamp(16px, 3vw, 40px), 50vw - 260px - min(30vh, 450px) - clamp(8px, 1.5vw, 20px));
+  font: 650 26px/1.3 Inter, system-ui, sans-serif; letter-spacing: -0.02em;
+}}
+"""
+HEAD = (
+    f'<meta name="color-scheme" content="dark"><style>{FIRST_CSS}</style>'
+    f'<script src="{theme.ASSETS_URL}/page.js" defer></script>'
+)
 
 
 def build(engine: Engine) -> gr.Blocks:
@@ -29,18 +48,19 @@ def build(engine: Engine) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.HTML(_header(), elem_id="header")
         with gr.Row(elem_id="above"):
-            weights_line = gr.HTML(elem_id="weights")
+            weights_line = gr.HTML(js_on_load=WEIGHTS_JS, elem_id="weights")
             restore, restored = ui_restore.lay_out()
         with gr.Tabs() as tabs:
             with gr.Tab(fixed("Text to Image"), id=TextToImage.mode) as tab:
                 drawn, form = tab_generate.lay_out(engine, tab, weights_line)
             with gr.Tab("ControlNet", id=ControlNet.mode) as tab:
                 image_field, controlled, control_form = tab_controlnet.lay_out(engine, tab, weights_line)
-            with gr.Tab(fixed("Upscale"), id=Upscale.mode) as tab:
-                small_field, enlarged, upscale_form = tab_upscale.lay_out(engine, tab, weights_line)
+            with gr.Tab(fixed("Upscale"), id=Upscale.mode) as upscale_tab:
+                small_field, enlarged, upscale_form = tab_upscale.lay_out(engine, upscale_tab, weights_line)
         for output in (drawn, controlled, enlarged):
             _hand_over(output, "Use as control image", tabs, ControlNet, image_field)
             _hand_over(output, "Upscale this", tabs, Upscale, small_field)
+        _reword_weights(engine, weights_line, form.fields["model"], upscale_tab)
         forms = [(form, drawn), (control_form, controlled), (upscale_form, enlarged)]
         ui_restore.wire(page, restore, restored, tabs, forms)
         tab_generate.endpoint(engine)
@@ -58,8 +78,24 @@ def _hand_over(drawn: Output, label: str, tabs: gr.Tabs, mode: type[Request], im
     use.click(lambda picture: (gr.Tabs(selected=mode.mode), picture), drawn.picture, [tabs, image_field], **QUIET)
 
 
+def _reword_weights(engine: Engine, weights_line: gr.HTML, model_field: gr.Radio, unopened: gr.Tab) -> None:
+    """Say in another language which weights draw in the tab that is open.
+
+    Gradio leaves the name of a tab that was not opened yet as it was, so it comes along.
+    """
+
+    def reword(chosen: Model, event: gr.EventData, visitor: gr.Request) -> tuple[str, gr.Tab]:
+        mode = MODES.get(event.mode, TextToImage)
+        model = chosen if mode is TextToImage else mode.model
+        say = say_to(visitor)
+        return ui_parts.weights_line(ui_parts.Situation.of(engine, mode, model), say), gr.Tab(say("Upscale"))
+
+    weights_line.input(reword, model_field, [weights_line, unopened], **QUIET)
+
+
 def _header() -> str:
     soon = ", ".join(f'<a href="{MODEL_ZOO}" target="_blank" rel="noopener">{name}</a>' for name in COMING_SOON)
     language = '<button type="button" class="language" lang="en">Language <span lang="zh">语言</span></button>'
+    words = f'<span id="close" hidden>{fixed("Close")}</span>'  # for assets/page.js
     brand = f'<h1>{TITLE}<span class="stop">.</span></h1>'
-    return f'{brand}<p>{fixed("Coming soon:")} <span class="soon">{soon}</span>{language}</p>'
+    return f'{brand}<p>{fixed("Coming soon:")} <span class="soon">{soon}</span>{language}{words}</p>'

@@ -17,7 +17,7 @@ from language import Say, fixed, say_to
 from request import Request, random_seed
 from tokens import TEXT_TOKENS
 from ui_form import COUNTS
-from ui_parts import QUIET, Output, help_line, uploaded
+from ui_parts import QUIET, REWORD_JS, Output, help_line, uploaded
 
 
 def picture(mode: type[Request]) -> gr.Image:
@@ -80,14 +80,14 @@ def _seed_of(picture: dict | None) -> Any:
 
 def count_tokens(engine: Engine, mode: type[Request], prompt: gr.Textbox) -> None:
     """Say under a prompt, laid out just before, how much of the text encoder's room it takes."""
-    about = gr.HTML(elem_classes=["tokens"])
+    about = gr.HTML(js_on_load=REWORD_JS, elem_classes=["tokens"])
 
     def count(text: str, visitor: gr.Request) -> str:
         used = engine.count_tokens(mode, text) if text.strip() else None
         return "" if used is None else _tokens(used, say_to(visitor))
 
     # While one count is made, of what is typed in the meantime only the last is counted.
-    prompt.change(count, prompt, about, trigger_mode="always_last", **QUIET)
+    gr.on([prompt.change, about.input], count, prompt, about, trigger_mode="always_last", **QUIET)
 
 
 def _tokens(used: int, say: Say) -> str:

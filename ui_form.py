@@ -73,17 +73,21 @@ class Form:
             js=KEEP_JS.replace("{names}", json.dumps(list(fields))),
             **QUIET,
         )
-        output.mendable.update(fields)
-        if slot is not None:
-            output.mendable.add("lora")
-        shown = [output.mend, output.status, *([slot.use] if slot else []), *fields.values()]
+        size = ["size"] if {"width", "height"} <= fields.keys() else []
+        output.mendable.update(fields, ["lora"] if slot else [], size)
+        shown = [output.mend, output.status, output.words, *([slot.use] if slot else []), *fields.values()]
 
         def mend(change: tuple[str, Any], visitor: gr.Request) -> Update:
             """Make the change that was offered."""
             name, value = change
-            changed = {slot.use: False} if name == "lora" else {fields[name]: value}
-            sentence = say_to(visitor)("Done. Press Generate to try again.")
-            return changed | {output.mend: gr.Button(visible=False), output.status: said(sentence)}
+            if name == "lora":
+                changed: Update = {slot.use: False}
+            elif name == "size":  # "1024 x 768"
+                changed = dict(zip((fields["width"], fields["height"]), map(int, value.split(" x ")), strict=True))
+            else:
+                changed = {fields[name]: value}
+            done = output.tell(lambda say: said(say("Done. Press the button again.")), say_to(visitor))
+            return changed | done | {output.mend: gr.Button(visible=False)}
 
         output.mend.click(mend, output.mending, shown, **QUIET)
         return form

@@ -6,9 +6,9 @@ import gradio as gr
 
 import metadata
 from errors import RequestError
-from language import fixed
+from language import fixed, say_to
 from request import Request
-from ui_parts import QUIET, Output, Update, said
+from ui_parts import QUIET, Output, Update, Words, said
 
 KEPT = 12  # pictures
 
@@ -30,16 +30,16 @@ def lay_out(mode: type[Request], output: Output) -> gr.Gallery:
         elem_classes=["strip"],
     )
 
-    def add(picture: dict | None, sidecar: dict | str | None, status: str, kept: list) -> Update:
+    def add(picture: dict | None, sidecar: dict | str | None, words: Words | None, kept: list) -> Update:
         """Put a picture that is new to the strip at its front."""
         if picture is None or any(picture["path"] == one["picture"] for one in kept):
             return {past: kept}
         # Of several pictures only the last one's facts were said; the others have their names.
-        about = status if "<b>" in status else said(Path(picture["path"]).stem)
-        kept = [{"picture": picture["path"], "sidecar": _path(sidecar), "status": about}, *kept][:KEPT]
+        words = words or (lambda say: said(Path(picture["path"]).stem))
+        kept = [{"picture": picture["path"], "sidecar": _path(sidecar), "words": words}, *kept][:KEPT]
         return {past: kept, strip: gr.Gallery([one["picture"] for one in kept], visible=len(kept) > 1)}
 
-    def show(event: gr.SelectData, kept: list) -> Update:
+    def show(event: gr.SelectData, kept: list, visitor: gr.Request) -> Update:
         """Show an earlier picture, as it was shown when it was new."""
         one = kept[event.index]
         path = Path(one["picture"])
@@ -47,11 +47,11 @@ def lay_out(mode: type[Request], output: Output) -> gr.Gallery:
             prompt = metadata.read_png(path).values["prompt"]
         except RequestError:  # swept away after a day
             return {output.status: gr.skip()}
-        return output.finished(one["picture"], one["sidecar"], prompt) | {output.status: one["status"]}
+        return output.finished(one["picture"], one["sidecar"], prompt) | output.tell(one["words"], say_to(visitor))
 
     output.picture.change(
         add,
-        [output.picture, output.json_file, output.status, past],
+        [output.picture, output.json_file, output.words, past],
         [past, strip],
         trigger_mode="multiple",
         preprocess=False,

@@ -14,9 +14,9 @@ from gradio.blocks import Block
 
 from engine import Engine
 from errors import RequestError
-from language import fixed
+from language import Say, fixed, say_to
 from request import LORA_STRENGTH, MODELS, Model, Request
-from ui_parts import QUIET, Situation, Update, bounds, failed, help_line, uploaded
+from ui_parts import QUIET, REWORD_JS, Situation, Update, bounds, failed, help_line, uploaded
 
 SLOT_HEIGHT = 92  # pixels; Gradio's own drop zone is 400 tall
 
@@ -53,7 +53,8 @@ class LoraSlot:
                 **_label(model),
                 elem_classes=["lora-file"],
             )
-            about = gr.HTML(f'<p class="hint">{help_line(mode, "lora")}</p>', elem_classes=["lora-about"])
+            hint = f'<p class="hint">{help_line(mode, "lora")}</p>'
+            about = gr.HTML(hint, js_on_load=REWORD_JS, elem_classes=["lora-about"])
             words = gr.Dataset(
                 components=[prompt],
                 samples=[],
@@ -71,12 +72,12 @@ class LoraSlot:
             )
         slot = cls(use, file, strength, about, words)
 
-        def look(path: str | None, chosen: Model = model) -> Update:
-            return slot._looked_at(engine, mode, path, chosen)
+        def look(path: str | None, chosen: Model, visitor: gr.Request) -> Update:
+            return slot._looked_at(engine, mode, path, chosen, say_to(visitor))
 
-        models = [] if choice is None else [choice]
+        chosen = gr.State(model) if choice is None else choice
         use.change(lambda on: gr.Column(visible=on), use, inside, **QUIET)
-        gr.on([file.upload, file.clear], look, [file, *models], [about, words], **QUIET)
+        gr.on([file.upload, file.clear, about.input], look, [file, chosen], [about, words], **QUIET)
         words.click(_with_word, [prompt, words], prompt, **QUIET)
         if choice is not None:
             choice.input(lambda chosen: gr.File(**_label(chosen)), choice, file, **QUIET)
@@ -98,7 +99,7 @@ class LoraSlot:
             return {}
         return {"lora": file if isinstance(file, str) else uploaded(file, "lora"), "lora_strength": strength}
 
-    def _looked_at(self, engine: Engine, mode: type[Request], path: str | None, model: Model) -> Update:
+    def _looked_at(self, engine: Engine, mode: type[Request], path: str | None, model: Model, say: Say) -> Update:
         """Say what a file is, or why it cannot be used, by its header alone."""
         if path is None:
             said, found = f'<p class="hint">{help_line(mode, "lora")}</p>', ()
@@ -106,22 +107,26 @@ class LoraSlot:
             try:
                 report = engine.inspect_lora(Path(path))
                 report.check_fits(Situation.of(engine, mode, model).kind)
-                said, found = _described(report), report.trigger_words
+                said, found = _described(report, say), report.trigger_words
             except RequestError as error:
-                said, found = failed(error), ()
+                said, found = failed(error, say), ()
         return {self.about: said, self.words: gr.Dataset(samples=[[word] for word in found], visible=bool(found))}
 
 
-def _label(model: Model) -> dict[str, str]:
-    return {"label": f"LoRA for {MODELS[model].title}"}
+def _label(model: Model) -> dict[str, Any]:
+    return {"label": fixed(f"LoRA for {MODELS[model].title}")}
 
 
-def _described(report: Any) -> str:
-    facts = report.facts()
-    base = MODELS[report.base].title if report.base else "unknown"
-    line = f"{report.used} of {report.layers} layers matched, rank {facts['rank']}, trained on {base}"
+def _described(report: Any, say: Say) -> str:
+    line = say(
+        "{used} of {layers} layers matched, rank {rank}, trained on {base}",
+        used=report.used,
+        layers=report.layers,
+        rank=report.facts()["rank"],
+        base=MODELS[report.base].title if report.base else say("unknown"),
+    )
     title = f"<b>{escape(report.title)}</b> " if report.title else ""
-    notes = "".join(f'<p class="note">{escape(one)}</p>' for one in report.warnings())
+    notes = "".join(f'<p class="note">{escape(say.again(one))}</p>' for one in report.warnings())
     return f"<p>{title}<span>{escape(line)}</span></p>{notes}"
 
 

@@ -3,12 +3,13 @@
 Knows nothing of any one mode's form, of pipelines, or of how the server is started.
 """
 
-import functools
 import inspect
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ from request import (
     Retry,
     Sizes,
     Step,
+    TextToImage,
     WeightsKind,
     random_seed,
 )
+from shapes import smaller
 from ui_words import (
     KEPT,
     again,
@@ -51,17 +54,22 @@ from ui_words import (
     working_on,
 )
 
-__all__ = ["KEPT", "failed", "idle", "said", "weights_line"]  # the tabs take these from here
+__all__ = ["failed", "idle", "said", "weights_line"]  # the tabs take these from here
 
-# Runs once in the browser: the element stays while its text changes, as a screen reader's live region must, and the
-# tab's look follows whether something is under way.
-STATUS_JS = """
+# These run once in the browser. What the server has worded is worded anew when the page's language changes.
+REWORD_JS = 'addEventListener("studio-language", () => trigger("input"));'
+# The element stays while its text changes, as a screen reader's live region must, and the tab's look follows whether
+# something is under way.
+STATUS_JS = f"""{REWORD_JS}
 element.setAttribute("role", "status");
 const columns = element.closest(".columns");
 watch("value", () => columns.classList.toggle("busy", !!element.querySelector(".working")));
 """
 
+FAULT = "That did not work; the server's log says why."
+
 Update = dict[Block, Any]  # what a listener changes: by component, its value or an update of it
+Words = Callable[[Say], str]  # what is said, as HTML, in whatever language it is asked for
 
 # For listeners of the page itself: Gradio's own progress would lie over ours, and programs call the endpoints.
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
@@ -73,7 +81,7 @@ class Situation:
 
     kind: WeightsKind
     complete: bool
-    sentence: str
+    sentences: tuple[str, ...]
 
     @property
     def sizes(self) -> Sizes:
@@ -86,8 +94,8 @@ class Situation:
         try:
             chosen = engine.weights_in_use(mode.mode, model)
         except StudioError as error:
-            return cls("full", False, str(error))
-        return cls(chosen.kind, True, ". ".join(part for part in (chosen.reason, engine.memory_in_use()) if part))
+            return cls("full", False, (str(error),))
+        return cls(chosen.kind, True, tuple(filter(None, (chosen.reason, engine.memory_in_use()))))
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,7 @@ class Output:
     preview: gr.HTML
     mend: gr.Button
     mending: gr.State
+    words: gr.State  # what the status says, once nothing is under way: `Words`
     downloads: gr.Row
     png_file: gr.DownloadButton
     json_file: gr.DownloadButton
@@ -110,7 +119,7 @@ class Output:
     @classmethod
     def lay_out(cls, mode: type[Request], idle: str) -> "Output":
         """Make the components, from top to bottom. `idle` is the HTML shown while nothing has been asked for."""
-        named = functools.partial(_named, mode)
+        named = partial(_named, mode)
         with gr.Column(**named("stage")):
             picture = gr.Image(
                 type="filepath",
@@ -126,13 +135,16 @@ class Output:
             status = gr.HTML(idle, js_on_load=STATUS_JS, **named("status"))
             cancel = gr.Button(fixed("Cancel"), size="sm", scale=0, **named("cancel"))
         mend, mending = gr.Button(visible=False, size="sm", **named("mend")), gr.State()
+        words = gr.State()
+        status.input(_said_again, [words, mending], [status, mend], **QUIET)
         with gr.Row(visible=False, **named("downloads")) as downloads:
             png_file = gr.DownloadButton(fixed("Download picture"), size="sm")
             json_file = gr.DownloadButton(fixed("Download parameters"), size="sm")
             gr.Button(fixed("Copy picture"), size="sm", elem_classes=["copy"])  # assets/page.js does it
         with gr.Accordion(fixed("Parameters"), open=False, visible=False) as details:
             parameters = gr.HTML(**named("parameters"))
-        return cls(picture, status, cancel, preview, mend, mending, downloads, png_file, json_file, details, parameters)
+        about = downloads, png_file, json_file, details, parameters
+        return cls(picture, status, cancel, preview, mend, mending, words, *about)
 
     @property
     def shown(self) -> list[Block]:
@@ -144,6 +156,7 @@ class Output:
             self.preview,
             self.mend,
             self.mending,
+            self.words,
             self.downloads,
             self.png_file,
             self.json_file,
@@ -159,26 +172,28 @@ class Output:
         Only this writes what is shown: Gradio's own way to cancel lets two listeners write at once, and the loser of
         that race would leave a page that seems to work on something, or calls the cancelled run a failure.
         """
-        shown, banner, pace, done = working_on(say("Starting")), "", Pace(), 0
+        shown, banner, pace, done = working_on(say, say("Starting")), "", Pace(), 0
         yield {
             self.status: shown,
             self.cancel: gr.Button(say("Cancel"), interactive=True),
             self.preview: "",
             self.mend: gr.Button(visible=False),
+            self.words: None,
         }
         for event in events:
             if stopped():
                 events.close()
-                yield {self.status: said(f"{say('Cancelled.')} {say(KEPT)}"), self.preview: ""}
+                yield self.tell(_cancelled, say) | {self.preview: ""}
                 return
             match event:
                 case Result():
                     done, banner = done + 1, ""
                     with files(event) as (png, sidecar):
                         update = self.finished(png, sidecar, event.request.prompt)
-                        yield update | ({self.status: done_with(event, say)} if done == count else {})
+                        facts = replace(event, png=b"", sidecar={})  # these are kept as long as the words are
+                        yield update | (self.tell(partial(done_with, facts), say) if done == count else {})
                 case Failure():
-                    yield {self.status: failed(event, say), self.preview: "", **self._offer(event, say)}
+                    yield self.tell(partial(failed, event), say) | self._offer(event, say) | {self.preview: ""}
                 case Retry(note):
                     banner, pace = again(note, say), Pace()
                     yield {self.status: banner + shown, self.preview: ""}
@@ -208,16 +223,31 @@ class Output:
         """Offer the one change that mends a failed form, where there is one and the form can make it."""
         name, nearest = failure.values.get("field"), failure.values.get("nearest")
         if name not in self.mendable:
+            return {}  # also where nothing is named
+        value = {"lora": None, "seed": 0}.get(name, nearest)
+        if value is None and name != "lora":
             return {}
-        if name == "lora":
-            label, value = say("Turn LoRA off"), None
-        elif name == "seed":
-            label, value = say("Use a random seed"), 0
-        elif nearest is not None:
-            label, value = say("Use {value}", value=nearest), nearest
-        else:
-            return {}
-        return {self.mend: gr.Button(label, visible=True), self.mending: (name, value)}
+        return {self.mend: gr.Button(_offered(name, value, say), visible=True), self.mending: (name, value)}
+
+    def tell(self, words: Words, say: Say) -> Update:
+        """Say in the status how a run ended, or what was done, so that it can be said again in another language."""
+        return {self.status: words(say), self.words: words}
+
+
+def _said_again(words: Words | None, change: tuple[str, Any] | None, visitor: gr.Request) -> tuple[Any, Any]:
+    """Return the status and the name of the mending button in the visitor's language."""
+    say = say_to(visitor)
+    return gr.skip() if words is None else words(say), gr.Button(_offered(*change, say)) if change else gr.skip()
+
+
+def _offered(name: str, value: Any, say: Say) -> str:
+    if name == "lora":
+        return say("Turn LoRA off")
+    return say("Use a random seed") if name == "seed" else say("Use {value}", value=value)
+
+
+def _cancelled(say: Say) -> str:
+    return said(f"{say('Cancelled.')} {say(KEPT)}")
 
 
 class Stopping:
@@ -260,10 +290,28 @@ def run(
         with closing(engine.run(request, client=visitor.session_hash or "")) as events:
             for event in events:
                 failed = isinstance(event, Failure)
-                yield event
+                yield pointed(event, engine, request) if failed else event
         if failed:
             return
         request = request.model_copy(update={"seed": request.seed % SEED_MAX + 1})
+
+
+def pointed(failure: Failure, engine: Engine, request: Request) -> Failure:
+    """Name the field whose change likely mends a failure that names none itself: a smaller size, or no LoRA."""
+    found: dict[str, Any] = {}
+    if failure.code in ("out_of_memory", "broken_picture") and getattr(request, "lora", ""):
+        found = {"field": "lora"}
+    if failure.code in ("out_of_memory", "gpu_aborted") and isinstance(request, TextToImage):
+        sizes = Situation.of(engine, type(request), request.model).sizes
+        if less := smaller(request.width or sizes.native, request.height or sizes.native, sizes):
+            found = {"field": "size", "nearest": f"{less[0]} x {less[1]}"}
+    return replace(failure, values={**found, **failure.values})
+
+
+def broken(visitor: gr.Request) -> str:
+    """Say that a listener itself failed, which is a fault of ours."""
+    say = say_to(visitor)
+    return f'<p class="failed">{escape(say(FAULT))} {escape(say(KEPT))}</p>'
 
 
 def answer(

@@ -11,7 +11,8 @@ from errors import RequestError
 from language import Say, fixed, say_to
 from request import TextToImage
 from ui_form import READY_JS, Form
-from ui_parts import QUIET, Output, Update, failed, uploaded
+from ui_parts import QUIET, REWORD_JS, Output, Update, failed, uploaded
+from ui_words import field_name
 
 QUERY_MODE = "mode"  # ?mode=controlnet&prompt=...
 
@@ -26,7 +27,9 @@ def lay_out() -> tuple[gr.UploadButton, gr.HTML]:
         elem_id="restore",
     )
     # A live region, which must be there before there is something to say.
-    told = gr.HTML(js_on_load='element.setAttribute("role", "status")', elem_id="restored", elem_classes=["status"])
+    live = f'{REWORD_JS} element.setAttribute("role", "status")'
+    told = gr.HTML(js_on_load=live, elem_id="restored", elem_classes=["status"])
+    told.input(lambda: "", None, told, **QUIET)  # what was said on arrival is over when the language changes
     return button, told
 
 
@@ -97,6 +100,6 @@ def _told(sentence: str, left_out: Mapping[str, str], say: Say) -> str:
     """Say what was done, and name what could not be."""
     html = f"<p>{escape(sentence)}</p>"
     if left_out:
-        listed = ", ".join(f"{name.replace('_', ' ')}: {value}"[:80] for name, value in left_out.items())
+        listed = ", ".join(f"{field_name(name, say)}: {value}"[:80] for name, value in left_out.items())
         html += f'<p class="note">{escape(say("Not restored: {names}", names=listed))}</p>'
     return html

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import base64
 import io
-import re
-from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -46,17 +44,6 @@ LICENCES: dict[WeightsKind, tuple[str, str]] = {
 LICENCE = "The weights are under the licence {licence}; it claims nothing on the pictures."
 WEIGHTS_MISSING = ("This model cannot draw yet: its weights are not complete.", "How to get them")
 
-# Sentences that the values of a failure or a note, named by its code, are filled into.
-SENTENCES = {
-    "queue_full": "{limit} requests are waiting already; try again in a moment",
-    "cancelled": "the request was cancelled",
-    "prompt_cut": "The prompt is too long: the last {tokens} of its tokens were cut, at most {limit} fit.",
-    "unknown_words": "The miniature does not know: {words}.",
-    "seed_chose": "The seed chose what the prompt leaves open: {words}.",
-    "gpu_retry": "The Space took its GPU back after {asked} s; trying once more with {seconds} s.",
-    "unknown_control": "The miniature was not taught this preprocessor: {preprocessor}.",
-}
-
 LEFT_SHOWN = 2  # seconds; of less, nobody has to be told
 
 KEPT = "Your form is as you left it."
@@ -67,7 +54,7 @@ def weights_line(now: Situation, say: Say = english) -> str:
     plain, more = map(say, WEIGHTS[now.kind] if now.complete else WEIGHTS_MISSING)
     name, url = LICENCES[now.kind]
     licence = say(LICENCE, licence=f'<a href="{url}" target="_blank" rel="noopener">{name}</a>')
-    about = f"<p>{escape(_upper(now.sentence))}</p><p>{licence}</p>"
+    about = f"<p>{escape('. '.join(_upper(say.again(one)) for one in now.sentences))}</p><p>{licence}</p>"
     return f"<details><summary>{plain} <u>{more}</u></summary>{about}</details>"
 
 
@@ -82,18 +69,16 @@ def said(sentence: str) -> str:
     return f"<p>{escape(sentence)}</p>"
 
 
-def working_on(sentence: str, aside: str = "", fraction: float | None = None) -> str:
+def working_on(say: Say, sentence: str, aside: str = "", fraction: float | None = None) -> str:
     """Say what is being done. `aside` is for the eye only: a screen reader need not read every step aloud."""
     known = "" if fraction is None else f' aria-valuenow="{100 * fraction:.0f}" style="--done: {fraction:.1%}"'
-    return (
-        f'<div class="working"><div class="bar" role="progressbar" aria-label="Progress"{known}><i></i></div>'
-        f'<p>{escape(sentence)}<span aria-hidden="true">{escape(aside)}</span></p></div>'
-    )
+    bar = f'<div class="bar" role="progressbar" aria-label="{say("Progress")}"{known}><i></i></div>'
+    return f'<div class="working">{bar}<p>{escape(sentence)}<span aria-hidden="true">{escape(aside)}</span></p></div>'
 
 
 def underway(event: Queued | Stage | Step | TileDone, say: Say, left: float | None, of_several: str) -> str:
     def working(sentence: str, aside: str = "", fraction: float | None = None) -> str:
-        return working_on(f"{of_several} {sentence}".strip(), aside, fraction)
+        return working_on(say, f"{of_several} {sentence}".strip(), aside, fraction)
 
     match event:
         case Queued(1):
@@ -102,7 +87,7 @@ def underway(event: Queued | Stage | Step | TileDone, say: Say, left: float | No
             return working(say("Waiting: {ahead} requests come before yours", ahead=ahead))
         case Stage(name, detail):
             known = 1.0 if name in ("decoding", "saving") else None
-            return working(say(STAGES.get(name, name)), say(detail), known)
+            return working(say(STAGES.get(name, name)), say.again(detail), known)
         case Step(index, total):
             aside = say("step {index} of {total}", index=index, total=total)
             if left is not None and left >= LEFT_SHOWN:
@@ -135,35 +120,31 @@ def failed(failure: Failure | StudioError, say: Say = english) -> str:
     """Say why there is no picture."""
     failure = Failure.of(failure) if isinstance(failure, StudioError) else failure
     facts = failure.values
+    allowed = say.again(str(facts.get("allowed", "")))
     if failure.code != RequestError.code:
-        text = _upper(_worded(failure.code, failure.text, facts, say))
+        text = _upper(say.again(failure.text))
     elif facts["field"] == "image" and facts["value"] == "None":
         text = say("Choose an image first.")
     elif facts["field"] == "prompt":
-        text = say("What should the picture show? The prompt takes {allowed}.", allowed=_allowed(facts, say))
+        text = say("What should the picture show? The prompt takes {allowed}.", allowed=allowed)
     elif facts["field"] == "lora":
-        text = say("This LoRA cannot be used. Wanted: {allowed}.", allowed=_allowed(facts, say))
+        text = say("This LoRA cannot be used. Wanted: {allowed}.", allowed=allowed)
     else:
-        name = facts["field"].replace("_", " ").capitalize().replace("Cfg", "CFG").replace("Lora", "LoRA")
         text = say(
             "{field} takes {allowed}; {value} is not possible.",
-            field=say(name),
-            allowed=_allowed(facts, say),
-            value=facts["value"],
+            field=field_name(facts["field"], say),
+            allowed=allowed,
+            value=facts["value"].strip("'"),
         )
         if facts["nearest"] is not None:
             text += " " + say("The nearest is {nearest}.", nearest=facts["nearest"])
     return f'<p class="failed">{escape(text)}</p>'
 
 
-def _allowed(facts: Mapping[str, Any], say: Say) -> str:
-    """Word what a field takes: its numbers stay, the sentence around them is translated where it is known."""
-    numbers = re.findall(r"\d+(?:\.\d+)?", facts["allowed"])
-    pattern = re.sub(r"\d+(?:\.\d+)?", "#", facts["allowed"])
-    worded = iter(say(pattern).split("#"))
-    if say(pattern) == pattern or say(pattern).count("#") != len(numbers):
-        return facts["allowed"]
-    return next(worded) + "".join(number + part for number, part in zip(numbers, worded, strict=True))
+def field_name(name: str, say: Say) -> str:
+    """Return what the page calls a field of a request."""
+    label = name.replace("_", " ").capitalize().replace("Cfg", "CFG").replace("Lora", "LoRA")
+    return say(label.replace("Canny low", "Low threshold").replace("Canny high", "High threshold"))
 
 
 def done_with(result: Result, say: Say) -> str:
@@ -180,15 +161,7 @@ def done_with(result: Result, say: Say) -> str:
 
 def noted(note: Note, say: Say) -> str:
     """Word a note."""
-    return _worded(note.code, note.text, note.values, say)
-
-
-def _worded(code: str, text: str, values: Mapping[str, Any], say: Say) -> str:
-    """Fill the values into the visitor's sentence for a code; where there is none, `text` is all there is."""
-    sentence = SENTENCES.get(code)
-    if sentence is None or say(sentence) == sentence:
-        return text
-    return say(sentence, **{name: ", ".join(one) if isinstance(one, list) else one for name, one in values.items()})
+    return say.again(note.text)
 
 
 def parameters_of(text: str) -> str:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import preflight
 from errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalError, StudioError
-from request import SIZES, UPSCALE_SCALE, UPSCALERS, Event, Note, Request, Result, Retry, Upscale
+from request import Event, Note, Request, Result, Retry
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -36,8 +36,6 @@ SECOND_TRY = 2.0
 FLOP_PER_SECOND = 130e12
 START_SECONDS = 20.0  # forking, and bringing up to 40 GB from disk to the GPU
 LORA_SECONDS = 5.0
-# Upscale redraws a large picture in tiles of this side, of which neighbours share a quarter.
-TILE, TILE_OVERLAP = SIZES["full"].native, (4 / 3) ** 2
 
 
 def _gpu(**options: Any) -> Callable[[F], F]:
@@ -70,27 +68,8 @@ class Task:
 
 def estimate(request: Request, size: tuple[int, int]) -> float:
     """Return the seconds that a request will hold the GPU: by mode, model, steps, area and LoRA."""
-    if isinstance(request, Upscale):
-        flops = _upscale_flops(request, size)
-    else:
-        cfg = getattr(request, "cfg", 1.0)
-        flops = preflight.request_flops("full", request.mode, request.steps, cfg, *size)
-    seconds = START_SECONDS + flops / FLOP_PER_SECOND
+    seconds = START_SECONDS + preflight.Work.of(request, "full", size).flops / FLOP_PER_SECOND
     return seconds + (LORA_SECONDS if getattr(request, "lora", "") else 0.0)
-
-
-def _upscale_flops(request: Upscale, size: tuple[int, int]) -> float:
-    """Return the operations of an enlargement to `size` and its refinement, which redraws in tiles that overlap."""
-    pixels = size[0] * size[1]
-    enlargement = UPSCALERS[request.upscaler].operations * pixels / UPSCALE_SCALE**2
-    if not request.steps_run:
-        return enlargement
-    tile, count = size, 1.0
-    if pixels > TILE**2:
-        tile, count = (TILE, TILE), TILE_OVERLAP * pixels / TILE**2
-    # With the VAE's way in, which the mode has, but without the enlargement, counted already.
-    redraw = preflight.request_flops("full", "generate", request.steps_run, 1.0, *tile)
-    return enlargement + count * (redraw + tile[0] * tile[1] * preflight.VAE_PER_PIXEL["full"][0])
 
 
 def seconds_asked(task: Task) -> int:

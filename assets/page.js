@@ -2,15 +2,30 @@
 const shown = (selector) => [...document.querySelectorAll(selector)].find((one) => one.checkVisibility());
 const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
-// Ctrl or Cmd with Enter generates, Esc cancels, wherever the focus is.
+// Ctrl or Cmd with Enter generates, Esc closes what lies over the page, else cancels, wherever the focus is.
 addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     shown(".go")?.click();
+  } else if (event.key === "Escape" && document.querySelector(".api-docs .backdrop")) {
+    // Gradio's dialogs, which take a press beside them only; what is drawn goes on.
+    document.querySelector(".api-docs .backdrop").click();
+    document.querySelector(".language")?.focus();
   } else if (event.key === "Escape" && !document.querySelector("dialog[open]") && shown(".busy")) {
     shown(".busy .cancel")?.click();
   }
 }, true);
+
+// The arrow keys choose among radio buttons: Gradio gives each a name of its own, which makes it a group of one.
+const STEPS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
+addEventListener("keydown", (event) => {
+  if (!(event.key in STEPS) || event.target.type !== "radio") return;
+  const group = [...event.target.closest("fieldset").querySelectorAll("input[type=radio]")];
+  const next = group.at((group.indexOf(event.target) + STEPS[event.key]) % group.length);
+  event.preventDefault();
+  next.focus();
+  next.click();
+});
 
 // The server words its sentences in the language that Gradio shows the page in.
 const tellLanguage = () => {
@@ -18,7 +33,10 @@ const tellLanguage = () => {
   document.cookie = `studio-language=${document.documentElement.lang}; path=/${secure}`;
 };
 tellLanguage();
-new MutationObserver(tellLanguage).observe(document.documentElement, { attributeFilter: ["lang"] });
+new MutationObserver(() => {
+  tellLanguage();
+  if (window.studioReady) dispatchEvent(new Event("studio-language")); // before, nothing was said in another one
+}).observe(document.documentElement, { attributeFilter: ["lang"] });
 
 // Gradio names the place of a picture that is not there yet, and forgets to say what the named thing is.
 const nameEmpty = () => document.querySelectorAll(".empty[aria-label]:not([role])").forEach((one) => { one.role = "img"; });
@@ -34,7 +52,7 @@ const enlarge = (picture) => {
   const close = document.createElement("button");
   close.type = "button";
   close.textContent = "×";
-  close.ariaLabel = "Close";
+  close.ariaLabel = document.querySelector("#close").textContent;
   dialog.append(close, large);
   dialog.addEventListener("click", () => dialog.close());
   dialog.addEventListener("close", () => dialog.remove());
@@ -43,7 +61,8 @@ const enlarge = (picture) => {
 };
 
 const copy = async (button) => {
-  const picture = button.closest(".columns").querySelector(".picture img");
+  // Of a picture beside the one that it was made from, the later one.
+  const picture = [...button.closest(".columns").querySelectorAll(".picture img, #compared img")].at(-1);
   const words = button.textContent;
   try {
     const file = fetch(picture.src).then((answer) => answer.blob());

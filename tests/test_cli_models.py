@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,19 +11,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sparse
+from gradio_client import Client
 from hub_server import Fault, Hub
+from PIL import Image
+
+import weights
 
 ROOT = Path(__file__).parent.parent
 REPO, FILE = "lllyasviel/Annotators", "RealESRGAN_x4plus.pth"
 SIZE = 67_040_989
 
-# Ends the process at the first look at a network: any address but a local socket's.
+# Ends the process at the first look at a network: any address but a local socket's, with LOCAL any machine but this.
 WATCHED = """
 import os, runpy, sys
 
 def watch(event, arguments):
     if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"):
-        if event.startswith("socket.get") or isinstance(arguments[1], tuple):
+        asked = arguments[0] if event.startswith("socket.get") else arguments[-1]
+        host = asked[0] if isinstance(asked, tuple) else asked
+        if "LOCAL" in os.environ and host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", None):
+            return
+        if event.startswith("socket.get") or isinstance(asked, tuple):
             os.write(2, f"NETWORK: {event} {arguments[1:]}".encode())
             os._exit(97)
 
@@ -130,21 +140,84 @@ def test_the_watch_sees_a_download(environ) -> None:
     assert watched(environ, "models", "download", "upscaler").returncode == 97
 
 
+NEEDED = "turbo text_encoder vae tokenizer"
+
+
 @pytest.mark.parametrize(
-    ("arguments", "variables", "code"),
+    ("arguments", "variables", "lacks"),
     [
-        (["models", "list", "--offline"], {}, 0),
-        (["models", "download", "upscaler", "--offline"], {}, 3),
-        (["models", "download", "upscaler", "--hub", "modelscope", "--offline"], {}, 3),
-        (["models", "download", "upscaler"], {"HF_HUB_OFFLINE": "1"}, 3),
-        (["doctor", "--offline"], {}, 0),
-        (["generate", "a red apple", "--steps", "1", "--offline", "--device", "cpu", "--out", "{}/x.png"], {}, 0),
-        (["generate", "a red apple", "--offline", "--weights", "full"], {}, 3),
+        ("models list --offline", {}, None),
+        ("models download upscaler --offline", {}, "upscaler"),
+        ("models download upscaler --hub modelscope --offline", {}, "upscaler"),
+        ("models download upscaler", {"HF_HUB_OFFLINE": "1"}, "upscaler"),
+        ("models verify --offline", {}, NEEDED),
+        ("doctor --offline", {}, None),
+        ("generate apple --steps 1 --offline --device cpu --out {}/x.png", {}, None),
+        ("generate apple --steps 1 --device cpu --out {}/x.png", {"HF_HUB_OFFLINE": "1"}, None),
+        ("generate apple --offline --weights full", {}, NEEDED),
+        ("generate apple --offline --weights full --model base", {}, "base text_encoder vae tokenizer"),
+        ("controlnet apple --image {}/in.png --offline --weights full", {}, f"{NEEDED} controlnet"),
+        ("controlnet apple --image {}/in.png --offline --preprocessor depth", {}, "depth"),
+        ("preprocess --image {}/in.png --preprocessor depth --out {}/y.png --offline", {}, "depth"),
+        ("upscale --image {}/in.png --offline --weights full", {}, NEEDED),
+        ("upscale --image {}/in.png --offline --device cpu --upscaler fast --out {}/x.png", {}, None),
     ],
 )
-def test_offline_never_touches_the_network(arguments, variables, code, hub, environ, tmp_path) -> None:
-    done = watched(environ | variables, *(argument.format(tmp_path) for argument in arguments))
-    assert (done.returncode, "NETWORK" in done.stderr) == (code, False), done.stderr
+def test_offline_never_touches_the_network_and_what_is_missing_has_its_command(
+    arguments, variables, lacks, hub, environ, tmp_path
+) -> None:
+    Image.new("RGB", (20, 20), "white").save(tmp_path / "in.png")
+    done = watched(environ | variables, *arguments.format(*[tmp_path] * 2).split())
+    assert (done.returncode, "NETWORK" in done.stderr) == (3 if lacks else 0, False), done.stderr
     assert hub.requests == []
-    if code == 3:
-        assert "bash run.sh models download " in done.stderr or "run.bat models download " in done.stderr
+    command = "run.bat models download" if os.name == "nt" else "bash run.sh models download"
+    if arguments.startswith("generate"):  # the miniature's pictures name it as well
+        assert f"{command} {lacks or NEEDED}" in done.stderr
+    if lacks:
+        assert f"{command} {lacks}\n" in done.stderr
+        assert "B" in done.stderr  # and how much that is
+
+
+def test_the_page_touches_no_network_but_its_own(environ, tmp_path) -> None:
+    """Started offline, and a picture drawn: whatever goes further than this machine ends the server."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-c", WATCHED, "serve", "--offline", "--device", "cpu", "--port", port]
+    log = tmp_path / "log.txt"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, cwd=ROOT, env=environ | {"LOCAL": "1"}, stdout=out, stderr=out)
+    try:
+        while "Ctrl+C" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.2)
+        client = Client(f"http://127.0.0.1:{port}", verbose=False)
+        assert client.predict("an apple", steps=1, seed=3, api_name="/generate")[1]["request"]["seed"] == 3
+        assert process.poll() is None and "NETWORK" not in log.read_text(), log.read_text()
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+# --- everything there
+
+
+def test_with_everything_there_nothing_is_fetched(environ, tmp_path) -> None:
+    """Full-size files without data: what only looks at them cannot tell."""
+    cache = tmp_path / "hf" / "hub"
+    repos: dict[str, list[str]] = {}
+    for part in weights.PARTS.values():
+        repos.setdefault(part.repo, []).append(part.name)
+    for repo, parts in repos.items():
+        sparse.write_hub_snapshot(cache, repo, parts)
+    done = watched(environ, "models", "download", "all")
+    assert (done.returncode, "NETWORK" in done.stderr) == (0, False), done.stderr
+    assert done.stdout.endswith(": here already\n")
+    listed = json.loads(watched(environ, "models", "list", "--json").stdout)["models"]
+    assert all(one["present"] and not one["problems"] for one in listed)
+    # Chosen by themselves, and planned for before anything is read: 1 GB is too little for any plan.
+    done = watched(environ, "generate", "apple", "--device", "cpu", "--memory", "1")
+    assert (done.returncode, "NETWORK" in done.stderr) == (4, False), done.stderr
+    facts = json.loads(watched(environ, "doctor", "--json", "--device", "cpu", "--memory", "40").stdout)
+    assert facts["weights"].startswith("full")
+    assert facts["memory plan"]["generate"][0].startswith("40 GB allowed: ")

@@ -326,11 +326,11 @@ def test_the_drawing_uses_the_very_preview(engine: Engine, sketch: Path, monkeyp
 
 
 def test_only_recent_previews_are_kept(engine: Engine, sketch: Path) -> None:
-    from engine import CONTROLS_KEPT
+    from controls import KEPT
 
-    for low in range(CONTROLS_KEPT + 3):
+    for low in range(KEPT + 3):
         engine.control_image(Preprocess.parse(image=str(sketch), canny_low=low))
-    assert len(engine._controls) == CONTROLS_KEPT
+    assert len(engine._controls) == KEPT
 
 
 def test_the_control_image_has_the_size_of_the_picture(engine: Engine, sketch: Path) -> None:

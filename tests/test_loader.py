@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import device
 import loader
 import weights
 from device import MemoryPlan, Placement, memory_plan
@@ -111,6 +112,14 @@ def test_what_diffsynth_is_told(placement: Placement, on: str, gated: bool, stat
     assert dtypes == ["disk" if state == "disk" else torch.bfloat16 for state in states]
 
 
+def test_apples_gpu_is_named_to_diffsynth_whose_own_default_is_the_cpu() -> None:
+    built = Pipeline(
+        "mps", torch.bfloat16, keep_both=True, plan=memory_plan("mps", 24 * 10**9, None, 32 * 10**9, "generate")
+    )
+    assert (built.pipe.device, built.pipe.device_type, built.pipe.torch_dtype) == ("mps", "mps", torch.bfloat16)
+    assert built.plan.vram_limit_gb is None  # DiffSynth would ask MPS for what it cannot say
+
+
 def test_steps_compute_nothing_in_float64() -> None:
     """Apple's GPU has none; what is made once on the CPU, the position table, is made by the first step."""
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -202,16 +211,21 @@ def test_where_memory_ends_a_tighter_plan_draws() -> None:
     assert after["png"] == first["png"]
 
 
-def test_a_machine_too_small_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("space", "advice", "not_said"), [("", "--memory", "owner"), ("me/it", "owner", "--memory")])
+def test_a_machine_too_small_is_refused_before_anything_is_read(
+    space: str, advice: str, not_said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from engine import Engine, Settings
     from request import Failure, TextToImage
 
+    if space:
+        monkeypatch.setenv("SPACE_ID", space)
     full = weights.Chosen("full", {}, "nowhere", "no file is opened")
     engine = Engine(Settings(device="cpu", memory_gb=1))
     monkeypatch.setattr(engine, "weights_in_use", lambda *_: full)  # no real weights on a test machine
     *_, last = engine.run(TextToImage(prompt="a fox", seed=1))
     assert isinstance(last, Failure) and last.code == "out_of_memory"
-    assert "1 GB allowed" in last.text and "--memory" in last.text
+    assert "1 GB allowed" in last.text and advice in last.text and not_said not in last.text
 
 
 def test_the_page_says_what_stays_in_memory() -> None:
@@ -249,7 +263,9 @@ def test_full_size_files_load_within_the_smallest_plan() -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     facts = json.loads(done.stdout.splitlines()[-1])
-    assert facts["transformers_at_the_end"] == ["base", "turbo"]
+    sizes = {**device.SIZES, "turbo": device.SIZES["transformer"], "base": device.SIZES["transformer"]}
+    del sizes["transformer"]
+    assert facts["loaded"] == sizes  # every number of every part has a place
     assert {part for part, placed in facts["plan"]["parts"].items() if placed["at"] == "disk"} == {
         "transformer",
         "text_encoder",

@@ -203,25 +203,43 @@ def stands(scene: Scene, number: int, wording: str) -> bool:
 @pytest.mark.parametrize(
     ("mode", "kind", "wording", "count", "allowed"),
     [
-        ("turbo", "single", "usual", 24, 3),
-        ("turbo", "single", "held out", 8, 2),
-        ("turbo", "single", "Chinese", 8, 4),
-        ("turbo", "coloured", "usual", 8, 4),
-        ("base", "single", "usual", 6, 1),
+        ("turbo", "single", "usual", 24, 1),
+        ("turbo", "single", "held out", 8, 0),
+        ("turbo", "single", "Chinese", 8, 0),
+        ("turbo", "coloured", "held out", 8, 3),
+        ("turbo", "coloured", "Chinese", 8, 3),
+        ("turbo", "pair", "held out", 6, 0),
+        ("turbo", "pair", "Chinese", 6, 1),
+        ("turbo", "count", "held out", 6, 0),
+        ("turbo", "count", "Chinese", 6, 0),
+        ("base", "single", "usual", 6, 0),
+        ("base", "coloured", "usual", 4, 2),
     ],
 )
 def test_draws_what_the_prompt_says(pipelines, judge, mode, kind, wording, count, allowed):
     """Reduced evaluation on held-out scenes: nearly every picture is right in everything that the prompt says.
 
-    Held-out colours and Chinese sentences are where it is weakest; the model card says what is wanted.
+    Colours that a thing never had in training are where it is weakest; the model card says what is wanted.
     """
     wrong = []
     for number, scene in enumerate(scenes_to_test(kind, 40)[-count:], 40 - count):
+        if kind == "pair" and not evaluate.says_how_it_stands(scene, wording, number):
+            continue  # either way is right
         prompt = evaluate.prompt_of(scene, wording, number)
         verdict = judge.verdict(pipelines.paint(mode, prompt, number), scene)
         if not all(verdict.values()):
             wrong.append((prompt, [key for key, right in verdict.items() if not right]))
     assert len(wrong) <= allowed, wrong
+
+
+def test_a_thing_counts_in_any_colour_where_none_is_said(judge):
+    said = Scene("closed-book", "brown", "large")
+    assert judge.verdict(painted(judge, replace(said, colour="purple")), said)["thing"]
+    assert not judge.verdict(painted(judge, replace(said, thing="backpack", colour="purple")), said)["thing"]
+
+
+def painted(judge: evaluate.Judge, scene: Scene) -> np.ndarray:
+    return np.asarray(judge.painter.paint(scene))
 
 
 def test_seeds_decide_what_the_prompt_leaves_open(pipelines, judge):

@@ -328,6 +328,7 @@ def test_a_second_visitor_sees_its_place_and_then_its_picture(open_page: Open) -
     write(second, PROMPT)
     generate(second)
     expect(second.locator("#generate-status")).to_contain_text("Waiting: one request comes before yours")
+    expect(second.locator("#generate-picture")).to_have_css("animation-name", "breathe")  # where it will be
     shoot(second, "9-waiting")
     first.get_by_role("button", name="Cancel").click()
     finished(second)

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from diffsynth.models.model_loader import ModelPool
 from diffsynth.pipelines.z_image import ZImagePipeline, ZImageUnit_PromptEmbedder
 
 import weights
@@ -188,13 +190,21 @@ def test_timestep_embedder_follows_its_weights(pipeline: Pipeline, dtype: torch.
         assert torch.equal(ours, original)
 
 
-def test_one_transformer_at_a_time_where_memory_is_short() -> None:
+def test_one_transformer_at_a_time_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     built = Pipeline("cpu", torch.float32, keep_both=False)
-    pictures = {}
+    alive: weakref.WeakSet = weakref.WeakSet()
+    read, pictures = built._read, {}
+
+    def watched(files: list[Path], part: str) -> ModelPool:
+        assert part != "transformer" or not alive  # the one before is gone when the next one is read
+        return read(files, part)
+
+    monkeypatch.setattr(built, "_read", watched)
     for model in ("turbo", "base", "turbo"):
         for _ in built.load(weights.choose("mini", "generate", model), model):
             pass
         assert list(built.transformers) == [model]
+        alive.add(built.transformers[model])
         pictures.setdefault(model, []).append(run(built, model)[0].image.tobytes())
     assert pictures["turbo"][0] == pictures["turbo"][1] != pictures["base"][0]
 

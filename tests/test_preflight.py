@@ -8,7 +8,7 @@ import device
 import preflight
 from device import GIB, Device, memory_plan
 from errors import RequestError
-from preflight import Forecast, Throughput, assumed, check, estimate, peak_bytes, request_flops, step_flops
+from preflight import Forecast, Throughput, Work, assumed, check, estimate, peak_bytes, step_flops
 from request import TextToImage
 
 FAST = Throughput(400e12, 8e9)
@@ -16,6 +16,11 @@ FAST = Throughput(400e12, 8e9)
 
 def plan_of(gigabytes: int, mode: str = "generate", kind: device.Kind = "cuda") -> device.MemoryPlan:
     return memory_plan(kind, gigabytes * GIB, None, 64 * GIB, mode)
+
+
+def work(mode: str = "generate", *, side: int = 1024, height: int | None = None, **values: float) -> Work:
+    """A request's work with the real weights: eight steps of a square picture, but for what is given."""
+    return Work(**{"kind": "full", "mode": mode, "steps": 8, "width": side, "height": height or side, **values})
 
 
 # --- operations
@@ -57,20 +62,36 @@ def test_operations_agree_with_the_known_floors() -> None:
 
 
 def test_each_part_of_a_request_counts() -> None:
-    plain = request_flops("full", "generate", 8, 1.0, 1024, 1024)
-    assert request_flops("full", "generate", 16, 1.0, 1024, 1024) > 1.9 * plain
-    assert request_flops("full", "generate", 8, 4.0, 1024, 1024) > 1.9 * plain
-    assert request_flops("full", "controlnet", 8, 1.0, 1024, 1024) > 1.5 * plain
-    assert request_flops("full", "upscale", 8, 1.0, 1024, 1024) > plain + 9e12
-    assert request_flops("full", "generate", 8, 1.0, 1024, 512) < 0.55 * plain
+    plain = work().flops
+    assert work(steps=16).flops > 1.9 * plain
+    assert work(cfg=4.0).flops > 1.9 * plain
+    assert work("controlnet").flops > 1.5 * plain
+    assert work("upscale").flops > plain + 9e12
+    assert work(height=512).flops < 0.55 * plain
+
+
+def test_an_enlargement_is_refined_in_tiles_or_not_at_all() -> None:
+    native = work("upscale")
+    assert (native.drawn_at_once, native.tiles, work("upscale", side=4096).drawn_at_once) == (
+        (1024,) * 2,
+        1,
+        (1024,) * 2,
+    )
+    assert 16 * native.flops < work("upscale", side=4096).flops < 16 * preflight.TILE_OVERLAP * native.flops
+    assert work("upscale", steps=0).flops == pytest.approx(9.4e12, rel=0.01)  # Real-ESRGAN x4 of 512 x 512
+    # Each tile of each step fetches the weights that do not stay.
+    slow = estimate(work("upscale", side=2048), plan_of(8), "bfloat16", FAST).seconds
+    assert slow > 8 * 4 * device.SIZES["transformer"] / FAST.fetched
 
 
 # --- seconds
 
 
 def test_seconds_follow_the_device() -> None:
-    work = ("full", "generate", 8, 1.0, 1024, 1024, plan_of(48), "bfloat16")
-    slow, fast = estimate(*work, assumed("cpu", cores=2)), estimate(*work, assumed("cuda", capability=(9, 0)))
+    slow, fast = (
+        estimate(work(), plan_of(48), "bfloat16", on)
+        for on in (assumed("cpu", cores=2), assumed("cuda", capability=(9, 0)))
+    )
     assert slow.seconds == pytest.approx(4600, rel=0.05)  # 449 TFLOP and the rest at 100 GFLOP/s
     assert fast.seconds == pytest.approx(1.15, rel=0.05)
     unknown = assumed("cuda", capability=(8, 7))
@@ -80,9 +101,7 @@ def test_seconds_follow_the_device() -> None:
 
 def test_fetching_weights_in_each_step_takes_time() -> None:
     streamed, resident = plan_of(8), plan_of(24)
-    took = [
-        estimate("full", "generate", 8, 1.0, 512, 512, plan, "bfloat16", FAST).seconds for plan in (streamed, resident)
-    ]
+    took = [estimate(work(side=512), plan, "bfloat16", FAST).seconds for plan in (streamed, resident)]
     fetched = 8 * device.SIZES["transformer"] + device.SIZES["text_encoder"]
     assert took[0] - took[1] == pytest.approx(fetched / FAST.fetched, rel=0.01)
 
@@ -95,7 +114,7 @@ def test_a_finished_run_replaces_the_assumption() -> None:
     forecast.learn(request, "full", (512, 512), {"loading": 99.0, "encoding": 1.0, "denoising": 30.0, "decoding": 1.0})
     after = forecast.check(request, "full", (512, 512), on, plan)
     assert (before.source, after.source) == ("assumed", "measured")
-    whole = request_flops("full", "generate", 8, 1.0, 512, 512) / (8 * step_flops("full", 512, 512))
+    whole = work(side=512).flops / (8 * step_flops("full", 512, 512))
     assert after.seconds == pytest.approx(30.0 * whole) and 1 < whole < 1.1
     forecast.learn(request, "full", (512, 512), {"total": 1.0})  # a run that drew nothing teaches nothing
     assert forecast.check(request, "full", (512, 512), on, plan) == after
@@ -110,51 +129,67 @@ def test_durations_are_said_as_people_say_them(taken: float, text: str) -> None:
 
 
 def test_memory_grows_with_the_picture_and_shrinks_with_the_plan() -> None:
-    sizes = [peak_bytes("full", "generate", side, side, plan_of(48), "bfloat16") for side in (512, 1024, 2048)]
+    sizes = [peak_bytes(work(side=side), plan_of(48), "bfloat16") for side in (512, 1024, 2048)]
     assert sizes == sorted(sizes) and sizes[0] > plan_of(48).resident_bytes
-    assert peak_bytes("full", "controlnet", 2048, 2048, plan_of(48, "controlnet"), "bfloat16") - sizes[2] > 3e9
-    assert peak_bytes("full", "generate", 1024, 1024, plan_of(8), "bfloat16") < 8 * GIB
+    assert peak_bytes(work("controlnet", side=2048), plan_of(48, "controlnet"), "bfloat16") - sizes[2] > 3e9
+    assert peak_bytes(work(), plan_of(8), "bfloat16") < 8 * GIB
 
 
 def test_usual_requests_are_let_through_on_every_machine_that_has_a_plan() -> None:
     for gigabytes in (6, 8, 12, 16, 24, 32, 48, 80, 141):
         for mode in ("generate", "controlnet"):
-            found = check("full", mode, 9, 1.0, 1024, 1024, plan_of(gigabytes, mode), "bfloat16", FAST)
+            found = check(work(mode, steps=9), plan_of(gigabytes, mode), "bfloat16", FAST)
             assert found.bytes <= gigabytes * GIB
     for gigabytes in (8, 16, 24, 64):
         plan = memory_plan("cpu", gigabytes * GIB, None, gigabytes * GIB, "generate")
-        check("full", "generate", 8, 1.0, 1024, 1024, plan, "float32", assumed("cpu", cores=2))
+        check(work(), plan, "float32", assumed("cpu", cores=2))
 
 
 def test_what_cannot_fit_is_refused_with_the_nearest_that_does() -> None:
     plan = plan_of(6, "controlnet")
     with pytest.raises(RequestError) as raised:
-        check("full", "controlnet", 9, 1.0, 2048, 1536, plan, "float32", FAST)
+        check(Work("full", "controlnet", 9, 2048, 1536), plan, "float32", FAST)
     values = raised.value.values
     assert values["field"] == "image"
     width, height = map(int, values["nearest"].split(" x "))
     assert width / height == pytest.approx(2048 / 1536, rel=0.05) and width % 16 == height % 16 == 0
-    check("full", "controlnet", 9, 1.0, width, height, plan, "float32", FAST)
+    check(Work("full", "controlnet", 9, width, height), plan, "float32", FAST)
     with pytest.raises(RequestError):
-        check("full", "controlnet", 9, 1.0, width + 64, height + 64, plan, "float32", FAST)
+        check(Work("full", "controlnet", 9, width + 64, height + 64), plan, "float32", FAST)
 
 
 def test_what_would_take_days_is_refused_with_the_steps_that_do_not() -> None:
     plan = memory_plan("cpu", 64 * GIB, None, 64 * GIB, "generate")
     two_cores = assumed("cpu", cores=2)
     with pytest.raises(RequestError) as raised:
-        check("full", "generate", 100, 4.0, 2048, 2048, plan, "float32", two_cores)
+        check(work(steps=100, cfg=4.0, side=2048), plan, "float32", two_cores)
     values = raised.value.values
     assert values["field"] == "steps" and "hours" in values["allowed"]
     steps = values["nearest"]
-    found = check("full", "generate", steps, 4.0, 2048, 2048, plan, "float32", two_cores)
+    found = check(work(steps=steps, cfg=4.0, side=2048), plan, "float32", two_cores)
     assert found.seconds <= preflight.HOPELESS_SECONDS
-    assert estimate("full", "generate", steps + 1, 4.0, 2048, 2048, plan, "float32", two_cores).seconds > (
-        preflight.HOPELESS_SECONDS
-    )
+    one_more = estimate(work(steps=steps + 1, cfg=4.0, side=2048), plan, "float32", two_cores)
+    assert one_more.seconds > preflight.HOPELESS_SECONDS
 
 
 def test_the_miniature_is_never_hopeless() -> None:
     plan = memory_plan("cpu", GIB, GIB, GIB, "generate", "mini")
-    found = check("mini", "generate", 100, 4.0, 128, 128, plan, "float32", assumed("cpu", cores=1))
+    found = check(Work("mini", "generate", 100, 128, 128, 4.0), plan, "float32", assumed("cpu", cores=1))
     assert found.seconds < 60 and math.isfinite(found.bytes)
+
+
+def test_an_enlargement_that_would_take_days_is_refused_before_anything_is_drawn(tmp_path, monkeypatch) -> None:
+    from PIL import Image
+
+    import weights
+    from engine import Engine, Settings
+    from request import Failure, Upscale
+
+    Image.new("RGB", (2048, 2048)).save(tmp_path / "large.png")
+    engine = Engine(Settings(device="cpu", memory_gb=64))
+    # No real weights on a test machine; none is opened before the request is judged.
+    monkeypatch.setattr(engine, "weights_in_use", lambda *_: weights.Chosen("full", {}, "nowhere", ""))
+    monkeypatch.setattr(preflight.os, "cpu_count", lambda: 2)  # a figure for two cores, whatever this machine has
+    *_, last = engine.run(Upscale(image=str(tmp_path / "large.png"), steps=50))
+    assert isinstance(last, Failure) and last.code == "bad_request"
+    assert last.values["field"] == "steps" and "4096 x 4096" in last.text and last.values["nearest"] >= 1

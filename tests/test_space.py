@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+import sparse
 import yaml
 from huggingface_hub.utils import filter_repo_objects
 
@@ -101,6 +102,15 @@ def test_one_command_deploys_what_runs_and_nothing_else() -> None:
     made += ["tests/__pycache__/x.pyc", "train_mini/scenes.py", "models/Tongyi-MAI/Z-Image/x.safetensors"]
     assert len(made) > 10
     assert not list(filter_repo_objects(made, ignore_patterns=excluded))
+
+
+def test_links_that_cannot_be_made_keep_no_space_from_starting(tmp_path, monkeypatch, caplog) -> None:
+    sparse.write_hub_snapshot(tmp_path / "hub", weights.PARTS["vae"].repo, ["vae"])
+    (tmp_path / "models").write_text("a file in the way")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("DIFFSYNTH_MODEL_BASE_PATH", str(tmp_path / "models"))
+    app.link_preloaded()
+    assert "no links to the preloaded weights" in caplog.text
 
 
 def test_a_space_decides_its_address_and_needs_no_password(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def scenes():
 @pytest.mark.parametrize("kind", ["single", "coloured", "pair", "count"])
 def test_held_out_combinations_never_train(scenes, kind):
     held = scenes_to_test(kind, 60)
-    assert len(held) == 60 and held == scenes_to_test(kind, 60)
+    assert len(held) == 60 and scenes_to_test(kind, 20) == held[:20]  # sheets and figures are of the same
     assert all(kind_of(scene) == kind and held_out(scene) for scene in held)
     ways = {replace(scene, mirrored=way) for scene in held for way in (False, True)}
     assert not ways & set(scenes)

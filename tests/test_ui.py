@@ -21,9 +21,12 @@ import app
 import metadata
 import theme
 import ui
+import ui_form
 import ui_parts
-from errors import RequestError
-from request import MODELS, ControlNet, Preprocess, TextToImage
+import ui_restore
+from engine import Engine
+from errors import BrokenPicture, OutOfMemory, RequestError, StudioError
+from request import MODELS, SIZES, ControlNet, Failure, Preprocess, TextToImage
 
 PROMPT = "a fox on a black background"
 
@@ -266,7 +269,50 @@ def test_both_colour_modes_are_the_same_palette() -> None:
 
 
 def test_our_own_javascript_stays_small() -> None:
-    assert len((theme.ASSETS / "page.js").read_bytes()) + len(ui_parts.STATUS_JS) + len(ui.HEAD) < 20_000
+    """All of it: the file, and what stands in the modules under a name that ends in _JS."""
+    inside = [
+        value
+        for module in (ui, ui_parts, ui_form, ui_restore)
+        for name, value in vars(module).items()
+        if name.endswith("_JS")
+    ]
+    assert len(inside) >= 4
+    assert len((theme.ASSETS / "page.js").read_bytes()) + sum(map(len, inside)) + len(ui.HEAD) <= 20_000
+
+
+def test_the_look_stays_small_and_fetches_nothing() -> None:
+    rules = theme.CSS.read_text(encoding="utf-8")
+    assert len(rules) < 10_000
+    assert "@import" not in rules and "url(" not in rules
+
+
+# --- what mends a failure
+
+
+def offered(error: StudioError, engine: Engine, **fields: object) -> dict:
+    """What a failure offers to change."""
+    request = TextToImage.parse(prompt=PROMPT, **fields)
+    return dict(ui_parts.pointed(Failure.of(error), engine, request).values)
+
+
+def test_out_of_memory_offers_a_smaller_size_else_no_lora(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = OutOfMemory("the memory did not suffice")
+    assert offered(error, engine) == {}  # the miniature has one size
+    assert offered(error, engine, lora="style.safetensors") == {"field": "lora"}
+    monkeypatch.setattr(ui_parts, "SIZES", {"mini": SIZES["full"]})  # as if larger ones were drawn here
+    assert offered(error, engine, width=1360, height=768) == {"field": "size", "nearest": "1024 x 576"}
+    assert offered(error, engine) == {"field": "size", "nearest": "768 x 768"}
+
+
+def test_a_broken_picture_offers_to_do_without_the_lora(engine: Engine) -> None:
+    error = BrokenPicture("no picture came of it", defect="nan", stage="denoising")
+    assert offered(error, engine, lora="style.safetensors")["field"] == "lora"
+    assert "field" not in offered(error, engine)
+
+
+def test_a_failure_that_names_its_field_keeps_it(engine: Engine) -> None:
+    error = RequestError("steps", 100, "1 to 7", nearest=7)
+    assert offered(error, engine, lora="style.safetensors")["nearest"] == 7
 
 
 def test_requests_at_once_all_get_their_own_picture(client: Client) -> None:

@@ -120,6 +120,12 @@ def test_diffsynth_registers_and_computes_the_same_hashes(
     from diffsynth.core.loader.file import hash_model_file
 
     assert set(weights.KNOWN_HASHES) <= {config["model_hash"] for config in MODEL_CONFIGS}
+    # And by the names that the pipeline asks for.
+    known = {(config["model_hash"], config["model_name"]) for config in MODEL_CONFIGS}
+    fetched = {"turbo": "z_image_dit", "base": "z_image_dit", "text_encoder": "z_image_text_encoder"}
+    fetched |= {"controlnet": "z_image_controlnet", "vae": "flux_vae_decoder"}
+    assert {(weights.PARTS[part].hash, name) for part, name in fetched.items()} <= known
+    assert (weights.PARTS["vae"].hash, "flux_vae_encoder") in known
     for part in ("turbo", "vae"):
         files = found(cached(environ, full_cache), part).files
         assert weights.model_hash(files) == hash_model_file([str(file) for file in files])

@@ -17,10 +17,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import gradio as gr
 import pytest
+import sparse
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+import preflight
+import weights
 import zerogpu
 from engine import Engine, Settings
 from errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalError
@@ -29,6 +32,7 @@ from zerogpu import Task
 
 ROOT = Path(__file__).parent.parent
 SPACE = ROOT / "tests" / "zerogpu_space.py"
+VAE = weights.PARTS["vae"]
 NATIVE = (1024, 1024)
 
 
@@ -74,7 +78,7 @@ def test_upscale_counts_what_comes_out_and_redraws_large_pictures_in_tiles() -> 
         request = Upscale.parse(image="x.png", **values).resolved("full")
         return zerogpu.estimate(request, (side, side)) - zerogpu.START_SECONDS
 
-    assert 16 * work(1024) < work(4096) < 16 * zerogpu.TILE_OVERLAP * work(1024)
+    assert 16 * work(1024) < work(4096) < 16 * preflight.TILE_OVERLAP * work(1024)
     assert work(2048, steps=10) > 1.8 * work(2048)
     # the enlargement alone: 9.4 TFLOP from 512 x 512
     assert work(1024, denoise=0) * zerogpu.FLOP_PER_SECOND == pytest.approx(9.4e12, rel=0.01)
@@ -167,6 +171,19 @@ def test_what_is_tried_again(task: Task, refusal: Exception, again: dict | None)
     assert found == (again and Task(**{**vars(task), **again}))
 
 
+def test_a_task_is_pickled_whole() -> None:
+    import pickle
+
+    import preprocess
+
+    prepared = preprocess.Control(Image.new("RGB", (16, 16), "red"), "0" * 64)
+    for task in (Task(controlnet(), NATIVE, prepared), Task(Upscale.parse(image="x.png").resolved("full"), (64, 64))):
+        again = pickle.loads(pickle.dumps(task))
+        assert (again.request, again.size, again.multiplier) == (task.request, task.size, task.multiplier)
+        assert task.prepared is None or again.prepared.image.tobytes() == prepared.image.tobytes()
+    assert zerogpu._on_gpu.__qualname__ == "_on_gpu"  # at module level: a fork finds it by its name
+
+
 def test_without_a_visitor_it_is_refused() -> None:
     with pytest.raises(GpuNoVisitor) as refused:
         next(zerogpu.carry_out(Task(turbo(), NATIVE)))
@@ -175,6 +192,7 @@ def test_without_a_visitor_it_is_refused() -> None:
 
 
 def test_where_memory_ends_a_task_fails_and_the_models_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPACE_ID", "someone/z-image-studio")
     engine = Engine(Settings(weights="mini", device="cpu"))
     engine.load_for_zerogpu()
     pipeline, calls = engine._pipeline, []
@@ -183,11 +201,12 @@ def test_where_memory_ends_a_task_fails_and_the_models_stay(monkeypatch: pytest.
         calls.append(1)
         raise MemoryError
 
-    monkeypatch.setattr(pipeline, "text_to_image", exhausted)
-    *_, last = engine._in_fork(Task(TextToImage.parse(prompt="a fox").resolved("mini"), (128, 128)))
-    assert last.code == "out_of_memory" and len(calls) == 1  # once more would read files that are gone
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "text_to_image", exhausted)
+        *_, last = engine._in_fork(Task(TextToImage.parse(prompt="a fox").resolved("mini"), (128, 128)))
+    assert last.code == "space_out_of_memory" and len(calls) == 1  # once more would read files that are gone
+    assert "ask for a smaller one" in last.text  # what a visitor can do, and nothing else
     assert engine._pipeline is pipeline
-    monkeypatch.undo()
     *_, last = engine._in_fork(Task(TextToImage.parse(prompt="a fox", steps=1).resolved("mini"), (128, 128)))
     assert isinstance(last, Result)
 
@@ -259,6 +278,8 @@ def environment(lender: Lender, folder: Path) -> dict[str, str]:
         "ZEROGPU_PROC_SELF_CGROUP_PATH": str(cgroup),
         "ZEROGPU_OFFLOAD_DIR": str(folder / "offload"),
         "SPACE_ID": "someone/z-image-studio",
+        "HF_HUB_CACHE": str(folder / "hub"),
+        "DIFFSYNTH_MODEL_BASE_PATH": str(folder / "models"),
         "GRADIO_ANALYTICS_ENABLED": "False",
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "default",
@@ -275,6 +296,7 @@ class Space:
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
     folder = tmp_path_factory.mktemp("space")
+    sparse.write_hub_snapshot(folder / "hub", VAE.repo, ["vae"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -323,6 +345,11 @@ def test_a_picture_is_drawn_in_a_fork_that_a_gpu_is_lent_to(space: Space, lender
     assert len(lender.named("/allow")) == 1
     assert lender.pids[-1] != 0
     assert [done["fail"] for done in lender.named("/release")] == ["false"]
+
+
+def test_a_space_links_what_was_preloaded(space: Space) -> None:
+    link = space.log.parent / "models" / VAE.repo / VAE.pattern
+    assert link.is_symlink() and link.resolve().parent.name == "blobs"
 
 
 def test_an_aborted_task_is_tried_once_more(space: Space, lender: Lender) -> None:

@@ -145,7 +145,7 @@ def emulated() -> None:
     chosen = engine.weights_in_use("generate", "turbo")
     blocks.close()
     facts = {"devices": devices, "bytes": size, "before": before, "packed": packed, "kind": chosen.kind}
-    print(json.dumps(facts | {"fingerprints": engine._fingerprints}))
+    print(json.dumps(facts | {"fingerprints": engine._packed.fingerprints}))
 
 
 def banner() -> None:

@@ -127,11 +127,21 @@ class Judge:
         return min(BACKGROUNDS, key=lambda name: float(np.square(colour - BACKGROUNDS[name]).sum()))
 
     def verdict(self, picture: np.ndarray, scene: Scene) -> dict[str, bool]:
-        """Return what is right about a picture of a scene; the keys depend on the kind of scene."""
+        """Return what is right about a picture of a scene; the keys depend on the kind of scene.
+
+        A thing may have any colour where the scene names none: then the seed decides it.
+        """
         kind = kind_of(scene)
         things = [replace(scene, thing=t) for t in THINGS if not scene.colour or t in COLOURABLE]
+        if kind == "single":
+            things += [
+                replace(scene, thing=thing, colour=colour)
+                for thing, but in COLOURABLE.items()
+                for colour in COLOURS
+                if colour not in but
+            ]
         right = {
-            "thing": self.nearest(picture, things) == scene,
+            "thing": self.nearest(picture, things).thing == scene.thing,
             "background": self.background(picture, scene) == scene.background,
         }
         if kind in ("single", "coloured"):

@@ -1,0 +1,69 @@
+"""Control images, made one at a time and kept for a while: a picture is drawn with the very image that was shown.
+
+Knows nothing of what is drawn with them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import NamedTuple
+
+import preprocess
+from request import Preprocess, Sizes
+
+KEPT = 16  # 3 MB each at full size: one or two for every visitor of a busy page
+
+
+class _Key(NamedTuple):
+    """All that a control image depends on."""
+
+    digest: str
+    preprocessor: str
+    thresholds: tuple[int, ...]
+    sizes: Sizes
+
+    @classmethod
+    def of(cls, request: Preprocess, sizes: Sizes) -> _Key:
+        low_high = (request.canny_low, request.canny_high) if request.preprocessor == "canny" else ()
+        return cls(preprocess.digest(Path(request.image)), request.preprocessor, low_high, sizes)
+
+
+class Controls:
+    """The control images of the last requests."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[_Key, preprocess.Control] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def of(self, request: Preprocess, sizes: Sizes) -> preprocess.Control:
+        """Return a request's control image for weights that draw these sizes; make it where it is not there.
+
+        Raises:
+            RequestError: the picture cannot be used.
+            WeightsMissing: the preprocessor's model is not on this machine.
+        """
+        key = _Key.of(request, sizes)
+        with self._lock:
+            if key not in self._kept:
+                self._keep(key, preprocess.control(request, sizes))
+            self._kept.move_to_end(key)
+            return self._kept[key]
+
+    def keep(self, request: Preprocess, sizes: Sizes, control: preprocess.Control) -> None:
+        """Take what another process has made for a request."""
+        with self._lock:
+            self._keep(_Key.of(request, sizes), control)
+
+    def unlock(self) -> None:
+        """Forget, in a fork, a thread that was making one and is not here."""
+        self._lock = threading.Lock()
+
+    def _keep(self, key: _Key, control: preprocess.Control) -> None:
+        self._kept[key] = control
+        if len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
