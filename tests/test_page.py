@@ -105,9 +105,11 @@ def shoot(page: Page, name: str) -> None:
 
 
 def reload(page: Page) -> None:
-    """Reload a page once none of its events is under way: what leaving breaks off, Gradio calls an error."""
-    while streams[page]:
+    """Reload a page once it is quiet: one event leads to another, and what leaving breaks off is called an error."""
+    quiet = 0
+    while quiet < 20:
         page.wait_for_timeout(20)
+        quiet = 0 if streams[page] else quiet + 1
     page.reload()
 
 
