@@ -18,6 +18,8 @@ device.prepare_environment()
 if device.on_space():
     hub_mirror.settle(os.environ)
 
+from starlette.middleware import Middleware  # noqa: E402
+
 import language  # noqa: E402
 import links  # noqa: E402
 import theme  # noqa: E402
@@ -26,6 +28,7 @@ import weights  # noqa: E402
 import zerogpu  # noqa: E402
 from engine import Engine  # noqa: E402
 from errors import RequestError  # noqa: E402
+from first_paint import FirstPaint  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +69,7 @@ def serve(
         _, url, _ = page.launch(**options, share=False, quiet=True, prevent_thread_lock=True)
     except OSError as error:  # Gradio's way of saying so; nothing else is opened before the port
         raise RequestError("port", port, "a port that nothing else listens on, given with --port") from error
-    print(f"{ui.TITLE} is at {url} (Ctrl+C stops it)", flush=True)
+    print(f"{theme.TITLE} is at {url} (Ctrl+C stops it)", flush=True)
     page.block_thread()
 
 
@@ -91,7 +94,7 @@ def launch_options(host: str, port: int | None, auth: str | None, insecure: bool
         "css_paths": [theme.CSS],
         "head": ui.HEAD,
         "favicon_path": str(theme.FAVICON),
-        "app_kwargs": {"routes": theme.routes()},
+        "app_kwargs": {"routes": theme.routes(), "middleware": [Middleware(FirstPaint)]},
         "footer_links": ["api", "settings"],  # the settings hold Gradio's choice of a language
         "i18n": language.for_gradio(),
         "run_history": False,  # it would keep every visitor's prompts in their browser

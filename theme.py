@@ -17,6 +17,7 @@ ASSETS_URL = "studio-assets"  # relative, so that it holds behind a proxy that s
 FAVICON = ASSETS / "favicon.svg"
 CSS = ROOT / "theme.css"
 
+TITLE = "Z-Image Studio"
 GROUND = "#1A1614"
 INK = "#F0E8DD"
 ACCENT = "#FFB02E"

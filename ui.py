@@ -17,7 +17,6 @@ from language import fixed, say_to
 from request import MODES, ControlNet, Model, Request, TextToImage, Upscale
 from ui_parts import QUIET, Output
 
-TITLE = "Z-Image Studio"
 MODEL_ZOO = "https://github.com/Tongyi-MAI/Z-Image#-model-zoo"
 COMING_SOON = ("Edit", "Omni")
 
@@ -27,25 +26,13 @@ const open = () => document.querySelector('[role="tab"].selected').dataset.tabId
 addEventListener("studio-language", () => trigger("input", { mode: open() }));
 """
 
-# The ground and the brand at once, where they will be: Gradio's own scripts take a while to show a page.
-FIRST_CSS = f"""
-html {{ background: {theme.GROUND}; }}
-body:not(:has(h1))::before {{
-  content: "{TITLE}"; position: absolute; top: 20px; color: {theme.INK};
-  left: max(clamp(16px, 3vw, 40px), 50vw - 260px - min(30vh, 450px) - clamp(8px, 1.5vw, 20px));
-  font: 650 26px/1.3 Inter, system-ui, sans-serif; letter-spacing: -0.02em;
-}}
-"""
-HEAD = (
-    f'<meta name="color-scheme" content="dark"><style>{FIRST_CSS}</style>'
-    f'<script src="{theme.ASSETS_URL}/page.js" defer></script>'
-)
+HEAD = f'''<meta name="color-scheme" content="dark"><script src="{theme.ASSETS_URL}/page.js" defer></script>'''
 
 
 def build(engine: Engine) -> gr.Blocks:
     """Return the page. Nothing is loaded and nothing is drawn before a visitor asks for it."""
     # Pictures are copied to Gradio's cache to be served; they go after a day, and when the server stops.
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+    with gr.Blocks(title=theme.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.HTML(_header(), elem_id="header")
         with gr.Row(elem_id="above"):
             weights_line = gr.HTML(js_on_load=WEIGHTS_JS, elem_id="weights")
@@ -97,5 +84,5 @@ def _header() -> str:
     soon = ", ".join(f'<a href="{MODEL_ZOO}" target="_blank" rel="noopener">{name}</a>' for name in COMING_SOON)
     language = '<button type="button" class="language" lang="en">Language <span lang="zh">语言</span></button>'
     words = f'<span id="close" hidden>{fixed("Close")}</span>'  # for assets/page.js
-    brand = f'<h1>{TITLE}<span class="stop">.</span></h1>'
+    brand = f'<h1>{theme.TITLE}<span class="stop">.</span></h1>'
     return f'{brand}<p>{fixed("Coming soon:")} <span class="soon">{soon}</span>{language}{words}</p>'

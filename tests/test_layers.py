@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "errors": set(),
     "theme": set(),
+    "first_paint": {"theme"},
     "request": {"errors"},
     "host_memory": set(),
     "device": {"host_memory", "errors"},
@@ -113,7 +114,10 @@ ALLOWED = {
     },
     "cli_models": {"download", "hub", "links", "verify", "weights", "errors"},
     "cli": {"cli_models", "app", "engine", "request", "metadata", "weights", "lora", "device", "host_memory", "errors"},
-    "app": {"ui", "theme", "language", "engine", "hub_mirror", "links", "zerogpu", "weights", "device", "errors"},
+    "app": {
+        *("ui", "first_paint", "theme", "language", "engine", "hub_mirror", "links", "zerogpu", "weights", "device"),
+        "errors",
+    },
     "install": set(),
 }
 

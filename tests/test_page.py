@@ -370,6 +370,17 @@ def test_it_is_dark_whatever_the_system_prefers(open_page: Open) -> None:
     assert colours[0][0][0] == f"rgb{ground}"
 
 
+def test_the_brand_shows_before_any_script_has_run(browser: Browser) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(server().url)
+    shown = page.evaluate("(({content, color}) => [content, color])(getComputedStyle(document.body, '::before'))")
+    ink = tuple(int(theme.INK[i : i + 2], 16) for i in (1, 3, 5))
+    assert shown == [f'"{theme.TITLE}"', f"rgb{ink}"]
+    page.screenshot(path=ARTIFACTS / "desktop-0-first-paint.png")
+    context.close()
+
+
 def test_inter_comes_from_here(open_page: Open) -> None:
     page = open_page()
     assert page.evaluate("document.fonts.ready.then(() => document.fonts.check('16px Inter'))")

@@ -7,7 +7,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -16,8 +16,10 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from serving import ROOT, server
+from starlette.testclient import TestClient
 
 import app
+import first_paint
 import metadata
 import theme
 import ui
@@ -266,6 +268,29 @@ def test_both_colour_modes_are_the_same_palette() -> None:
     pairs = {name: name.removesuffix("_dark") for name in built if name.endswith("_dark") and built[name] is not None}
     assert pairs
     assert all(built[dark] == built[light] for dark, light in pairs.items())
+
+
+def test_the_brand_is_in_the_page_ahead_of_any_script() -> None:
+    page = httpx.get(server().url).text
+    assert page.count(first_paint.STYLE) == 1
+    assert page.index(first_paint.STYLE) < page.index("<script")
+
+
+def test_the_first_styles_go_into_whole_pages_alone() -> None:
+    async def answer(scope: dict, receive: object, send: Callable[[dict], Awaitable[None]]) -> None:
+        kind, pieces = kinds[scope["path"]]
+        headers = [(b"content-type", kind), (b"content-length", b"%d" % sum(map(len, pieces)))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for number, piece in enumerate(pieces, 1):
+            await send({"type": "http.response.body", "body": piece, "more_body": number < len(pieces)})
+
+    head = b"<html><head></head></html>"
+    kinds = {"/page": (b"text/html; charset=utf-8", [head]), "/cut": (b"text/html", [head[:9], head[9:]]),
+             "/events": (b"text/event-stream", [b"data: 1", head]), "/json": (b"application/json", [head])}  # fmt: skip
+    client = TestClient(first_paint.FirstPaint(answer))
+    assert client.get("/page").text == f"<html><head>{first_paint.STYLE}</head></html>"
+    for path in ("/cut", "/events", "/json"):
+        assert client.get(path).content == b"".join(kinds[path][1])
 
 
 def test_our_own_javascript_stays_small() -> None:
