@@ -164,8 +164,11 @@ def test_prompt_to_picture(open_page: Open, size: tuple[int, int]) -> None:
     place = page.locator("#generate-picture").bounding_box()
     write(page, PROMPT)
     generate(page)
-    page.get_by_role("progressbar").wait_for()
-    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    # Frame by frame: a locator looks again after up to half a second, when the picture may be there already.
+    page.wait_for_function(
+        "document.querySelector('#generate-status [role=progressbar]')"
+        " && document.querySelector('#generate-cancel').checkVisibility()"
+    )
     shoot(page, "2-working")
     finished(page)
     expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
