@@ -104,12 +104,17 @@ def shoot(page: Page, name: str) -> None:
     page.screenshot(path=ARTIFACTS / f"{NAMES[size['width'], size['height']]}-{name}.png", full_page=True)
 
 
-def reload(page: Page) -> None:
-    """Reload a page once it is quiet: one event leads to another, and what leaving breaks off is called an error."""
+def wait_for_quiet(page: Page) -> None:
+    """Wait until no event has been under way for a while: one leads to another, and each may redraw what it changes."""
     quiet = 0
     while quiet < 20:
         page.wait_for_timeout(20)
         quiet = 0 if streams[page] else quiet + 1
+
+
+def reload(page: Page) -> None:
+    """Reload a page once it is quiet: what leaving breaks off is called an error."""
+    wait_for_quiet(page)
     page.reload()
 
 

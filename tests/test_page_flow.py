@@ -28,6 +28,7 @@ from test_page import (  # noqa: F401 (fixtures)
     set_steps,
     shoot,
     start_long_work,
+    wait_for_quiet,
     write,
 )
 
@@ -79,7 +80,7 @@ def test_several_pictures_with_consecutive_seeds_and_a_strip(open_page: Open, si
     write(page, PROMPT)
     set_seed(page, "41")
     page.locator("#generate-controls .count").get_by_role("radio", name="3").check()
-    set_steps(page, 2)
+    set_steps(page, 20)  # of pictures that come faster than a busy browser paints, the strip misses some
     generate(page)
     finished(page)
     expect(page.locator("#generate-status b")).to_have_text("43")
@@ -87,6 +88,7 @@ def test_several_pictures_with_consecutive_seeds_and_a_strip(open_page: Open, si
     expect(thumbs).to_have_count(3)
     assert page.locator("#generate-strip").bounding_box()["height"] < 250  # one row of small pictures
     shoot(page, "31-strip")
+    wait_for_quiet(page)
     page.locator("#generate-output .label-wrap").click()
     thumbs.last.click()
     expect(page.locator("#generate-parameters")).to_contain_text('"seed": 41')
