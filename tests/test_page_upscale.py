@@ -141,7 +141,7 @@ def test_a_dropped_result_restores_the_form(open_page: Open, engine: Engine, pho
     settled(page)
     page.evaluate(DROP, ["made.png", list(made)])
     expect(page.get_by_role("tab", name="Upscale")).to_have_attribute("aria-selected", "true")
-    expect(page.locator("#restored")).to_contain_text("Not restored: image: photo.png")
+    expect(page.locator("#restored")).to_contain_text("Not restored: Image: photo.png")
     expect(page.locator("#upscaler").get_by_role("radio", name="Fast")).to_be_checked()
     expect(page.locator("#denoise input[type=number]")).to_have_value("0.4")
     expect(page.locator("#upscale-prompt textarea")).to_have_value("fine fur")
