@@ -269,12 +269,13 @@ def test_it_refines_the_same_under_vram_management(pipeline) -> None:
         for one in (pipeline, managed)
     )
     assert managed.pipe.vram_management_enabled
-    assert found.image.tobytes() == plain.image.tobytes()
+    # Weights that lie elsewhere in memory may be multiplied in another order: a level of 255 at most.
+    np.testing.assert_allclose(np.asarray(found.image, float), np.asarray(plain.image, float), atol=1)
     # DiffSynth's own call takes the same way into the VAE.
     values = {"input_image": image, "denoising_strength": 0.5, "num_inference_steps": 2, "seed": 5, "sigma_shift": 3.0}
     values |= {"prompt": "a fox", "height": 192, "width": 192, "progress_bar_cmd": iter}
-    theirs = [np.asarray(one.pipe(**values)) for one in (pipeline, managed)]
-    np.testing.assert_array_equal(*theirs)
+    theirs = [np.asarray(one.pipe(**values), float) for one in (pipeline, managed)]
+    np.testing.assert_allclose(*theirs, atol=1)
 
 
 def test_the_memory_plan_makes_tiles_smaller() -> None:
