@@ -68,7 +68,7 @@ def test_the_plan_decides_where_tiles_begin(pipeline, monkeypatch: pytest.Monkey
     latents, picture = torch.zeros(1, 16, 16, 16), torch.zeros(1, 3, 128, 128)
     with torch.no_grad():
         for above, count in ((None, 0), (128 * 128, 0), (128 * 128 - 1, 2)):
-            monkeypatch.setattr(pipe, "tiled_vae_above", above)
+            monkeypatch.setattr(pipe, "tiled_vae_above", above)  # a setting of the real pipeline, put back afterwards
             pipe.in_tiles(pipe.vae_decoder, latents)
             pipe.in_tiles(pipe.vae_encoder, picture)
             assert len(used) == count
