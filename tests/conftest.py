@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from browsing import browser, open_page, open_tab  # noqa: F401 (fixtures)
 
 import device
 from engine import Engine, Settings

@@ -1,165 +1,39 @@
-"""The page as a visitor meets it: a real Chromium, a real server, the real miniature.
-
-Screenshots go to artifacts/, to be looked at; none is compared by pixel.
-"""
+"""The page as a visitor meets it: a real Chromium, a real server, the real miniature."""
 
 import io
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary
 
 import loras
 import pytest
 import torch
+from browsing import (
+    ARTIFACTS,
+    DESKTOP,
+    NAMES,
+    NARROW,
+    PHONE,
+    PROMPT,
+    TABLET,
+    Open,
+    choose,
+    finished,
+    generate,
+    picture_bytes,
+    set_seed,
+    set_steps,
+    shoot,
+    start_long_work,
+    write,
+)
 from PIL import Image
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
-from serving import ROOT, server
+from playwright.sync_api import Browser, expect
+from serving import server
 
 import metadata
 import theme
 from request import TextToImage
 
 pytestmark = pytest.mark.browser
-
-ARTIFACTS = ROOT / "artifacts"
-PROMPT = "a fox on a black background"
-PATIENCE = 120_000  # ms; a machine may be busy
-DESKTOP, TABLET, PHONE, NARROW = (1280, 800), (768, 1024), (390, 844), (320, 640)
-NAMES = {DESKTOP: "desktop", TABLET: "tablet", PHONE: "phone", NARROW: "narrow"}
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
-
-Open = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    assert path, f"none of {', '.join(names)} is installed"
-    ARTIFACTS.mkdir(exist_ok=True)
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield started
-        started.close()
-
-
-streams: WeakKeyDictionary[Page, set[Request]] = WeakKeyDictionary()  # the open answers of each page's events
-
-
-@pytest.fixture
-def open_page(browser: Browser) -> Iterator[Open]:
-    """Open the page as a new visitor; afterwards, nothing may have gone to another host or failed in the console."""
-    contexts, asked, complaints = [], set(), []
-
-    def visit(size: tuple[int, int] = DESKTOP, query: str = "", **settings: object) -> Page:
-        contexts.append(browser.new_context(viewport={"width": size[0], "height": size[1]}, **settings))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(PATIENCE)
-        page.on("request", lambda request: asked.add(request.url))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
-        streams[page] = under_way = set()
-        page.on("request", lambda request: under_way.add(request) if "/queue/data" in request.url else None)
-        page.on("requestfinished", lambda request: under_way.discard(request))
-        page.on("requestfailed", lambda request: under_way.discard(request))
-        page.goto(server().url + query)
-        page.locator("#generate").wait_for()
-        page.locator("#generate-status p").wait_for()
-        return page
-
-    expect.set_options(timeout=PATIENCE)
-    yield visit
-    heard = list(complaints)  # what closing breaks off, Gradio calls an error too
-    for context in contexts:
-        context.close()
-    hosts = {urlsplit(url).netloc for url in asked if urlsplit(url).scheme not in ("data", "blob")}
-    assert hosts == {urlsplit(server().url).netloc}
-    assert not heard
-
-
-@pytest.fixture
-def open_tab(open_page: Open) -> Open:
-    """Open the page as a new visitor, at one of its other tabs."""
-
-    def visit(name: str, size: tuple[int, int] = DESKTOP, **settings: object) -> Page:
-        page = open_page(size, **settings)
-        page.get_by_role("tab", name=name).click()
-        page.locator(f"#{name.lower()}-status p").wait_for()
-        return page
-
-    return visit
-
-
-def shoot(page: Page, name: str) -> None:
-    size = page.viewport_size
-    page.screenshot(path=ARTIFACTS / f"{NAMES[size['width'], size['height']]}-{name}.png", full_page=True)
-
-
-def wait_for_quiet(page: Page) -> None:
-    """Wait until no event has been under way for a while: one leads to another, and each may redraw what it changes."""
-    quiet = 0
-    while quiet < 20:
-        page.wait_for_timeout(20)
-        quiet = 0 if streams[page] else quiet + 1
-
-
-def reload(page: Page) -> None:
-    """Reload a page once it is quiet: what leaving breaks off is called an error."""
-    wait_for_quiet(page)
-    page.reload()
-
-
-def write(page: Page, prompt: str) -> None:
-    page.get_by_label("Prompt", exact=False).first.fill(prompt)
-
-
-def set_seed(page: Page, seed: str) -> None:
-    page.get_by_role("button", name="Advanced").click()
-    field = page.get_by_label("Seed")
-    field.fill(seed)
-    field.press("Tab")
-
-
-def generate(page: Page) -> None:
-    page.get_by_role("button", name="Generate").click()
-
-
-def choose(page: Page, model: str) -> None:
-    page.get_by_role("radio", name=model).check()
-
-
-def set_steps(page: Page, steps: int) -> None:
-    field = page.get_by_label("number input for Steps")
-    field.fill(str(steps))
-    field.press("Tab")
-
-
-def start_long_work(page: Page) -> None:
-    """Ask for as much as the page allows, and wait until it is being drawn."""
-    choose(page, "Base")
-    expect(page.get_by_label("number input for Steps")).to_have_value("25")
-    set_steps(page, 100)
-    write(page, PROMPT)
-    generate(page)
-    page.locator("#generate-status .bar[aria-valuenow]").wait_for()
-
-
-def picture_bytes(page: Page) -> bytes:
-    source = page.locator("#generate-picture img").get_attribute("src")
-    return page.request.get(source).body()
-
-
-def finished(page: Page) -> None:
-    page.locator("#generate-status b").wait_for()
 
 
 @pytest.mark.parametrize("size", [DESKTOP, TABLET, PHONE], ids=NAMES.get)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browsing import NARROW, PHONE, Open, shoot
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image, ImageDraw
 from playwright.sync_api import Page, expect
 from serving import Server, server
-from test_page import NARROW, PHONE, Open, browser, open_page, open_tab, shoot  # noqa: F401 (fixtures)
 
 import metadata
 import preprocess
@@ -29,7 +29,7 @@ def served() -> Server:
 
 
 @pytest.fixture
-def visit(open_tab: Open) -> Open:  # noqa: F811
+def visit(open_tab: Open) -> Open:
     return functools.partial(open_tab, "ControlNet")
 
 

@@ -4,23 +4,12 @@ import functools
 from pathlib import Path
 
 import pytest
+from browsing import DESKTOP, DROP, NARROW, PHONE, Open, reload, settled, shoot
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 from playwright.sync_api import Page, expect
 from serving import server
-from test_page import (  # noqa: F401 (fixtures)
-    DESKTOP,
-    NARROW,
-    PHONE,
-    Open,
-    browser,
-    open_page,
-    open_tab,
-    reload,
-    shoot,
-)
-from test_page_flow import DROP, settled
 
 from bench.upscale import photograph
 from engine import Engine
@@ -30,7 +19,7 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture
-def visit(open_tab: Open) -> Open:  # noqa: F811
+def visit(open_tab: Open) -> Open:
     return functools.partial(open_tab, "Upscale")
 
 
@@ -134,7 +123,7 @@ def test_the_form_survives_a_reload(visit) -> None:
     expect(page.locator("#upscale-controls").get_by_label("number input for Steps")).to_have_value("1")
 
 
-def test_a_dropped_result_restores_the_form(open_page: Open, engine: Engine, photo: Path) -> None:  # noqa: F811
+def test_a_dropped_result_restores_the_form(open_page: Open, engine: Engine, photo: Path) -> None:
     values = {"upscaler": "fast", "denoise": 0.4, "steps": 2, "seed": 77, "prompt": "fine fur"}
     made = engine.draw(Upscale.parse(image=str(photo), **values)).png
     page = open_page()

@@ -1,0 +1,136 @@
+"""What fills the form, and keeps it: a reload, a link, a dropped picture, a result."""
+
+import json
+from pathlib import Path
+
+import pytest
+from browsing import (
+    DROP,
+    PROMPT,
+    SIZES,
+    Open,
+    advanced,
+    choose,
+    finished,
+    generate,
+    prompt_of,
+    reload,
+    seed_in,
+    set_seed,
+    set_steps,
+    settled,
+    shoot,
+    write,
+)
+from PIL import Image, PngImagePlugin
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.browser
+
+
+def test_the_form_survives_a_reload_in_this_browser_only(open_page: Open) -> None:
+    page = open_page()
+    settled(page)
+    choose(page, "Base")
+    write(page, PROMPT)
+    page.get_by_label("Negative prompt").fill("blue")
+    set_steps(page, 17)
+    page.wait_for_timeout(500)  # the browser keeps the last change when it has happened
+    reload(page)
+    expect(prompt_of(page)).to_have_value(PROMPT)
+    expect(page.get_by_label("Negative prompt")).to_have_value("blue")
+    expect(page.get_by_label("number input for Steps")).to_have_value("17")
+    other = open_page()
+    settled(other)
+    assert prompt_of(other).input_value() == ""
+
+
+def test_a_link_carries_a_form(open_page: Open) -> None:
+    page = open_page(query="?prompt=a+red+apple&seed=42&steps=3&width=1000&unknown=1")
+    expect(prompt_of(page)).to_have_value("a red apple")
+    expect(page.get_by_label("number input for Steps")).to_have_value("3")
+    expect(page.locator("#restored")).to_contain_text("Not restored: Width: 1000")
+    advanced(page)
+    assert seed_in(page) == "42"
+
+
+def a1111_file(path: Path) -> Path:
+    chunks = PngImagePlugin.PngInfo()
+    text = (
+        "a fox\nNegative prompt: rain\nSteps: 21, Sampler: DPM++ 2M, CFG scale: 7, Seed: 99, Size: 512x768, Model: sdxl"
+    )
+    chunks.add_text("parameters", text)
+    Image.new("RGB", (8, 8)).save(path, pnginfo=chunks)
+    return path
+
+
+@SIZES
+def test_a_dropped_picture_restores_the_form(open_page: Open, size, tmp_path: Path) -> None:
+    page = open_page(size)
+    settled(page)
+    page.evaluate(DROP, ["other.png", list(a1111_file(tmp_path / "other.png").read_bytes())])
+    expect(prompt_of(page)).to_have_value("a fox")
+    expect(page.get_by_role("radio", name="Base")).to_be_checked()
+    expect(page.get_by_label("Negative prompt")).to_have_value("rain")
+    expect(page.get_by_label("number input for Steps")).to_have_value("21")
+    for said in ("Sampler: DPM++ 2M", "Model: sdxl", "Width: 512", "Height: 768"):
+        expect(page.locator("#restored")).to_contain_text(said)
+    shoot(page, "32-restored")
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    page.evaluate(DROP, ["plain.png", list((tmp_path / "plain.png").read_bytes())])
+    expect(page.locator("#restored .failed")).to_contain_text("a PNG with its parameters inside")
+    expect(prompt_of(page)).to_have_value("a fox")
+
+
+def test_settings_of_a_result_come_back(open_page: Open) -> None:
+    page = open_page()
+    write(page, PROMPT)
+    set_steps(page, 2)
+    set_seed(page, "5")
+    generate(page)
+    finished(page)
+    write(page, "something else")
+    set_steps(page, 9)
+    page.locator("#generate-output").get_by_role("button", name="Restore settings").click()
+    expect(prompt_of(page)).to_have_value(PROMPT)
+    expect(page.get_by_label("number input for Steps")).to_have_value("2")
+    assert seed_in(page) == "5"
+
+
+def test_the_prompt_is_counted(open_page: Open) -> None:
+    page = open_page()
+    settled(page)
+    write(page, PROMPT)
+    counter = page.locator("#generate-controls .block.tokens")
+    expect(counter).to_contain_text("of 512 tokens")
+    below = page.locator("#prompt").bounding_box()
+    assert counter.locator("p").bounding_box()["y"] >= below["y"] + below["height"] - 2  # and not hidden behind it
+    write(page, "apple " * 600)
+    expect(counter.locator(".failed")).to_contain_text("The end of the prompt will be cut.")
+
+
+def test_nothing_of_the_form_leaves_but_to_this_server(open_page: Open) -> None:
+    page = open_page()  # whose fixture fails if any other host was asked
+    settled(page)
+    write(page, PROMPT)
+    page.wait_for_timeout(500)
+    kept = json.loads(json.dumps(page.evaluate("Object.keys(localStorage)")))
+    assert "studio-generate" in kept
+
+
+# --- access
+
+
+def test_dice_and_reuse_last(open_page: Open) -> None:
+    page = open_page()
+    write(page, PROMPT)
+    set_steps(page, 1)
+    generate(page)
+    finished(page)
+    used = page.locator("#generate-status b").inner_text()
+    advanced(page)
+    page.locator("#generate-controls").get_by_role("button", name="Reuse last").click()
+    expect(page.locator("#generate-controls").get_by_label("Seed")).to_have_value(used)
+    page.locator("#generate-controls").get_by_role("button", name="Roll the dice").click()
+    expect(page.locator("#generate-controls").get_by_label("Seed")).not_to_have_value(used)
+    assert int(seed_in(page)) > 0

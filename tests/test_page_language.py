@@ -1,0 +1,101 @@
+"""The page in other languages than English."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from browsing import (
+    PROMPT,
+    SIZES,
+    Open,
+    choose_chinese,
+    finished,
+    generate,
+    set_seed,
+    set_steps,
+    settled,
+    shoot,
+    start_long_work,
+    write,
+)
+from playwright.sync_api import expect
+from serving import ROOT, server
+
+pytestmark = pytest.mark.browser
+
+
+@SIZES
+def test_the_page_speaks_chinese(open_page: Open, size) -> None:
+    page = open_page(size, locale="zh-CN")
+    expect(page.get_by_role("tab", name="文生图")).to_be_visible()
+    expect(page.locator("#generate")).to_have_text("生成")
+    expect(page.locator("#weights")).to_contain_text("迷你模型")
+    page.locator("#generate").click()
+    expect(page.locator("#generate-status .failed")).to_contain_text(
+        "画面中应该有什么？提示词需要一段不超过 10000 个字符的文字。"
+    )
+    page.locator("#prompt textarea").fill("a zeppelin-shaped gramophone")
+    page.locator("#generate").click()
+    finished(page)
+    expect(page.locator("#generate-status")).to_contain_text("8 步")
+    expect(page.locator("#generate-status .note").first).to_contain_text("迷你模型不认识：")
+    shoot(page, "34-chinese")
+
+
+def test_the_language_can_be_changed_and_what_was_said_changes_too(open_page: Open) -> None:
+    page = open_page()
+    settled(page)
+    write(page, PROMPT)
+    set_steps(page, 2)
+    set_seed(page, "7")
+    generate(page)
+    finished(page)
+    expect(page.locator("#generate-controls .block.tokens")).to_contain_text("of 512 tokens")
+    choose_chinese(page)
+    assert "studio-language=zh" in page.evaluate("document.cookie")
+    expect(page.locator("#generate-status")).to_contain_text("2 步")
+    expect(page.locator("#generate-status b")).to_have_text("7")
+    expect(page.locator("#weights")).to_contain_text("迷你模型")
+    expect(page.locator("#generate-controls .block.tokens")).to_contain_text("512 个词元")
+    expect(page.get_by_role("tab", name="放大")).to_be_visible()
+    page.locator("#generate-controls").get_by_label("种子").fill("1.5")
+    page.locator("#generate").click()
+    expect(page.locator("#generate-mend")).to_have_text("使用随机种子")
+    page.get_by_role("button", name="Language").click()
+    page.locator(".api-docs .banner-wrap input:not([type=checkbox])").first.click()
+    page.get_by_role("option", name="English").click()
+    expect(page.locator("#generate-status .failed")).to_contain_text("Seed takes a whole number")
+    expect(page.locator("#generate-mend")).to_have_text("Use a random seed")
+    shoot(page, "36-language-dialog")
+
+
+def test_escape_closes_the_dialog_first_and_then_cancels(open_page: Open) -> None:
+    page = open_page()
+    start_long_work(page)
+    page.get_by_role("button", name="Language").click()
+    page.locator(".api-docs").wait_for()
+    page.keyboard.press("Escape")
+    expect(page.locator(".api-docs")).to_have_count(0)
+    expect(page.get_by_role("button", name="Language")).to_be_focused()
+    expect(page.locator("#generate-status .working")).to_be_visible()  # it goes on
+    page.keyboard.press("Escape")
+    expect(page.locator("#generate-status")).to_contain_text("Cancelled")
+
+
+def test_another_language_is_one_more_file(browser, tmp_path: Path) -> None:
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    for name in ("assets", "weights", "theme.css"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "locales", tmp_path / "locales")
+    texts = {"Generate": "Zeichnen", "What should the picture show? The prompt takes {allowed}.": "Was denn? {allowed}"}
+    german = {"name": "Deutsch", "tags": ["de", "de-DE"], "texts": texts}
+    (tmp_path / "locales" / "de.json").write_text(json.dumps(german), encoding="utf-8")
+    context = browser.new_context(locale="de-DE")
+    page = context.new_page()
+    page.goto(server(root=tmp_path).url)
+    expect(page.locator("#generate")).to_have_text("Zeichnen")
+    page.locator("#generate").click()
+    expect(page.locator("#generate-status .failed")).to_contain_text("Was denn? some text of up to 10000 characters")
+    context.close()
