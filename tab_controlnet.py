@@ -8,7 +8,6 @@ from typing import Any
 import gradio as gr
 
 import ui_fields
-import ui_gallery
 import ui_parts
 import ui_words
 from engine import Engine
@@ -16,6 +15,7 @@ from errors import StudioError
 from language import fixed, say_to
 from request import CONTROLNET_STEPS, LORA_STRENGTH, PREPROCESSORS, ControlNet, Preprocess, Preprocessor, WeightsChoice
 from ui_form import COUNT, Form
+from ui_gallery import Past
 from ui_lora import LoraSlot
 from ui_parts import QUIET, REWORD_JS, Output, Situation, Stopping, Update, bounds, help_line
 
@@ -98,7 +98,6 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
             )
         with gr.Column(elem_id="controlnet-output", min_width=280):
             output = Output.lay_out(ControlNet, ui_parts.idle("Choose an image, describe a picture", "Generate"))
-            ui_gallery.lay_out(ControlNet, output)
 
     stopping = Stopping(output)
 
@@ -143,18 +142,19 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
         use_lora: bool,
         lora: dict | None,
         lora_strength: float,
+        past: list[Past],
         visitor: gr.Request,
     ) -> Iterator[Update]:
         """Carry out the form, showing each event."""
         values = {**_fields(image, preprocessor, low, high), "prompt": prompt, "scale": scale, "steps": steps}
         values |= {"seed": seed, **slot.fields(use_lora, lora, lora_strength)}
         with closing(ui_parts.run(engine, ControlNet, visitor, values, count)) as events:
-            yield from output.follow(events, stopping.begin(visitor), say_to(visitor), count)
+            yield from output.follow(events, stopping.begin(visitor), past, say_to(visitor), count)
 
     seen = [image_field, preprocessor_field, low_field, high_field]
     run = generate.click(
         draw,
-        [*seen, prompt_field, scale_field, steps_field, seed.field, count_field, *slot.inputs],
+        [*seen, prompt_field, scale_field, steps_field, seed.field, count_field, *slot.inputs, output.strip.past],
         output.shown,
         **raw,
     )

@@ -7,13 +7,13 @@ from typing import Any
 import gradio as gr
 
 import ui_fields
-import ui_gallery
 import ui_parts
 from engine import Engine
 from language import fixed, say_to
 from request import LORA_STRENGTH, MODELS, Model, Sizes, TextToImage, WeightsChoice
 from shapes import shape_of, shapes
 from ui_form import COUNT, Form
+from ui_gallery import Past
 from ui_lora import LoraSlot
 from ui_parts import QUIET, Output, Situation, Stopping, Update, bounds, help_line
 
@@ -92,7 +92,6 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output,
             generate = gr.Button(fixed("Generate"), variant="primary", elem_id="generate", elem_classes=["go"])
         with gr.Column(elem_id="generate-output", min_width=280):
             output = Output.lay_out(TextToImage, ui_parts.idle("Describe a picture", "Generate"))
-            ui_gallery.lay_out(TextToImage, output)
 
     stopping = Stopping(output)
 
@@ -144,6 +143,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output,
         use_lora: bool,
         lora: str | None,
         lora_strength: float,
+        past: list[Past],
         visitor: gr.Request,
     ) -> Iterator[Update]:
         """Carry out the form, showing each event."""
@@ -152,7 +152,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output,
         if MODELS[model].guided:  # the other model's form still holds what was typed before it was chosen
             fields.update(negative_prompt=negative_prompt, cfg=cfg)
         with closing(ui_parts.run(engine, TextToImage, visitor, fields, count)) as events:
-            yield from output.follow(events, stopping.begin(visitor), say_to(visitor), count)
+            yield from output.follow(events, stopping.begin(visitor), past, say_to(visitor), count)
 
     fields = {
         "prompt": prompt_field,
@@ -171,7 +171,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output,
     refresh = by_weights, situation, of_weights
     form = Form.of(TextToImage, fields, slot, output, also=[guidance], refresh=refresh, follow=follow)
 
-    run = generate.click(draw, [*fields.values(), *slot.inputs], output.shown, **QUIET)
+    run = generate.click(draw, [*fields.values(), *slot.inputs, output.strip.past], output.shown, **QUIET)
     run.failure(ui_parts.broken, None, output.status, **QUIET)
     seed.wire(output)
     shape_field.input(by_shape, [shape_field, model_field], [width_field, height_field], **QUIET)

@@ -9,7 +9,6 @@ import gradio as gr
 
 import metadata
 import ui_fields
-import ui_gallery
 import ui_parts
 import upscaling
 from engine import Engine
@@ -17,6 +16,7 @@ from errors import RequestError, StudioError
 from language import Say, fixed, say_to
 from request import UPSCALE_DENOISE, UPSCALE_STEPS, UPSCALERS, Upscale, Upscaler, WeightsChoice
 from ui_form import Form
+from ui_gallery import Past
 from ui_parts import QUIET, REWORD_JS, Output, Situation, Stopping, Update, bounds, help_line, said
 
 
@@ -83,7 +83,6 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
             output = Output.lay_out(Upscale, ui_parts.idle("Choose a picture", "Upscale"))
             # It is shown beside what it was made from, not alone. Where it is not, its changes would not be seen.
             output.picture.visible = "hidden"
-            ui_gallery.lay_out(Upscale, output)
 
     stopping = Stopping(output)
     sources = gr.State({})  # by digest: the uploaded files that this visit's pictures were made from
@@ -111,6 +110,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
         steps: int,
         seed: float | None,
         known: dict[str, str],
+        past: list[Past],
         visitor: gr.Request,
     ) -> Iterator[Update]:
         """Carry out the form, showing each event."""
@@ -119,7 +119,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
         if image is not None:
             values["image"] = ui_parts.uploaded(image)
         with closing(ui_parts.run(engine, Upscale, visitor, values)) as events:
-            for update in output.follow(events, stopping.begin(visitor), say_to(visitor)):
+            for update in output.follow(events, stopping.begin(visitor), past, say_to(visitor)):
                 if png := update.get(output.png_file):
                     digest = metadata.read_png(Path(png)).inputs["image"]
                     update |= {sources: {**known, digest: values["image"]}}
@@ -144,7 +144,9 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
         "steps": steps_field,
         "seed": seed.field,
     }
-    run = start.click(draw, [image_field, *fields.values(), sources], [*output.shown, sources], **raw)
+    run = start.click(
+        draw, [image_field, *fields.values(), sources, output.strip.past], [*output.shown, sources], **raw
+    )
     output.picture.change(compare, [output.picture, sources], compared, **raw)
     seed.wire(output)
     run.failure(ui_parts.broken, None, output.status, **QUIET)

@@ -1,66 +1,57 @@
 """The strip of this visit's last pictures: it is gone when the page is loaded anew. Knows nothing of runs."""
 
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 
-import metadata
-from errors import RequestError
-from language import fixed, say_to
+from language import Say, fixed
 from request import Request
-from ui_parts import QUIET, Output, Update, Words, said
 
 KEPT = 12  # pictures
 
 
-def lay_out(mode: type[Request], output: Output) -> gr.Gallery:
-    """Lay out the strip under an output, and wire it: each new picture joins it, and a press shows one again."""
-    past = gr.State([])
-    strip = gr.Gallery(
-        format="png",
-        label=fixed("Pictures of this visit"),
-        columns=6,
-        height="auto",
-        object_fit="cover",
-        allow_preview=False,
-        interactive=False,
-        buttons=[],
-        visible=False,
-        elem_id=f"{mode.mode}-strip",
-        elem_classes=["strip"],
-    )
+@dataclass(frozen=True)
+class Past:
+    """A picture of this visit: the paths of its two files in Gradio's cache, and what was said of it."""
 
-    def add(picture: dict | None, sidecar: dict | str | None, words: Words | None, kept: list) -> Update:
-        """Put a picture that is new to the strip at its front."""
-        if picture is None or any(picture["path"] == one["picture"] for one in kept):
-            return {past: kept}
-        # Of several pictures only the last one's facts were said; the others have their names.
-        words = words or (lambda say: said(Path(picture["path"]).stem))
-        kept = [{"picture": picture["path"], "sidecar": _path(sidecar), "words": words}, *kept][:KEPT]
-        return {past: kept, strip: gr.Gallery([one["picture"] for one in kept], visible=len(kept) > 1)}
-
-    def show(event: gr.SelectData, kept: list, visitor: gr.Request) -> Update:
-        """Show an earlier picture, as it was shown when it was new."""
-        one = kept[event.index]
-        path = Path(one["picture"])
-        try:
-            prompt = metadata.read_png(path).values["prompt"]
-        except RequestError:  # swept away after a day
-            return {output.status: gr.skip()}
-        return output.finished(one["picture"], one["sidecar"], prompt) | output.tell(one["words"], say_to(visitor))
-
-    output.picture.change(
-        add,
-        [output.picture, output.json_file, output.words, past],
-        [past, strip],
-        trigger_mode="multiple",
-        preprocess=False,
-        concurrency_limit=1,  # two at once would each leave the other's picture out
-        **QUIET,
-    )
-    strip.select(show, past, output.shown, **QUIET)
-    return strip
+    picture: str
+    sidecar: str
+    words: Callable[[Say], str]
 
 
-def _path(file: dict | str | None) -> str:
-    return file["path"] if isinstance(file, dict) else str(file)
+@dataclass(frozen=True)
+class Strip:
+    """Small pictures in a row, the newest first."""
+
+    gallery: gr.Gallery
+    past: gr.State  # list[Past], as they lie in the strip
+
+    @classmethod
+    def lay_out(cls, mode: type[Request]) -> "Strip":
+        """Make the components."""
+        gallery = gr.Gallery(
+            format="png",
+            label=fixed("Pictures of this visit"),
+            columns=6,
+            height="auto",
+            object_fit="cover",
+            allow_preview=False,
+            interactive=False,
+            buttons=[],
+            visible=False,
+            elem_id=f"{mode.mode}-strip",
+            elem_classes=["strip"],
+        )
+        return cls(gallery, gr.State([]))
+
+    def show(self, past: list[Past]) -> dict[Block, Any]:
+        """Return what shows the pictures; one alone is on the page anyway."""
+        return {self.past: past, self.gallery: gr.Gallery([one.picture for one in past], visible=len(past) > 1)}
+
+
+def joined(past: list[Past], new: Past) -> list[Past]:
+    """Put a picture at the front of those that are kept; the same one drawn again moves there."""
+    return [new, *(one for one in past if one.picture != new.picture)][:KEPT]

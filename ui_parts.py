@@ -40,6 +40,7 @@ from request import (
     random_seed,
 )
 from shapes import smaller
+from ui_gallery import Past, Strip, joined
 from ui_words import (
     KEPT,
     again,
@@ -114,6 +115,7 @@ class Output:
     json_file: gr.DownloadButton
     details: gr.Accordion
     parameters: gr.HTML
+    strip: Strip
     mendable: set[str] = field(default_factory=set)  # fields that the button `mend` can change; see `ui_form`
 
     @classmethod
@@ -143,8 +145,10 @@ class Output:
             gr.Button(fixed("Copy picture"), size="sm", elem_classes=["copy"])  # assets/page.js does it
         with gr.Accordion(fixed("Parameters"), open=False, visible=False) as details:
             parameters = gr.HTML(**named("parameters"))
-        about = downloads, png_file, json_file, details, parameters
-        return cls(picture, status, cancel, preview, mend, mending, words, *about)
+        about = downloads, png_file, json_file, details, parameters, Strip.lay_out(mode)
+        output = cls(picture, status, cancel, preview, mend, mending, words, *about)
+        output.strip.gallery.select(output._look_back, output.strip.past, output.shown, **QUIET)
+        return output
 
     @property
     def shown(self) -> list[Block]:
@@ -162,12 +166,21 @@ class Output:
             self.json_file,
             self.details,
             self.parameters,
+            self.strip.gallery,
+            self.strip.past,
         ]
 
     def follow(
-        self, events: Generator[Event, None, None], stopped: Callable[[], bool], say: Say = english, count: int = 1
+        self,
+        events: Generator[Event, None, None],
+        stopped: Callable[[], bool],
+        past: list[Past],
+        say: Say = english,
+        count: int = 1,
     ) -> Iterator[Update]:
         """Show each event of `count` pictures, until the last one or until `stopped`, worded by `say`.
+
+        `past` is what lies in the strip; each new picture joins it.
 
         Only this writes what is shown: Gradio's own way to cancel lets two listeners write at once, and the loser of
         that race would leave a page that seems to work on something, or calls the cancelled run a failure.
@@ -188,10 +201,12 @@ class Output:
             match event:
                 case Result():
                     done, banner = done + 1, ""
-                    with files(event) as (png, sidecar):
-                        update = self.finished(png, sidecar, event.request.prompt)
-                        facts = replace(event, png=b"", sidecar={})  # these are kept as long as the words are
-                        yield update | (self.tell(partial(done_with, facts), say) if done == count else {})
+                    facts = replace(event, png=b"", sidecar={})  # these are kept as long as the words are
+                    with files(event) as paths:
+                        new = Past(*map(self._cached, paths), partial(done_with, facts))
+                    past = joined(past, new)
+                    update = self.finished(new, event.request.prompt) | self.strip.show(past)
+                    yield update | (self.tell(new.words, say) if done == count else {})
                 case Failure():
                     yield self.tell(partial(failed, event), say) | self._offer(event, say) | {self.preview: ""}
                 case Retry(note):
@@ -207,16 +222,31 @@ class Output:
                     yield update
                     shown = now
 
-    def finished(self, png: str, sidecar: str, prompt: str) -> Update:
-        """Return what shows a finished picture, given by the paths of its two files."""
+    def _cached(self, file: str) -> str:
+        """Return the path of a file's copy in Gradio's cache, which every component shares and a page may read."""
+        copy = self.picture.move_resource_to_block_cache(file)
+        assert copy is not None  # it is only for no path
+        return copy
+
+    def _look_back(self, event: gr.SelectData, past: list[Past], visitor: gr.Request) -> Update:
+        """Show an earlier picture, as it was shown when it was new."""
+        one = past[event.index]
+        try:
+            prompt = metadata.read_png(Path(one.picture)).values["prompt"]
+        except RequestError:  # swept away after a day
+            return {self.status: gr.skip()}
+        return self.finished(one, prompt) | self.tell(one.words, say_to(visitor))
+
+    def finished(self, one: Past, prompt: str) -> Update:
+        """Return what shows a finished picture."""
         return {
-            self.picture: gr.Image(png, alt_text=prompt),
+            self.picture: gr.Image(one.picture, alt_text=prompt),
             self.preview: "",
             self.downloads: gr.Row(visible=True),
-            self.png_file: png,
-            self.json_file: sidecar,
+            self.png_file: one.picture,
+            self.json_file: one.sidecar,
             self.details: gr.Accordion(visible=True),
-            self.parameters: parameters_of(Path(sidecar).read_text(encoding="utf-8")),
+            self.parameters: parameters_of(Path(one.sidecar).read_text(encoding="utf-8")),
         }
 
     def _offer(self, failure: Failure, say: Say) -> Update:

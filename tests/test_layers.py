@@ -83,11 +83,11 @@ ALLOWED = {
         *("lora", "lora_use", "mini_notes", "metadata", "weights", "device", "request", "errors"),
     },
     "ui_words": {"language", "request", "errors"},
-    "ui_parts": {"ui_words", "language", "pace", "shapes", "engine", "request", "metadata", "errors"},
+    "ui_parts": {"ui_gallery", "ui_words", "language", "pace", "shapes", "engine", "request", "metadata", "errors"},
     "ui_lora": {"ui_parts", "language", "engine", "request", "errors"},
     "ui_form": {"ui_lora", "ui_parts", "language", "request", "errors"},
     "ui_fields": {"ui_form", "ui_parts", "language", "tokens", "metadata", "engine", "request"},
-    "ui_gallery": {"ui_parts", "language", "metadata", "request", "errors"},
+    "ui_gallery": {"language", "request"},
     "ui_restore": {"ui_form", "ui_parts", "ui_words", "language", "metadata", "request", "errors"},
     "tab_generate": {
         "ui_fields",

@@ -162,7 +162,7 @@ def banner() -> None:
 
     with gr.Blocks():
         output = ui_parts.Output.lay_out(TextToImage, "")
-    print(json.dumps([str(update.get(output.status, "")) for update in output.follow(events(), lambda: False)]))
+    print(json.dumps([str(update.get(output.status, "")) for update in output.follow(events(), lambda: False, [])]))
 
 
 if __name__ == "__main__":
