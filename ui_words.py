@@ -153,7 +153,8 @@ def done_with(result: Result, say: Say) -> str:
     if loading >= 1:
         time = say("{total} s, {loading} of them loading", total=f"{total:.1f}", loading=f"{loading:.1f}")
     width, height = result.size
-    drawn = f"{used.model.title()}, {say('{steps} steps', steps=used.steps_run)}, " if used.steps_run else ""
+    steps = say("1 step") if used.steps_run == 1 else say("{steps} steps", steps=used.steps_run)
+    drawn = f"{used.model.title()}, {steps}, " if used.steps_run else ""
     facts = f"{drawn}{width} × {height}, {time}"
     notes = "".join(f'<p class="note">{escape(noted(note, say))}</p>' for note in result.notes)
     return f"<p><span>{say('Seed')} <b>{used.seed}</b></span><span>{facts}</span></p>{notes}"

@@ -210,7 +210,7 @@ def notes(
     if request.denoise:
         cut = len(_refinement_cut(size, kind, plan))
         tile_text = f" in {cut} tiles" if cut > 1 else ""
-        text = f"Refined{tile_text}, in all of {request.steps} steps from {request.denoise:.0%} of the schedule."
+        text = f"Refined{tile_text} from {request.denoise:.0%} of the schedule; steps: {request.steps}."
         said.append(Note("refined", text, {"steps": request.steps, "denoise": request.denoise, "tiles": cut}))
         if kind == "mini":
             text = "The miniature knows flat icons, not photographs: refining one makes it flatter."

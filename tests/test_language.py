@@ -149,7 +149,7 @@ def sentences_of_the_program() -> set[str]:
         *(str(sizes) for sizes in SIZES.values()),
         *(f"LoRA for {facts.title}" for facts in MODELS.values()),
         f"Width and height: {SIZES['mini']}.",
-        f"Refined, in all of {HOLE} steps from {HOLE} of the schedule.",
+        f"Refined from {HOLE} of the schedule; steps: {HOLE}.",
         f"the {weights.MINIATURE} has no {HOLE}",
         f"a .safetensors file of up to {HOLE} GiB",
         ui_words.idle("Describe a picture", "Generate"),
