@@ -1,5 +1,6 @@
 """The page as programs meet it: a real server, the real gradio_client, the real miniature."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+import gradio as gr
 import httpx
 import loras
 import pytest
@@ -28,6 +30,7 @@ import ui_parts
 import ui_restore
 from engine import Engine
 from errors import BrokenPicture, OutOfMemory, RequestError, StudioError
+from language import english
 from request import MODELS, SIZES, ControlNet, Failure, Preprocess, TextToImage
 
 PROMPT = "a fox on a black background"
@@ -354,6 +357,26 @@ def test_requests_at_once_all_get_their_own_picture(client: Client) -> None:
     for thread in threads:
         thread.join()
     assert sorted(seeds) == [1, 2, 3]
+
+
+def test_every_picture_of_a_run_joins_the_strip(draw) -> None:
+    """Not by way of the browser, which may pass over a picture that the next one follows at once."""
+
+    async def lay_out() -> ui_parts.Output:  # within a loop: else Gradio makes some that nobody closes
+        with gr.Blocks():
+            return ui_parts.Output.lay_out(TextToImage, "")
+
+    output = asyncio.run(lay_out())
+    strip, past = output.strip, []
+    for seeds in ((1, 2), (3, 1)):
+        events = (draw(prompt=PROMPT, steps=1, seed=seed) for seed in seeds)
+        updates = [*output.follow(events, lambda: False, past, count=2)]
+        lengths = [len(update[strip.past]) for update in updates if strip.past in update]
+        past = next(update for update in reversed(updates) if strip.past in update)[strip.past]
+        assert lengths == ([1, 2] if seeds == (1, 2) else [3, 3])
+    assert [metadata.read_png(Path(one.picture)).values["seed"] for one in past] == [1, 3, 2]  # the newest first
+    assert all(f"<b>{seed}</b>" in one.words(english) for one, seed in zip(past, (1, 3, 2), strict=True))
+    assert all(json.loads(Path(one.sidecar).read_text())["seconds"] for one in past)
 
 
 def test_the_server_said_nothing_alarming(client: Client) -> None:
