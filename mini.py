@@ -124,8 +124,8 @@ def register() -> None:
 def vocabulary() -> dict:
     """Return the vocabulary file.
 
-    `things`, `backgrounds`, `colours`, `sizes` and `places` map usual names to all English names, `chinese` lists the
-    Chinese terms, `other_words` the words that only join the others.
+    `things`, `backgrounds`, `colours`, `sizes`, `ways` and `places` map usual names to all English names, `chinese`
+    lists the Chinese terms, `other_words` the words that only join the others.
     """
     return json.loads((FOLDER / VOCABULARY_FILE).read_text(encoding="utf-8"))
 
@@ -147,7 +147,7 @@ def _thing_phrases() -> frozenset[tuple[str, ...]]:
 def _free_words() -> frozenset[str]:
     """Words that mean something on their own; "engine" of "fire engine" does not."""
     single = {phrase[0] for phrase in _thing_phrases() if len(phrase) == 1}
-    others = (*_names("backgrounds", "colours", "sizes", "places"), *vocabulary()["other_words"])
+    others = (*_names("backgrounds", "colours", "sizes", "ways", "places"), *vocabulary()["other_words"])
     return frozenset(single | {word for text in others for word in _words(text)})
 
 

@@ -1,7 +1,9 @@
 """What a prompt for the miniature leaves open, the seed says: "a fox" becomes "a small fox, on the left".
 
 Backgrounds and colours that are not named the model itself decides from the noise. Sizes and places it does not: it
-is too small for that, and would draw a blend of several. Knows nothing of models, requests or pictures.
+is too small for that, and would draw a blend of several. Which way round could be said likewise ("a small mirrored
+fox"), and training says it; but what is mirrored is not drawn well enough yet for every other seed to ask for it.
+Knows nothing of models, requests or pictures.
 """
 
 from __future__ import annotations
@@ -21,41 +23,42 @@ SIZES_WEIGHED = ("small", "small", "medium", "large")  # only small things can b
 class Completed:
     """A prompt with its open layout said; `size` and `place` are usual names, None where nothing had to be chosen.
 
+    `mirrored` tells that the seed turned the thing round.
     `words` are those that were put into `text`, in its language.
     """
 
     text: str
     size: str | None = None
     place: str | None = None
+    mirrored: bool = False
     words: tuple[str, ...] = ()
 
 
-def complete(prompt: str, seed: int, known: Mapping | None = None) -> Completed:
-    """Say the size and the place of the one thing in a prompt, as far as the prompt leaves them open.
+def complete(prompt: str, seed: int, known: Mapping | None = None, turned: float = 0.0) -> Completed:
+    """Say size and place, for some seeds also the way round, of the one thing in a prompt, as far as they are open.
 
     Args:
         prompt: English or Chinese. One that names no known thing, or several, is left alone.
         seed: chooses; the same one always the same.
         known: a vocabulary; by default that of the miniature.
+        turned: the share of seeds that mirror the thing, 0 to 1.
     """
     for language in _languages(known):
         thing = language.the_one_thing(prompt)
         if thing is not None:
-            return _complete(prompt, seed, language, thing)
+            return _complete(prompt, seed, language, thing, turned)
     return Completed(prompt)
 
 
-def _complete(prompt: str, seed: int, language: _Language, thing: re.Match[str]) -> Completed:
+def _complete(prompt: str, seed: int, language: _Language, thing: re.Match[str], turned: float) -> Completed:
     said_size, said_place = language.said(prompt, language.sizes), language.said(prompt, language.places)
-    size, place = _choose(said_size, said_place, list(language.places), random.Random(seed))
-    text, words = prompt, []
-    if place is not None:
-        words.append(language.places[place][0])
-        text = language.append(text, words[0])
-    if size is not None:
-        words.insert(0, language.sizes[size][0])
-        text = language.insert(text, thing, words[0])
-    return Completed(text, size, place, tuple(words))
+    luck = random.Random(seed)
+    size, place = _choose(said_size, said_place, list(language.places), luck)
+    mirrored = luck.random() < turned and not language.said(prompt, language.ways)
+    before = [language.sizes[size][0]] if size is not None else []
+    way = [language.ways["mirrored"][0]] if mirrored else []
+    where = [language.places[place][0]] if place is not None else []
+    return Completed(language.tell(prompt, thing, before, way, where), size, place, mirrored, (*before, *way, *where))
 
 
 def _choose(
@@ -75,16 +78,27 @@ def _choose(
 class _Language:
     """The words of one language, and where in a sentence they go."""
 
-    def __init__(self, names: Mapping, border: str, article: str, joint: str) -> None:
+    def __init__(
+        self,
+        names: Mapping,
+        article: str,
+        border: str,
+        space: str,
+        comma: str,
+        locative: str = "",
+        way_follows: bool = False,
+    ) -> None:
         self.sizes: Mapping[str, list[str]] = names["sizes"]
+        self.ways: Mapping[str, list[str]] = names["ways"]
         self.places: Mapping[str, list[str]] = names["places"]
-        self._border, self._article, self._joint = border, article, joint
+        self._article, self._border, self._space, self._comma = article, border, space, comma
+        self._locative, self._way_follows = locative, way_follows  # what a place needs; a way is a clause of its own
         colours = _flat(names["colours"])
         self._things = self._any(_flat(names["things"]))
         self._counts = self._any(_flat(names["counts"]))
         # "orange" is a fruit as well
         self._also_colours = frozenset(colours)
-        self._before = re.compile(rf"({article})?((?:{_alternatives(colours)})的?\s*)?$", re.IGNORECASE)
+        self._before = re.compile(rf"({article})?({border}(?:{_alternatives(colours)})的?\s*)?$", re.IGNORECASE)
 
     def _any(self, names: Iterable[str]) -> re.Pattern[str]:
         return re.compile(f"{self._border}(?:{_alternatives(names)}){self._border}", re.IGNORECASE)
@@ -100,20 +114,22 @@ class _Language:
         found = self._any(_flat(table)).search(self._things.sub(" ", prompt))  # an elephant, 大象, is no large 象
         return next((key for key, names in table.items() if found and found[0].casefold() in names), None)
 
-    def append(self, text: str, place: str) -> str:
-        """Put a place at the end of a sentence."""
-        return text.rstrip(" .,。，") + self._joint + place
+    def tell(self, text: str, thing: re.Match[str], sizes: list[str], ways: list[str], places: list[str]) -> str:
+        """Put words of size, way round and place where they belong in a sentence; lists of one word or none."""
+        before, after = (sizes, ways) if self._way_follows else ([*sizes, *ways], [])
+        after = [*after, *(self._locative + place for place in places)]
+        text = "".join([text.rstrip(" .,。，"), *(self._comma + word for word in after)]) if after else text
+        return self._insert(text, thing, self._space.join(before)) if before else text
 
-    def insert(self, text: str, thing: re.Match[str], size: str) -> str:
-        """Put a size before a thing and its colour."""
+    def _insert(self, text: str, thing: re.Match[str], words: str) -> str:
+        """Put words before a thing and its colour."""
         before, after = text[: thing.start()], text[thing.start() :]
         found = self._before.search(before)
         assert found is not None  # it matches an empty string too
         article, colour = found[1] or "", found[2] or ""
-        space = "" if self._article == "" else " "
         if article.strip().casefold() == "an":  # "an owl", but "a small owl"
             article = article[0] + article[2:]
-        return before[: found.start()] + article + size + space + colour + after
+        return before[: found.start()] + article + words + self._space + colour + after
 
 
 def _alternatives(names: Iterable[str]) -> str:
@@ -134,4 +150,7 @@ def _ours() -> tuple[_Language, _Language]:
 
 
 def _make(known: Mapping) -> tuple[_Language, _Language]:
-    return _Language(known["chinese_names"], "", "", "，在"), _Language(known, r"\b", r"\ban?\s+|\bthe\s+", ", ")
+    return (
+        _Language(known["chinese_names"], article="", border="", space="", comma="，", locative="在", way_follows=True),
+        _Language(known, article=r"\ban?\s+|\bthe\s+", border=r"\b", space=" ", comma=", "),
+    )

@@ -18,14 +18,16 @@ PLACES, SIZES = list(mini.vocabulary()["places"]), list(mini.vocabulary()["sizes
         "three apples, blue background",
         "狐狸和狮子",
         "三只苹果",
-        "a large fox in the middle",
-        "左上角的小狐狸",
+        "a large mirrored fox in the middle",
+        "a fox in the middle, big, flipped",
+        "左上角的小狐狸，左右翻转",
+        "镜像的小狐狸在左边",
         "something that nobody knows",
         "",
     ],
 )
 def test_what_says_everything_or_names_not_one_thing_is_left_alone(prompt: str) -> None:
-    assert all(complete(prompt, seed) == Completed(prompt) for seed in range(1, 30))
+    assert all(complete(prompt, seed, turned=0.5) == Completed(prompt) for seed in range(1, 30))
 
 
 def test_an_open_prompt_gets_every_size_and_every_place() -> None:
@@ -40,32 +42,50 @@ def test_an_open_prompt_gets_every_size_and_every_place() -> None:
 @pytest.mark.parametrize(
     ("prompt", "starts"),
     [
-        ("an owl", "a {size} owl, "),
-        ("An Owl.", "A {size} Owl, "),
-        ("the red apple on a blue background", "the {size} red apple on a blue background, "),
-        ("an orange on an orange background", "a {size} orange on an orange background, "),
-        ("photo of fries, 8k", "photo of {size} fries, 8k, "),
-        ("a fire engine", "a {size} fire engine, "),
-        ("一只狐狸", "一只{size}狐狸，在"),
-        ("红色的汽车，蓝色背景", "{size}红色的汽车，蓝色背景，在"),
-        ("大象", "{size}大象，在"),
+        ("an owl", "a {words} owl, "),
+        ("An Owl.", "A {words} Owl, "),
+        ("the red apple on a blue background", "the {words} red apple on a blue background, "),
+        ("an orange on an orange background", "a {words} orange on an orange background, "),
+        ("photo of fries, 8k", "photo of {words} fries, 8k, "),
+        ("a fire engine", "a {words} fire engine, "),
+        ("a mirrored fox", "a mirrored {words} fox, "),
+        ("一只狐狸", "一只{size}狐狸，{way}在"),
+        ("红色的汽车，蓝色背景", "{size}红色的汽车，蓝色背景，{way}在"),
+        ("大象", "{size}大象，{way}在"),
     ],
 )
 def test_words_go_where_the_miniature_reads_them(prompt: str, starts: str) -> None:
     for seed in range(1, 30):
-        made = complete(prompt, seed)
-        assert made.text.startswith(starts.format(size=made.words[0]))
-        assert made.text.endswith(made.words[1])
+        made = complete(prompt, seed, turned=0.5)
+        size, *way, place = made.words
+        assert bool(way) == made.mirrored
+        words, clause = " ".join((size, *way)), "".join(f"{one}，" for one in way)
+        assert made.text == starts.format(words=words, size=size, way=clause) + place
         assert mini.unknown_words(made.text) == []
+
+
+def test_every_other_seed_turns_a_thing_round_where_that_is_asked_for() -> None:
+    assert not any(complete("a large fox in the middle", seed).mirrored for seed in range(1, 60))
+    turned = [complete("a large fox in the middle", seed, turned=0.5) for seed in range(1, 400)]
+    assert 0.4 < sum(one.mirrored for one in turned) / len(turned) < 0.6
+    assert {one.text for one in turned} == {"a large fox in the middle", "a large mirrored fox in the middle"}
+    assert all((one.words == ("mirrored",)) == one.mirrored for one in turned)
+    # which way round is apart from size and place: those stay what they were
+    pinned = [complete("a flipped fox", seed, turned=0.5) for seed in range(1, 40)]
+    assert [(one.size, one.place) for one in pinned] == [
+        (one.size, one.place) for one in (complete("a fox", seed) for seed in range(1, 40))
+    ]
+    assert not any(one.mirrored for one in pinned)
 
 
 def test_what_is_said_stays_and_decides_the_rest() -> None:
     for seed in range(1, 60):
         small, large = complete("a small fox", seed), complete("a large fox", seed)
-        assert small.size is None and small.place in PLACES and small.text.startswith("a small fox, ")
+        assert small.size is None and small.place in PLACES and small.text.startswith("a small ")
         assert (large.size, large.place) == (None, "centre")
         left = complete("a fox on the left side", seed)
-        assert (left.size, left.place, left.text) == ("small", None, "a small fox on the left side")
+        assert (left.size, left.place) == ("small", None)
+        assert left.text == "a small fox on the left side"
         assert complete("a fox in the middle", seed).place is None
         assert complete("小鸡在左边", seed).size == "small"
     assert {complete("a fox in the middle", seed).size for seed in range(1, 60)} == set(SIZES)

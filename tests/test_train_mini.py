@@ -38,6 +38,7 @@ from train_mini.things import (
     PLURALS,
     SIZES,
     THINGS,
+    WAY_NAMES,
 )
 from train_mini.vocabulary import vocabulary
 
@@ -81,6 +82,8 @@ def test_the_world_is_as_large_as_promised(scenes):
     assert set(COLOURABLE) <= set(THINGS) and len(COLOURABLE) >= 40
     assert {scene.thing for scene in scenes} == set(THINGS)
     assert {(s.size, s.place) for s in scenes if s.arrangement == "one"} == set(LAYOUTS)
+    assert {s.mirrored for s in scenes if s.arrangement == "one"} == {False, True}
+    assert not any(s.mirrored for s in scenes if s.arrangement != "one")
 
 
 def test_icons_lie_on_the_patch_grid_and_inside_the_picture():
@@ -172,6 +175,26 @@ def test_captions_put_everything_into_words():
     assert "汽车" in chinese_text and "紫色" in chinese_text and "左上" in chinese_text
 
 
+def test_captions_say_what_is_mirrored_and_nothing_of_what_is_not():
+    rng = random.Random(4)
+    for in_chinese, names in ((False, WAY_NAMES["mirrored"]), (True, chinese.WAY_NAMES["mirrored"])):
+        for mirrored in (False, True):
+            scene = Scene("fox", "blue", "small", "left", mirrored=mirrored)
+            made = [describe(scene, rng, EVERYTHING, in_chinese=in_chinese) for _ in range(80)]
+            assert all(any(name in one.text for name in names) == mirrored == one.said.mirrored for one in made)
+
+
+def test_a_mirrored_thing_has_the_code_of_its_mirrored_picture(tmp_path, monkeypatch):
+    export.take_back(mini.FOLDER, tmp_path)
+    monkeypatch.setattr(text_encoder, "Painter", lambda work: AtlasPainter(ATLAS))
+    codes = text_encoder.Codes(tmp_path)
+    plain, turned = (codes(Said("fox", "blue", arrangement="one", mirrored=way)) for way in (False, True))
+    assert not torch.allclose(plain[0], turned[0], atol=0.5) and not torch.allclose(plain[2], turned[2], atol=0.5)
+    frog = [codes(Said("frog", mirrored=way))[0] for way in (False, True)]
+    assert torch.allclose(*frog, atol=0.1)  # it looks the same both ways round
+    assert torch.equal(codes(Said("fox")), codes(Said("fox", mirrored=False)))
+
+
 def test_shares_of_what_captions_leave_open():
     rng, scene = random.Random(2), Scene("fox", "blue", "small", "left")
     made = [random_caption(scene, rng) for _ in range(4000)]
@@ -243,6 +266,8 @@ def test_meanings_finds_exactly_the_fitting_scenes(scenes):
         Said("automobile", background="white", colour="red", arrangement="one"),
         Said("fox", arrangement="three"),
         Said("lion", "blue", "small", "left", arrangement="one"),
+        Said("lion", arrangement="one", mirrored=False),
+        Said("lion", arrangement="one", mirrored=True),
     ):
         expected = [row for row, scene in enumerate(part) if said.fits(scene) and (not said.thing or not scene.second)]
         assert sorted(set(meanings.rows(said).tolist())) == expected
@@ -287,6 +312,8 @@ def test_what_a_seed_adds_to_a_caption_is_said():
     open_one = captions.Caption("a fox", Said("fox", arrangement="one"))
     made = [completed(open_one, rng, known, 1.0) for _ in range(40)]
     assert all(one.said.size and one.said.place and one.text != "a fox" for one in made)
+    assert all(bool(one.said.mirrored) == ("mirrored" in one.text) for one in made)
+    assert {bool(one.said.mirrored) for one in made} == {False, True}
     pair = captions.Caption("a fox and a lion", Said("fox", second="lion"))
     assert completed(pair, rng, known, 1.0) == pair
 

@@ -20,6 +20,7 @@ from .things import (
     PLURALS,
     SIZE_NAMES,
     THINGS,
+    WAY_NAMES,
 )
 
 # {a}: the subject with its article, {x}: without, {p}: the place or nothing, {b}: the background's name.
@@ -97,6 +98,7 @@ class Said:
     colour: str | None = None
     second: str | None = None
     arrangement: str | None = None
+    mirrored: bool | None = None  # no word for it means the usual way, wherever a thing is named
 
     def fits(self, scene: Scene) -> bool:
         """Say whether a scene shows nothing else than what is said."""
@@ -133,8 +135,8 @@ def tidy(text: str) -> str:
     return re.sub(r"(\s*[,，]){2,}", ",", re.sub(r" ([,;.])", r"\1", text))
 
 
-def subject(scene: Scene, size: bool, colour: bool, rng: random.Random) -> tuple[str, str, bool]:
-    """Put the things of a scene into words.
+def subject(scene: Scene, size: bool, mirrored: bool, colour: bool, rng: random.Random) -> tuple[str, str, bool]:
+    """Put the things of a scene into words; `mirrored` asks for a word that it is mirrored.
 
     Returns:
         the words with an article, the words without, and whether they say how a pair stands.
@@ -150,6 +152,7 @@ def subject(scene: Scene, size: bool, colour: bool, rng: random.Random) -> tuple
                  ((article(noun, noun), article(second, second)), (noun, second))]  # fmt: skip
         return words[0], words[1], stands
     adjectives = [rng.choice(SIZE_NAMES[scene.size])] if size else []
+    adjectives += [rng.choice(WAY_NAMES["mirrored"])] if mirrored else []
     adjectives += [rng.choice(COLOUR_NAMES[scene.colour])] if colour and scene.colour else []
     if scene.arrangement != "one":
         words = " ".join([rng.choice(COUNTS[scene.arrangement]), *adjectives, plural(noun)])
@@ -158,7 +161,7 @@ def subject(scene: Scene, size: bool, colour: bool, rng: random.Random) -> tuple
     return article(words, noun), words, True
 
 
-def chinese_subject(scene: Scene, size: bool, colour: bool, rng: random.Random) -> tuple[str, bool]:
+def chinese_subject(scene: Scene, size: bool, mirrored: bool, colour: bool, rng: random.Random) -> tuple[str, bool]:
     """Put the things of a scene into Chinese words; as `subject`."""
     noun = rng.choice(chinese.THING_NAMES[scene.thing])
     if scene.second:
@@ -171,6 +174,8 @@ def chinese_subject(scene: Scene, size: bool, colour: bool, rng: random.Random) 
         frame = rng.choice(frames if stands else chinese.AND)
         return frame.replace("{1}", noun).replace("{2}", second), stands
     adjectives = rng.choice(chinese.SIZE_NAMES[scene.size]) if size else ""
+    if mirrored:
+        adjectives += rng.choice(chinese.WAY_NAMES["mirrored"]) + "的"
     if colour and scene.colour:
         adjectives += rng.choice(chinese.COLOUR_NAMES[scene.colour]) + rng.choice(("的", "的", ""))
     number = rng.choice(chinese.ONE if scene.arrangement == "one" else chinese.COUNTS[scene.arrangement])
@@ -189,7 +194,8 @@ def describe(
     Args:
         scene: the scene.
         rng: picks the template and among synonyms.
-        says: which of "background", "size", "place" and "colour" to mention.
+        says: which of "background", "size", "place" and "colour" to mention. That something is mirrored is always
+            said, before the thing or after the sentence.
         templates: sentences to choose from; default: those of training.
         in_chinese: whether to write Chinese.
     """
@@ -200,8 +206,10 @@ def describe(
         "place": single and "place" in says,
         "colour": scene.colour is not None and "colour" in says,
     }
+    before, after = (scene.mirrored, False) if rng.random() < 0.5 else (False, scene.mirrored)
     if in_chinese:
-        words, stands = chinese_subject(scene, has["size"], has["colour"], rng)
+        words, stands = chinese_subject(scene, has["size"], before, has["colour"], rng)
+        words += "，" + rng.choice(chinese.WAY_NAMES["mirrored"]) if after else ""
         place = rng.choice(chinese.PLACE_NAMES[scene.place]) if has["place"] else ""
         table = {
             (True, False): chinese.TEMPLATES_FULL,
@@ -212,10 +220,11 @@ def describe(
         template = rng.choice(templates or table[has["background"], has["place"]])
         text = template.format(x=words, p=place, b=rng.choice(chinese.COLOUR_NAMES[scene.background]))
     else:
-        full, words, stands = subject(scene, has["size"], has["colour"], rng)
+        full, words, stands = subject(scene, has["size"], before, has["colour"], rng)
         place = rng.choice(PLACE_NAMES[scene.place]) if has["place"] else ""
         template = rng.choice(templates or (TEMPLATES_FULL if has["background"] else TEMPLATES_NO_BACKGROUND))
         text = tidy(template.format(a=full, x=words, p=place, b=rng.choice(BACKGROUND_NAMES[scene.background])))
+        text += ", " + rng.choice(WAY_NAMES["mirrored"]) if after else ""
     said = Said(
         thing=scene.thing,
         background=scene.background if has["background"] else None,
@@ -224,6 +233,7 @@ def describe(
         colour=scene.colour if has["colour"] else None,
         second=scene.second,
         arrangement=scene.arrangement if stands else None,
+        mirrored=scene.mirrored,
     )
     return Caption(text, said)
 

@@ -23,6 +23,7 @@ LABELS = {
     "background": "the right background",
     "size": "the right size",
     "place": "the right place",
+    "mirrored": "the right way round (of things that are not symmetric)",
     "colour": "the right colour",
     "arrangement": "stands as said",
     "count": "the right number",

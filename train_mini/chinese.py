@@ -31,6 +31,7 @@ SIZE_NAMES = {
     "medium": ("中等大小的", "中等的"),
     "small": ("小", "很小的", "小小的"),
 }
+WAY_NAMES = {"mirrored": ("左右翻转", "水平翻转", "镜像")}
 PLACE_NAMES: dict[str, tuple[str, ...]] = {
     "centre": ("中间", "正中间", "中央"),
     "left": ("左边", "左侧"),

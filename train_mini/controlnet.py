@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +108,7 @@ class Controlled:
     def _fitting(self, said) -> np.ndarray:
         """Return rows of scenes that fit a caption, all of one random structure: int64 [CANDIDATES]."""
         meanings = self.pictures.meanings
-        fitting = meanings.rows(said)
+        fitting = meanings.rows(replace(said, mirrored=None))  # the control image says which way round
         alike = self.alike[_structure(self.scenes[self.luck.choice(fitting)])]
         for field in ("background", "colour"):
             if (value := getattr(said, field)) is not None:

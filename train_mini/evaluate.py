@@ -42,6 +42,7 @@ THRESHOLDS = {
 }
 WORDING_LOSS = 0.05  # by how much held-out wordings may be worse
 RETRIEVAL_SIDE = 32  # pixels: outlines and colours, not single pixels
+SYMMETRIC = 8.0  # of 255: below this mean difference from its mirror image an icon looks the same both ways round
 EVERYTHING = frozenset(("background", "size", "place", "colour"))
 
 
@@ -126,6 +127,15 @@ class Judge:
         colour = np.median(picture[bare], axis=0)
         return min(BACKGROUNDS, key=lambda name: float(np.square(colour - BACKGROUNDS[name]).sum()))
 
+    def mirrored(self, picture: np.ndarray, scene: Scene) -> bool | None:
+        """Say whether a picture shows a scene's thing mirrored; None where that thing is symmetric."""
+        sides = [self.painter.icon(scene.thing, 64, mirrored=way) for way in (False, True)]
+        if np.abs(np.subtract(*(np.asarray(side, dtype=np.float32) for side in sides))).mean() < SYMMETRIC:
+            return None
+        small = shrink(picture)
+        ways = [shrink(np.asarray(self.painter.paint(replace(scene, mirrored=way)))) for way in (False, True)]
+        return bool(np.square(small - ways[1]).sum() < np.square(small - ways[0]).sum())
+
     def verdict(self, picture: np.ndarray, scene: Scene) -> dict[str, bool]:
         """Return what is right about a picture of a scene; the keys depend on the kind of scene.
 
@@ -147,6 +157,8 @@ class Judge:
         if kind in ("single", "coloured"):
             layout = self.nearest(picture, [replace(scene, size=size, place=place) for size, place in LAYOUTS])
             right |= {"size": layout.size == scene.size, "place": layout.place == scene.place}
+            if (mirrored := self.mirrored(picture, scene)) is not None:
+                right["mirrored"] = mirrored == scene.mirrored
         if kind == "coloured":
             colours = [replace(scene, colour=colour) for colour in COLOURS if colour not in COLOURABLE[scene.thing]]
             right["colour"] = self.nearest(picture, colours) == scene
@@ -210,8 +222,6 @@ def measure_diversity(pipelines: Pipelines, judge: Judge, mode: str, things: int
     rng, found = random.Random(9), {"backgrounds": [], "layouts": [], "mirrored": [], "thing": []}
     for thing in rng.sample([t for t in THINGS if t not in COLOURABLE], things):
         seen = []
-        sides = [np.asarray(judge.painter.icon(thing, 64, mirrored=way), dtype=np.float32) for way in (False, True)]
-        symmetric = np.abs(sides[0] - sides[1]).mean() < 8
         for seed in range(seeds):
             prompt = describe(Scene(thing, "white"), rng, frozenset(), ("{a}",)).text
             picture = pipelines.paint(mode, mini_prompt.complete(prompt, seed).text, seed)
@@ -219,10 +229,8 @@ def measure_diversity(pipelines: Pipelines, judge: Judge, mode: str, things: int
             nearest = judge.nearest(picture, backgrounds)
             seen.append(nearest)
             found["thing"].append(judge.nearest(picture, [replace(nearest, thing=t) for t in THINGS]).thing == thing)
-            if not symmetric:
-                small = shrink(picture)
-                ways = [shrink(np.asarray(judge.painter.paint(replace(nearest, mirrored=w)))) for w in (False, True)]
-                found["mirrored"].append(bool(np.square(small - ways[1]).sum() < np.square(small - ways[0]).sum()))
+            if (mirrored := judge.mirrored(picture, nearest)) is not None:
+                found["mirrored"].append(mirrored)
         found["backgrounds"].append(len({scene.background for scene in seen}))
         found["layouts"].append(len({(scene.size, scene.place) for scene in seen}))
     return {key: round(float(np.mean(values)), 3) for key, values in found.items()} | {

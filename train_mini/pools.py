@@ -34,7 +34,7 @@ CANDIDATES = 12  # pictures that compete for a noise
 CENTRED, COLOURED, COUNTED = 3.5, 3.0, 0.6
 OPEN = 0.3  # single things whose size or place is not said: the app says both, unless a control image does
 CENTRED_ROWS = 3  # how often larger things compete for a noise, so that not all open prompts give small ones
-FIELDS = ("background", "size", "place", "colour", "arrangement")
+FIELDS = ("background", "size", "place", "colour", "arrangement", "mirrored")
 # The channel whose checkerboard says how much a patch of noise wants to be covered. Pictures are smooth, and least of
 # all have such a pattern in this channel, so that what the noise says stays readable under half a picture.
 WISH_CHANNEL = 1

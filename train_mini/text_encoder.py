@@ -35,6 +35,7 @@ from .things import (
     PLACES,
     SIZE_NAMES,
     THINGS,
+    WAY_NAMES,
 )
 from .vocabulary import vocabulary
 
@@ -81,7 +82,7 @@ def train_tokenizer(work: Path) -> Path:
     corpus += ["system\nuser\nassistant\n"] * 2000
     for name in names():  # every known word becomes one token, with and without a space before it
         corpus += [name, " " + name, plural(name), " " + plural(name)] * 20
-    for group in (chinese.THING_NAMES, chinese.COLOUR_NAMES, chinese.PLACE_NAMES):
+    for group in (chinese.THING_NAMES, chinese.COLOUR_NAMES, chinese.WAY_NAMES, chinese.PLACE_NAMES):
         corpus += [name for all_names in group.values() for name in all_names] * 60
     tokenizer = Tokenizer(models.BPE())
     # Unlike Qwen's: letters are folded to lower case, since with so few captions capitals cost accuracy.
@@ -121,7 +122,7 @@ def load_tokenizer(work: Path):
 
 def names() -> list[str]:
     """All English names that a caption may use, of things, colours, sizes and places."""
-    groups = (THINGS, BACKGROUND_NAMES, COLOUR_NAMES, SIZE_NAMES, PLACE_NAMES)
+    groups = (THINGS, BACKGROUND_NAMES, COLOUR_NAMES, SIZE_NAMES, WAY_NAMES, PLACE_NAMES)
     return [name for group in groups for all_names in group.values() for name in all_names]
 
 
@@ -193,11 +194,12 @@ def decorate(caption: Caption, rng: random.Random, idle: list[str]) -> Caption:
 
 
 def completed(caption: Caption, rng: random.Random, known: dict, share: float = 0.33) -> Caption:
-    """Let a seed say what a caption leaves open, as the app does, in a share of all cases."""
+    """Let a seed say what a caption leaves open, as the app does, in a share of cases; half of them turned round."""
     if caption.said.arrangement != "one" or rng.random() > share:
         return caption
-    made, said = mini_prompt.complete(caption.text, rng.getrandbits(32), known), caption.said
-    return Caption(made.text, replace(said, size=said.size or made.size, place=said.place or made.place))
+    made, said = mini_prompt.complete(caption.text, rng.getrandbits(32), known, turned=0.5), caption.said
+    says = {"size": said.size or made.size, "place": said.place or made.place}
+    return Caption(made.text, replace(said, **says, mirrored=said.mirrored or made.mirrored))
 
 
 def hadamard(size: int) -> torch.Tensor:
@@ -213,7 +215,8 @@ class Codes:
 
     Four tokens carry [thing | background | size | mark]: two of them the first thing of a pair, two the second, all the
     same thing where there is no pair; the fifth says how they are laid out: [x | y | arrangement | colour | background
-    | size | mark]. The mark tells the three kinds apart.
+    | size | mark]. The mark tells the three kinds apart, and in the fifth what is mirrored. A mirrored thing has the
+    code of its own picture turned round: the transformer knows how codes look, and need not learn to turn pictures.
     """
 
     FIRST, SECOND, LAYOUT = (0, 3), (1, 4), 2  # which of the last tokens carry what
@@ -221,17 +224,21 @@ class Codes:
     def __init__(self, work: Path) -> None:
         painter, device = Painter(work), torch.device("cpu")
         model = autoencoder.load(work, device)
-        scenes = [Scene(thing, "gray", "medium") for thing in THINGS]
+        scenes = [Scene(thing, "gray", "medium", mirrored=way) for way in (False, True) for thing in THINGS]
         latents = autoencoder.encode(model, painter, scenes, device).float().flatten(1)
+        latents = latents - latents[: len(THINGS)].mean(0)
         # The square root of the singular values keeps small differences between things alive.
-        u, s, _ = torch.linalg.svd(latents - latents.mean(0), full_matrices=False)
-        code = (u * s.sqrt())[:, :THING_DIMS]
-        self.thing = dict(zip(THINGS, code / code.square().mean(1, keepdim=True).sqrt(), strict=True))
+        _, s, v = torch.linalg.svd(latents[: len(THINGS)], full_matrices=False)
+        code = (latents @ v[:THING_DIMS].T) / s[:THING_DIMS].sqrt()
+        code = code / code.square().mean(1, keepdim=True).sqrt()
+        self.thing = dict(zip(THINGS, code, strict=False))
+        self.mirrored = dict(zip(THINGS, code[len(THINGS) :], strict=True))
         h, wide = hadamard(16), hadamard(32)
         self.background = {name: h[i + 1] for i, name in enumerate(BACKGROUNDS)}
         self.size = {"small": -h[10], "medium": h[10], "large": h[5]}
         self.step = {0: h[1], 1: h[2], 2: h[4]}
         self.arrangement = {name: h[i + 8] for i, name in enumerate(("one", *ARRANGEMENTS))}
+        self.way = {False: -h[0], True: h[3]}
         self.colour = {name: wide[i + 1] for i, name in enumerate(COLOURS)}
         # What every other token says: nothing. Whatever the wording, the transformer then sees the same.
         self.idle = hadamard(128)[85]
@@ -250,11 +257,12 @@ class Codes:
             (self.FIRST, said.thing, (1, 1, 1, 1)),
             (self.SECOND, said.second or said.thing, (1, 1, -1, -1)),
         ):
-            rows[list(tokens)] = torch.cat([look(self.thing, thing), background, size, 2.0 * torch.tensor(mark)])
+            things = self.mirrored if said.mirrored else self.thing
+            rows[list(tokens)] = torch.cat([look(things, thing), background, size, 2.0 * torch.tensor(mark)])
         x, y = PLACES[said.place] if said.place else (None, None)
         rows[self.LAYOUT] = torch.cat(
             [look(self.step, x), look(self.step, y), look(self.arrangement, said.arrangement),
-             look(self.colour, said.colour), background, size, -torch.ones(16)]
+             look(self.colour, said.colour), background, size, self.way[bool(said.mirrored)]]
         )  # fmt: skip
         return rows / rows.square().mean(1, keepdim=True).sqrt()
 
@@ -362,6 +370,7 @@ def evaluate(work: Path, device: torch.device, count: int = 600) -> dict[str, fl
         "arrangement": (32, codes.arrangement),
         "colour": (48, codes.colour),
         "background": (80, codes.background),
+        "mirrored": (112, codes.way),
     }
     result: dict[str, float] = {}
     known = vocabulary()
@@ -382,18 +391,20 @@ def evaluate(work: Path, device: torch.device, count: int = 600) -> dict[str, fl
             found.append(states(model, ids.to(device), mask.to(device))[0].cpu())
         state = torch.cat(found)
         first, second, last = (state[:, list(t)].mean(1) for t in (codes.FIRST, codes.SECOND, (codes.LAYOUT,)))
-        parts = {"thing": (first, 0, codes.thing), "second": (second, 0, codes.thing)}
-        parts |= {key: (last, start, table) for key, (start, table) in layout.items()}
-        parts["size"] = (first, THING_DIMS + BACKGROUND_DIMS, codes.size)
-        places = {place: torch.cat([codes.step[x], codes.step[y]]) for place, (x, y) in PLACES.items()}
+        both_ways = [*codes.thing.items(), *codes.mirrored.items()]
+        parts = {"thing": (first, 0, both_ways), "second": (second, 0, list(codes.thing.items()))}
+        parts |= {key: (last, start, list(table.items())) for key, (start, table) in layout.items()}
+        parts["size"] = (first, THING_DIMS + BACKGROUND_DIMS, list(codes.size.items()))
+        places = [(place, torch.cat([codes.step[x], codes.step[y]])) for place, (x, y) in PLACES.items()]
         parts["place"] = (last, 0, places)
         for key, (rows, start, table) in parts.items():
-            book = torch.stack(list(table.values()))
-            guess = (rows[:, start : start + book.shape[1]] @ book.T).argmax(1)
+            names, book = zip(*table, strict=True)
+            code = torch.stack(book)
+            guess = (rows[:, start : start + code.shape[1]] @ code.T).argmax(1)
             pairs = [
-                (getattr(c.said, key), list(table)[g], c.text)
+                (getattr(c.said, key), names[g], c.text)
                 for c, g in zip(captions, guess.tolist(), strict=True)
-                if getattr(c.said, key)
+                if getattr(c.said, key) is not None
             ]
             result[f"{key}, {wording}"] = round(sum(a == b for a, b, _ in pairs) / len(pairs), 4)
             for wrong in [p for p in pairs if p[0] != p[1]][:4]:

@@ -264,6 +264,8 @@ SIZE_NAMES: dict[str, tuple[str, ...]] = {
     "medium": ("medium", "medium-sized", "mid-sized"),
     "small": ("small", "little", "tiny"),
 }
+# Icons have no usual side, so the words say only that one is turned round. Of single things alone.
+WAY_NAMES: dict[str, tuple[str, ...]] = {"mirrored": ("mirrored", "flipped", "reversed")}
 # place -> (x, y) as multiples of half of the room that the icon leaves
 PLACES: dict[str, tuple[int, int]] = {
     "centre": (1, 1),

@@ -6,7 +6,7 @@ import re
 
 from . import captions, chinese
 from .captions import plural
-from .things import BACKGROUND_NAMES, BACKGROUNDS, COLOUR_NAMES, COUNTS, PLACE_NAMES, SIZE_NAMES, THINGS
+from .things import BACKGROUND_NAMES, BACKGROUNDS, COLOUR_NAMES, COUNTS, PLACE_NAMES, SIZE_NAMES, THINGS, WAY_NAMES
 
 
 def vocabulary() -> dict:
@@ -17,6 +17,7 @@ def vocabulary() -> dict:
         "backgrounds": BACKGROUND_NAMES,
         "colours": COLOUR_NAMES,
         "sizes": SIZE_NAMES,
+        "ways": WAY_NAMES,
         "places": PLACE_NAMES,
         "background_colours": {name: list(rgb) for name, rgb in BACKGROUNDS.items()},
         "other_words": other_words(),
@@ -26,6 +27,7 @@ def vocabulary() -> dict:
             "counts": chinese.COUNTS,
             "colours": chinese.COLOUR_NAMES,
             "sizes": chinese.SIZE_NAMES,
+            "ways": chinese.WAY_NAMES,
             "places": chinese.PLACE_NAMES,
         },
     }
@@ -46,7 +48,8 @@ def other_words() -> list[str]:
 
 def chinese_terms() -> list[str]:
     """Return the Chinese names and the pieces of the Chinese sentences."""
-    names = (chinese.THING_NAMES, chinese.COLOUR_NAMES, chinese.SIZE_NAMES, chinese.PLACE_NAMES, chinese.COUNTS)
+    names = (chinese.THING_NAMES, chinese.COLOUR_NAMES, chinese.SIZE_NAMES, chinese.WAY_NAMES, chinese.PLACE_NAMES,
+             chinese.COUNTS)  # fmt: skip
     terms = {name for group in names for all_names in group.values() for name in all_names} | set(chinese.ONE)
     sentences = " ".join(
         value if isinstance(value, str) else " ".join(value)
