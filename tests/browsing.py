@@ -64,6 +64,7 @@ def open_page(browser: Browser) -> Iterator[Open]:
         page.goto(server().url + query)
         page.locator("#generate").wait_for()
         page.locator("#generate-status p").wait_for()
+        settled(page)  # until then the page still fills its form and words its examples
         return page
 
     expect.set_options(timeout=PATIENCE)

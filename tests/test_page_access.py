@@ -12,7 +12,6 @@ from browsing import (
     choose,
     finished,
     prompt_of,
-    settled,
     shoot,
     start_long_work,
     write,
@@ -46,7 +45,6 @@ def violations(page) -> list[str]:
 def test_axe_finds_no_serious_violation(open_page: Open, size, language: str, tmp_path: Path) -> None:
     Image.new("RGB", (48, 48), "white").save(tmp_path / "white.png")
     page = open_page(size, locale=language)
-    settled(page)
     page.emulate_media(reduced_motion="reduce")
     choose(page, "Base")
     page.locator("#generate-controls .label-wrap").click()
@@ -92,7 +90,6 @@ def tab_to(page, selector: str, key: str = "Tab") -> None:
 
 def test_an_expert_never_touches_the_mouse(open_page: Open, tmp_path: Path) -> None:
     page = open_page()
-    settled(page)
     expect(page.locator("#prompt textarea")).to_be_focused()
     page.keyboard.type(PROMPT)
     page.keyboard.press("Control+Enter")
@@ -138,7 +135,6 @@ def test_an_expert_never_touches_the_mouse(open_page: Open, tmp_path: Path) -> N
 @pytest.mark.parametrize("size", [DESKTOP, (320, 640)], ids=["desktop", "narrow"])
 def test_what_is_chosen_shows_where_the_system_forces_its_colours(open_page: Open, size) -> None:
     page = open_page(size, forced_colors="active", color_scheme="light")
-    settled(page)
     for control in ("#model input", "#generate-controls .use-lora input", "#generate-controls input[type=range]"):
         assert page.locator(control).first.evaluate("(one) => getComputedStyle(one).appearance") == "auto"
     shoot(page, "38-forced-colours")
@@ -146,7 +142,6 @@ def test_what_is_chosen_shows_where_the_system_forces_its_colours(open_page: Ope
 
 def test_nothing_moves_when_a_picture_arrives(open_page: Open) -> None:
     page = open_page()
-    settled(page)
     write(page, PROMPT)
     page.wait_for_timeout(700)  # what is typed is counted
     page.evaluate("""() => {
@@ -165,7 +160,6 @@ def test_nothing_moves_when_a_picture_arrives(open_page: Open) -> None:
 
 def test_every_step_of_the_way_with_the_keyboard(open_page: Open) -> None:
     page = open_page()
-    settled(page)
     order = []
     prompt_of(page).focus()
     for _ in range(40):

@@ -30,7 +30,6 @@ pytestmark = pytest.mark.browser
 
 def test_the_form_survives_a_reload_in_this_browser_only(open_page: Open) -> None:
     page = open_page()
-    settled(page)
     choose(page, "Base")
     write(page, PROMPT)
     page.get_by_label("Negative prompt").fill("blue")
@@ -67,7 +66,6 @@ def a1111_file(path: Path) -> Path:
 @SIZES
 def test_a_dropped_picture_restores_the_form(open_page: Open, size, tmp_path: Path) -> None:
     page = open_page(size)
-    settled(page)
     page.evaluate(DROP, ["other.png", list(a1111_file(tmp_path / "other.png").read_bytes())])
     expect(prompt_of(page)).to_have_value("a fox")
     expect(page.get_by_role("radio", name="Base")).to_be_checked()
@@ -99,7 +97,6 @@ def test_settings_of_a_result_come_back(open_page: Open) -> None:
 
 def test_the_prompt_is_counted(open_page: Open) -> None:
     page = open_page()
-    settled(page)
     write(page, PROMPT)
     counter = page.locator("#generate-controls .block.tokens")
     expect(counter).to_contain_text("of 512 tokens")

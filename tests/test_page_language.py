@@ -14,7 +14,6 @@ from browsing import (
     generate,
     set_seed,
     set_steps,
-    settled,
     shoot,
     start_long_work,
     write,
@@ -45,7 +44,6 @@ def test_the_page_speaks_chinese(open_page: Open, size) -> None:
 
 def test_the_language_can_be_changed_and_what_was_said_changes_too(open_page: Open) -> None:
     page = open_page()
-    settled(page)
     write(page, PROMPT)
     set_steps(page, 2)
     set_seed(page, "7")

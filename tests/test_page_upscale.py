@@ -108,7 +108,6 @@ def test_dice_last_seed_and_a_strip_of_results(visit, photo: Path, tmp_path: Pat
 
 def test_the_form_survives_a_reload(visit) -> None:
     page = visit()
-    settled(page)
     page.locator("#upscaler").get_by_role("radio", name="Fast").check()
     refine(page)
     page.locator("#upscale-prompt textarea").fill("fine fur")
@@ -127,7 +126,6 @@ def test_a_dropped_result_restores_the_form(open_page: Open, engine: Engine, pho
     values = {"upscaler": "fast", "denoise": 0.4, "steps": 2, "seed": 77, "prompt": "fine fur"}
     made = engine.draw(Upscale.parse(image=str(photo), **values)).png
     page = open_page()
-    settled(page)
     page.evaluate(DROP, ["made.png", list(made)])
     expect(page.get_by_role("tab", name="Upscale")).to_have_attribute("aria-selected", "true")
     expect(page.locator("#restored")).to_contain_text("Not restored: Image: photo.png")

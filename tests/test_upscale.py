@@ -191,7 +191,7 @@ def test_all_steps_are_taken_and_said_and_it_can_be_replayed(engine: Engine, pic
     result = events[-1]
     assert isinstance(result, Result)
     assert [event.index for event in events if isinstance(event, Step)] == [1, 2, 3, 4, 5]
-    assert any("all of 5 steps" in note.text for note in result.notes)
+    assert any("of the schedule; steps: 5." in note.text for note in result.notes)
     (tmp_path / "first.png").write_bytes(result.png)
     found = read_png(tmp_path / "first.png")
     assert b"Steps: 5" in result.png and b"Denoising strength: 0.33" in result.png
