@@ -30,6 +30,11 @@ def test_what_says_everything_or_names_not_one_thing_is_left_alone(prompt: str) 
     assert all(complete(prompt, seed, turned=0.5) == Completed(prompt) for seed in range(1, 30))
 
 
+@pytest.mark.parametrize("prompt", ["a large fox in the middle", "左上角的小狐狸"])
+def test_nothing_is_added_where_only_the_way_round_is_open(prompt: str) -> None:
+    assert all(complete(prompt, seed) == Completed(prompt) for seed in range(1, 30))
+
+
 def test_an_open_prompt_gets_every_size_and_every_place() -> None:
     made = [complete("a fox", seed) for seed in range(1, 600)]
     sizes = Counter(one.size for one in made)
@@ -81,11 +86,10 @@ def test_every_other_seed_turns_a_thing_round_where_that_is_asked_for() -> None:
 def test_what_is_said_stays_and_decides_the_rest() -> None:
     for seed in range(1, 60):
         small, large = complete("a small fox", seed), complete("a large fox", seed)
-        assert small.size is None and small.place in PLACES and small.text.startswith("a small ")
+        assert small.size is None and small.place in PLACES and small.text.startswith("a small fox, ")
         assert (large.size, large.place) == (None, "centre")
         left = complete("a fox on the left side", seed)
-        assert (left.size, left.place) == ("small", None)
-        assert left.text == "a small fox on the left side"
+        assert (left.size, left.place, left.text) == ("small", None, "a small fox on the left side")
         assert complete("a fox in the middle", seed).place is None
         assert complete("小鸡在左边", seed).size == "small"
     assert {complete("a fox in the middle", seed).size for seed in range(1, 60)} == set(SIZES)
