@@ -104,18 +104,19 @@ def wait_for_quiet(page: Page) -> None:
 
 
 def reload(page: Page) -> None:
-    """Reload a page once it is quiet: what leaving breaks off is called an error."""
+    """Reload a page once it is quiet: what leaving breaks off is called an error; wait until it is filled in again."""
     wait_for_quiet(page)
     page.reload()
+    settled(page)
 
 
 def write(page: Page, prompt: str) -> None:
-    page.get_by_label("Prompt", exact=False).first.fill(prompt)
+    prompt_of(page).fill(prompt)
 
 
 def set_seed(page: Page, seed: str) -> None:
-    page.get_by_role("button", name="Advanced").click()
-    field = page.get_by_label("Seed")
+    advanced(page)
+    field = seed_field(page)
     field.wait_for()
     wait_for_quiet(page)  # the fields have only just been made
     field.fill(seed)
@@ -156,6 +157,15 @@ def finished(page: Page) -> None:
     page.locator("#generate-status b").wait_for()
 
 
+def draw_seed(page: Page, seed: str) -> None:
+    """Draw the usual prompt in two steps, and wait for the picture."""
+    write(page, PROMPT)
+    set_steps(page, 2)
+    set_seed(page, seed)
+    generate(page)
+    finished(page)
+
+
 def advanced(page):
     page.locator("#generate-controls").get_by_role("button", name="Advanced").click()
 
@@ -169,17 +179,8 @@ def settled(page) -> None:
     page.wait_for_function("window.studioReady === true")
 
 
-def seed_in(page) -> str:
-    return page.locator("#generate-controls").get_by_label("Seed").input_value()
-
-
-def choose_chinese(page) -> None:
-    page.get_by_role("button", name="Language").click()
-    page.locator(".api-docs .banner-wrap input:not([type=checkbox])").first.click()
-    page.get_by_role("option", name="简体中文").click()
-    expect(page.locator("#generate")).to_have_text("生成")
-    page.keyboard.press("Escape")
-    expect(page.locator(".api-docs")).to_have_count(0)
+def seed_field(page):
+    return page.locator("#generate-controls").get_by_label("Seed")
 
 
 # Drops a PNG beside every field of the page: its name, and its bytes as a list.

@@ -19,6 +19,8 @@ from browsing import (
     finished,
     generate,
     picture_bytes,
+    prompt_of,
+    seed_field,
     set_seed,
     set_steps,
     shoot,
@@ -127,7 +129,7 @@ def test_a_lora_is_looked_at_on_upload_and_used(open_page: Open, size: tuple[int
     expect(about).to_contain_text("42 of 42 layers matched, rank 4, trained on unknown")
     write(page, "a fox on a black background")
     form.locator(".trigger-words").get_by_text("neon").click()
-    expect(page.get_by_label("Prompt", exact=False).first).to_have_value("a fox on a black background, neon")
+    expect(prompt_of(page)).to_have_value("a fox on a black background, neon")
     choose(page, "Base")
     expect(slot).to_contain_text("LoRA for Z-Image")
     choose(page, "Turbo")
@@ -162,7 +164,7 @@ def test_cancel(open_page: Open, way: str) -> None:
         page.keyboard.press("Escape")
     expect(page.locator("#generate-status")).to_contain_text("Cancelled")
     expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
-    expect(page.get_by_label("Prompt", exact=False).first).to_have_value(PROMPT)
+    expect(prompt_of(page)).to_have_value(PROMPT)
     shoot(page, "6-cancelled")
     choose(page, "Turbo")
     expect(page.get_by_label("number input for Steps")).to_have_value("8")
@@ -179,8 +181,8 @@ def test_wrong_values_get_a_sentence_and_the_form_stays(open_page: Open) -> None
     set_seed(page, "1.5")
     generate(page)
     expect(page.locator("#generate-status .failed")).to_contain_text("Seed takes a whole number from 0 to 4294967295")
-    expect(page.get_by_label("Prompt", exact=False).first).to_have_value(PROMPT)
-    page.get_by_label("Seed").fill("")  # empty is random
+    expect(prompt_of(page)).to_have_value(PROMPT)
+    seed_field(page).fill("")  # empty is random
     generate(page)
     finished(page)
 
@@ -197,7 +199,7 @@ def test_unknown_words_are_named(open_page: Open) -> None:
 def test_examples_fill_the_prompt_and_the_keyboard_does_the_rest(open_page: Open) -> None:
     page = open_page()
     example = page.locator("#examples button").first
-    prompt = page.get_by_label("Prompt", exact=False).first
+    prompt = prompt_of(page)
     text = example.inner_text().strip()
     example.click()
     expect(prompt).to_have_value(text)

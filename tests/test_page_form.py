@@ -11,14 +11,13 @@ from browsing import (
     Open,
     advanced,
     choose,
+    draw_seed,
     finished,
     generate,
     prompt_of,
     reload,
-    seed_in,
-    set_seed,
+    seed_field,
     set_steps,
-    settled,
     shoot,
     write,
 )
@@ -40,7 +39,6 @@ def test_the_form_survives_a_reload_in_this_browser_only(open_page: Open) -> Non
     expect(page.get_by_label("Negative prompt")).to_have_value("blue")
     expect(page.get_by_label("number input for Steps")).to_have_value("17")
     other = open_page()
-    settled(other)
     assert prompt_of(other).input_value() == ""
 
 
@@ -50,7 +48,7 @@ def test_a_link_carries_a_form(open_page: Open) -> None:
     expect(page.get_by_label("number input for Steps")).to_have_value("3")
     expect(page.locator("#restored")).to_contain_text("Not restored: Width: 1000")
     advanced(page)
-    assert seed_in(page) == "42"
+    assert seed_field(page).input_value() == "42"
 
 
 def a1111_file(path: Path) -> Path:
@@ -82,17 +80,13 @@ def test_a_dropped_picture_restores_the_form(open_page: Open, size, tmp_path: Pa
 
 def test_settings_of_a_result_come_back(open_page: Open) -> None:
     page = open_page()
-    write(page, PROMPT)
-    set_steps(page, 2)
-    set_seed(page, "5")
-    generate(page)
-    finished(page)
+    draw_seed(page, "5")
     write(page, "something else")
     set_steps(page, 9)
     page.locator("#generate-output").get_by_role("button", name="Restore settings").click()
     expect(prompt_of(page)).to_have_value(PROMPT)
     expect(page.get_by_label("number input for Steps")).to_have_value("2")
-    assert seed_in(page) == "5"
+    assert seed_field(page).input_value() == "5"
 
 
 def test_the_prompt_is_counted(open_page: Open) -> None:
@@ -108,14 +102,10 @@ def test_the_prompt_is_counted(open_page: Open) -> None:
 
 def test_nothing_of_the_form_leaves_but_to_this_server(open_page: Open) -> None:
     page = open_page()  # whose fixture fails if any other host was asked
-    settled(page)
     write(page, PROMPT)
     page.wait_for_timeout(500)
     kept = json.loads(json.dumps(page.evaluate("Object.keys(localStorage)")))
     assert "studio-generate" in kept
-
-
-# --- access
 
 
 def test_dice_and_reuse_last(open_page: Open) -> None:
@@ -127,7 +117,7 @@ def test_dice_and_reuse_last(open_page: Open) -> None:
     used = page.locator("#generate-status b").inner_text()
     advanced(page)
     page.locator("#generate-controls").get_by_role("button", name="Reuse last").click()
-    expect(page.locator("#generate-controls").get_by_label("Seed")).to_have_value(used)
+    expect(seed_field(page)).to_have_value(used)
     page.locator("#generate-controls").get_by_role("button", name="Roll the dice").click()
-    expect(page.locator("#generate-controls").get_by_label("Seed")).not_to_have_value(used)
-    assert int(seed_in(page)) > 0
+    expect(seed_field(page)).not_to_have_value(used)
+    assert int(seed_field(page).input_value()) > 0

@@ -6,17 +6,12 @@ from pathlib import Path
 
 import pytest
 from browsing import (
-    PROMPT,
     SIZES,
     Open,
-    choose_chinese,
+    draw_seed,
     finished,
-    generate,
-    set_seed,
-    set_steps,
     shoot,
     start_long_work,
-    write,
 )
 from playwright.sync_api import expect
 from serving import ROOT, server
@@ -42,15 +37,21 @@ def test_the_page_speaks_chinese(open_page: Open, size) -> None:
     shoot(page, "34-chinese")
 
 
+def choose_language(page, name: str) -> None:
+    """Choose one in Gradio's dialog, which stays open."""
+    page.get_by_role("button", name="Language").click()
+    page.locator(".api-docs .banner-wrap input:not([type=checkbox])").first.click()
+    page.get_by_role("option", name=name).click()
+
+
 def test_the_language_can_be_changed_and_what_was_said_changes_too(open_page: Open) -> None:
     page = open_page()
-    write(page, PROMPT)
-    set_steps(page, 2)
-    set_seed(page, "7")
-    generate(page)
-    finished(page)
+    draw_seed(page, "7")
     expect(page.locator("#generate-controls .block.tokens")).to_contain_text("of 512 tokens")
-    choose_chinese(page)
+    choose_language(page, "简体中文")
+    expect(page.locator("#generate")).to_have_text("生成")
+    page.keyboard.press("Escape")
+    expect(page.locator(".api-docs")).to_have_count(0)
     assert "studio-language=zh" in page.evaluate("document.cookie")
     expect(page.locator("#generate-status")).to_contain_text("2 步")
     expect(page.locator("#generate-status b")).to_have_text("7")
@@ -60,9 +61,7 @@ def test_the_language_can_be_changed_and_what_was_said_changes_too(open_page: Op
     page.locator("#generate-controls").get_by_label("种子").fill("1.5")
     page.locator("#generate").click()
     expect(page.locator("#generate-mend")).to_have_text("使用随机种子")
-    page.get_by_role("button", name="Language").click()
-    page.locator(".api-docs .banner-wrap input:not([type=checkbox])").first.click()
-    page.get_by_role("option", name="English").click()
+    choose_language(page, "English")
     expect(page.locator("#generate-status .failed")).to_contain_text("Seed takes a whole number")
     expect(page.locator("#generate-mend")).to_have_text("Use a random seed")
     shoot(page, "36-language-dialog")

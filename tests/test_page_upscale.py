@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 
 import pytest
-from browsing import DESKTOP, DROP, NARROW, PHONE, Open, reload, settled, shoot
+from browsing import DESKTOP, DROP, NARROW, PHONE, Open, reload, shoot
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -113,7 +113,6 @@ def test_the_form_survives_a_reload(visit) -> None:
     page.locator("#upscale-prompt textarea").fill("fine fur")
     page.wait_for_timeout(500)  # the browser keeps the last change when it has happened
     reload(page)
-    settled(page)
     page.get_by_role("tab", name="Upscale").click()
     expect(page.locator("#upscaler").get_by_role("radio", name="Fast")).to_be_checked()
     expect(page.locator("#denoise input[type=number]")).to_have_value("0.33")
