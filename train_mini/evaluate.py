@@ -112,9 +112,12 @@ class Judge:
         """Return the RMS distance, of 255, to each scene, the nearer of both ways round: float [N]."""
         small, found = shrink(picture), []
         for scene in scenes:
-            ways = [shrink(np.asarray(self.painter.paint(replace(scene, mirrored=way)))) for way in (False, True)]
-            found.append(min(float(np.sqrt(np.square(small - way).mean())) for way in ways))
+            found.append(min(float(np.sqrt(np.square(small - way).mean())) for way in self._both_ways(scene)))
         return np.array(found)
+
+    def _both_ways(self, scene: Scene) -> list[np.ndarray]:
+        """Return a scene the usual way round and mirrored, shrunk."""
+        return [shrink(np.asarray(self.painter.paint(replace(scene, mirrored=way)))) for way in (False, True)]
 
     def nearest(self, picture: np.ndarray, scenes: list[Scene]) -> Scene:
         """Return the scene that a picture resembles most."""
@@ -132,9 +135,8 @@ class Judge:
         sides = [self.painter.icon(scene.thing, 64, mirrored=way) for way in (False, True)]
         if np.abs(np.subtract(*(np.asarray(side, dtype=np.float32) for side in sides))).mean() < SYMMETRIC:
             return None
-        small = shrink(picture)
-        ways = [shrink(np.asarray(self.painter.paint(replace(scene, mirrored=way)))) for way in (False, True)]
-        return bool(np.square(small - ways[1]).sum() < np.square(small - ways[0]).sum())
+        usual, turned = (np.square(shrink(picture) - way).sum() for way in self._both_ways(scene))
+        return bool(turned < usual)
 
     def verdict(self, picture: np.ndarray, scene: Scene) -> dict[str, bool]:
         """Return what is right about a picture of a scene; the keys depend on the kind of scene.
