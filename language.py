@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -67,6 +67,8 @@ def _pieces(sentence: str) -> Iterator[tuple[str, str]]:
 
 
 english = Say({})
+
+Words = Callable[[Say], str]  # what is said, as HTML, in whatever language it is asked for
 
 
 @cache

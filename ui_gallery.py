@@ -1,13 +1,12 @@
 """The strip of this visit's last pictures: it is gone when the page is loaded anew. Knows nothing of runs."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
 
-from language import Say, fixed
+from language import Words, fixed
 from request import Request
 
 KEPT = 12  # pictures
@@ -19,7 +18,7 @@ class Past:
 
     picture: str
     sidecar: str
-    words: Callable[[Say], str]
+    words: Words
 
 
 @dataclass(frozen=True)

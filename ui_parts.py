@@ -22,7 +22,7 @@ from PIL import Image
 import metadata
 from engine import Engine
 from errors import RequestError, StudioError
-from language import Say, english, fixed, say_to
+from language import Say, Words, english, fixed, say_to
 from pace import Pace
 from request import (
     SEED_MAX,
@@ -70,7 +70,6 @@ watch("value", () => columns.classList.toggle("busy", !!element.querySelector(".
 FAULT = "That did not work; the server's log says why."
 
 Update = dict[Block, Any]  # what a listener changes: by component, its value or an update of it
-Words = Callable[[Say], str]  # what is said, as HTML, in whatever language it is asked for
 
 # For listeners of the page itself: Gradio's own progress would lie over ours, and programs call the endpoints.
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
@@ -205,7 +204,7 @@ class Output:
                     with files(event) as paths:
                         new = Past(*map(self._cached, paths), partial(done_with, facts))
                     past = joined(past, new)
-                    update = self.finished(new, event.request.prompt) | self.strip.show(past)
+                    update = self._finished(new, event.request.prompt) | self.strip.show(past)
                     yield update | (self.tell(new.words, say) if done == count else {})
                 case Failure():
                     yield self.tell(partial(failed, event), say) | self._offer(event, say) | {self.preview: ""}
@@ -235,9 +234,9 @@ class Output:
             prompt = metadata.read_png(Path(one.picture)).values["prompt"]
         except RequestError:  # swept away after a day
             return {self.status: gr.skip()}
-        return self.finished(one, prompt) | self.tell(one.words, say_to(visitor))
+        return self._finished(one, prompt) | self.tell(one.words, say_to(visitor))
 
-    def finished(self, one: Past, prompt: str) -> Update:
+    def _finished(self, one: Past, prompt: str) -> Update:
         """Return what shows a finished picture."""
         return {
             self.picture: gr.Image(one.picture, alt_text=prompt),
