@@ -37,23 +37,26 @@ class Say:
     def again(self, text: str) -> str:
         """Return an English text whose values are filled in already, as the engine's sentences are.
 
-        It is taken apart by the sentence that it was made of; a value whose name begins with `said` is one itself.
+        It is taken apart by the sentence that it was made of; a value whose name begins with `said` is one itself, with
+        `all_said` several, joined by semicolons.
         """
         if text in self.texts or len(text) > LONGEST:
             return self.texts.get(text, text)
         for pattern, worded in self._patterns:
             if found := pattern.fullmatch(text):
-                values = found.groupdict()
-                return worded.format(
-                    **{name: self.again(one) if name.startswith("said") else one for name, one in values.items()}
-                )
+                return worded.format(**{name: self._value(name, one) for name, one in found.groupdict().items()})
         return text
+
+    def _value(self, name: str, text: str) -> str:
+        if name.startswith("all_said"):
+            return self("; ").join(self.again(one) for one in text.split("; "))
+        return self.again(text) if name.startswith("said") else text
 
     @cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], str]]:
-        """What matches each sentence with values, the ones that say most themselves first."""
+        """What matches each sentence with values: first those that begin with words, of them those with most words."""
         made = [(list(_pieces(sentence)), worded) for sentence, worded in self.texts.items() if "{" in sentence]
-        made.sort(key=lambda one: -sum(len(words) for words, _ in one[0]))
+        made.sort(key=lambda one: (not one[0][0][0], -sum(len(words) for words, _ in one[0])))
         return [
             (re.compile("".join(re.escape(words) + (f"(?P<{name}>.+?)" if name else "") for words, name in parts)), to)
             for parts, to in made

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import device
 import errors
 import language
 import mini
@@ -214,6 +215,21 @@ def test_a_sentence_inside_a_sentence_is_worded_too() -> None:
     assert worded.startswith("没有得到图片：VAE 把有变化的潜变量变成了单一颜色。可能原因：VAE 文件已损坏")
     working = ui_words.underway(Stage("safe mode", f"because {defect.seen}"), chinese, None, "")
     assert "VAE 把有变化的潜变量变成了单一颜色" in working
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_memory_plan_is_worded(path: Path) -> None:
+    say = language.say_in(json.loads(path.read_text(encoding="utf-8"))["tags"][0])
+    kinds = (("cuda", "bfloat16"), ("cuda", "float32"), ("mps", "bfloat16"), ("cpu", "float32"))
+    for (kind, dtype), mode, weights_kind in itertools.product(kinds, ("generate", "controlnet"), ("full", "mini")):
+        for gigabytes, tighter, allowed in itertools.product((6, 12, 20, 40, 96), (0, 1), (None, 10**10)):
+            total = gigabytes * 2**30
+            plan = device.memory_plan(
+                kind, total, total, 48 * 2**30, mode, weights_kind, dtype, allowed=allowed, tighter=tighter
+            )
+            said = say.again(f"Memory: {'; '.join(plan.reasons)}")
+            assert said.count(say("; ")) >= len(plan.reasons) - 1
+            assert not re.search(r"\b[a-z]{2,}\b", said), said  # names have capitals, numbers have digits
 
 
 def test_a_real_note_about_a_cut_picture_is_worded() -> None:
