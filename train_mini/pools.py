@@ -30,8 +30,8 @@ CAPTIONS, LONG_CAPTIONS = 130_000, 14_000
 PATCH = 16  # pixels
 CANDIDATES = 12  # pictures that compete for a noise
 # How much oftener than others captions are drawn: small things have nine places where others have one; colours are the
-# last thing to be learned, counts the first.
-CENTRED, COLOURED, COUNTED = 3.5, 3.0, 0.6
+# last thing to be learned, counts the first. Half of single things are mirrored, and a third of those look the same.
+CENTRED, COLOURED, COUNTED, MIRRORED = 3.5, 3.0, 0.6, 2.0
 OPEN = 0.3  # single things whose size or place is not said: the app says both, unless a control image does
 CENTRED_ROWS = 3  # how often larger things compete for a noise, so that not all open prompts give small ones
 FIELDS = ("background", "size", "place", "colour", "arrangement", "mirrored")
@@ -97,6 +97,7 @@ class Pool:
             (CENTRED if said.size in ("medium", "large") else 1.0)
             * (COLOURED if said.colour else 1.0)
             * (COUNTED if said.arrangement in COUNTS else 1.0)
+            * (MIRRORED if said.mirrored else 1.0)
             * (OPEN if said.arrangement == "one" and None in (said.size, said.place) else 1.0)
             for said in self.said
         ]

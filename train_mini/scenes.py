@@ -128,9 +128,7 @@ def pairs(count: int, seed: int = 22) -> list[Scene]:
     for _ in range(count):
         first, second = rng.sample(things, 2)
         arrangement = rng.choice(("beside", "above"))
-        scenes.append(
-            Scene(first, rng.choice(list(BACKGROUNDS)), second=second, arrangement=arrangement)
-        )  # fmt: skip
+        scenes.append(Scene(first, rng.choice(list(BACKGROUNDS)), second=second, arrangement=arrangement))
     return scenes
 
 
