@@ -11,7 +11,7 @@ from request import PREPROCESSORS, ControlNet, Note, Request, TextToImage, Weigh
 
 
 def completed(request: TextToImage | ControlNet, kind: WeightsKind) -> tuple[str, list[Note]]:
-    """Return the prompt to draw: for the miniature, with the size and place that it leaves to the seed."""
+    """Return the prompt to draw: for the miniature, with what it leaves to the seed: size, place, way round."""
     if kind != "mini":
         return request.prompt, []
     made = mini_prompt.complete(request.prompt, request.seed)

@@ -1,9 +1,7 @@
-"""What a prompt for the miniature leaves open, the seed says: "a fox" becomes "a small fox, on the left".
+"""What a prompt for the miniature leaves open, the seed says: "a fox" becomes "a small mirrored fox, on the left".
 
-Backgrounds and colours that are not named the model itself decides from the noise. Sizes and places it does not: it
-is too small for that, and would draw a blend of several. Which way round could be said likewise ("a small mirrored
-fox"), and training says it; but what is mirrored is not drawn well enough yet for every other seed to ask for it.
-Knows nothing of models, requests or pictures.
+Backgrounds and colours that are not named the model itself decides from the noise. Sizes, places and ways round it
+does not: it is too small for that, and would draw a blend of several. Knows nothing of models, requests or pictures.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ SIZES_WEIGHED = ("small", "small", "medium", "large")  # only small things can b
 class Completed:
     """A prompt with its open layout said; `size` and `place` are usual names, None where nothing had to be chosen.
 
-    `mirrored` tells that the seed turned the thing round.
+    `mirrored` tells that the seed turned the thing round; every other seed does, where the prompt does not.
     `words` are those that were put into `text`, in its language.
     """
 
@@ -34,27 +32,26 @@ class Completed:
     words: tuple[str, ...] = ()
 
 
-def complete(prompt: str, seed: int, known: Mapping | None = None, turned: float = 0.0) -> Completed:
-    """Say size and place, for some seeds also the way round, of the one thing in a prompt, as far as they are open.
+def complete(prompt: str, seed: int, known: Mapping | None = None) -> Completed:
+    """Say size, place and way round of the one thing in a prompt, as far as they are open.
 
     Args:
         prompt: English or Chinese. One that names no known thing, or several, is left alone.
         seed: chooses; the same one always the same.
         known: a vocabulary; by default that of the miniature.
-        turned: the share of seeds that mirror the thing, 0 to 1.
     """
     for language in _languages(known):
         thing = language.the_one_thing(prompt)
         if thing is not None:
-            return _complete(prompt, seed, language, thing, turned)
+            return _complete(prompt, seed, language, thing)
     return Completed(prompt)
 
 
-def _complete(prompt: str, seed: int, language: _Language, thing: re.Match[str], turned: float) -> Completed:
+def _complete(prompt: str, seed: int, language: _Language, thing: re.Match[str]) -> Completed:
     said_size, said_place = language.said(prompt, language.sizes), language.said(prompt, language.places)
     luck = random.Random(seed)
     size, place = _choose(said_size, said_place, list(language.places), luck)
-    mirrored = luck.random() < turned and not language.said(prompt, language.ways)
+    mirrored = luck.random() < 0.5 and not language.said(prompt, language.ways)
     before = [language.sizes[size][0]] if size is not None else []
     way = [language.ways["mirrored"][0]] if mirrored else []
     where = [language.places[place][0]] if place is not None else []

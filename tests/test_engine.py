@@ -119,7 +119,7 @@ def test_unknown_words_are_named(draw) -> None:
     assert "quixotic" in note.values["words"]
     assert "quixotic" in note.text
     assert "fox" not in note.values["words"]
-    assert not draw(prompt="a small fox in the middle, black background").notes
+    assert not draw(prompt="a small mirrored fox in the middle, black background").notes
 
 
 def test_the_seed_says_what_the_prompt_leaves_open(draw) -> None:

@@ -1,4 +1,4 @@
-"""What the seed says where a prompt for the miniature leaves size or place open."""
+"""What the seed says where a prompt for the miniature leaves size, place or way round open."""
 
 from collections import Counter
 
@@ -27,11 +27,6 @@ PLACES, SIZES = list(mini.vocabulary()["places"]), list(mini.vocabulary()["sizes
     ],
 )
 def test_what_says_everything_or_names_not_one_thing_is_left_alone(prompt: str) -> None:
-    assert all(complete(prompt, seed, turned=0.5) == Completed(prompt) for seed in range(1, 30))
-
-
-@pytest.mark.parametrize("prompt", ["a large fox in the middle", "左上角的小狐狸"])
-def test_nothing_is_added_where_only_the_way_round_is_open(prompt: str) -> None:
     assert all(complete(prompt, seed) == Completed(prompt) for seed in range(1, 30))
 
 
@@ -61,7 +56,7 @@ def test_an_open_prompt_gets_every_size_and_every_place() -> None:
 )
 def test_words_go_where_the_miniature_reads_them(prompt: str, starts: str) -> None:
     for seed in range(1, 30):
-        made = complete(prompt, seed, turned=0.5)
+        made = complete(prompt, seed)
         size, *way, place = made.words
         assert bool(way) == made.mirrored
         words, clause = " ".join((size, *way)), "".join(f"{one}，" for one in way)
@@ -69,14 +64,13 @@ def test_words_go_where_the_miniature_reads_them(prompt: str, starts: str) -> No
         assert mini.unknown_words(made.text) == []
 
 
-def test_every_other_seed_turns_a_thing_round_where_that_is_asked_for() -> None:
-    assert not any(complete("a large fox in the middle", seed).mirrored for seed in range(1, 60))
-    turned = [complete("a large fox in the middle", seed, turned=0.5) for seed in range(1, 400)]
+def test_every_other_seed_turns_a_thing_round() -> None:
+    turned = [complete("a large fox in the middle", seed) for seed in range(1, 400)]
     assert 0.4 < sum(one.mirrored for one in turned) / len(turned) < 0.6
     assert {one.text for one in turned} == {"a large fox in the middle", "a large mirrored fox in the middle"}
     assert all((one.words == ("mirrored",)) == one.mirrored for one in turned)
     # which way round is apart from size and place: those stay what they were
-    pinned = [complete("a flipped fox", seed, turned=0.5) for seed in range(1, 40)]
+    pinned = [complete("a flipped fox", seed) for seed in range(1, 40)]
     assert [(one.size, one.place) for one in pinned] == [
         (one.size, one.place) for one in (complete("a fox", seed) for seed in range(1, 40))
     ]
@@ -86,10 +80,12 @@ def test_every_other_seed_turns_a_thing_round_where_that_is_asked_for() -> None:
 def test_what_is_said_stays_and_decides_the_rest() -> None:
     for seed in range(1, 60):
         small, large = complete("a small fox", seed), complete("a large fox", seed)
-        assert small.size is None and small.place in PLACES and small.text.startswith("a small fox, ")
+        assert small.size is None and small.place in PLACES
+        assert small.text.startswith("a small mirrored fox, " if small.mirrored else "a small fox, ")
         assert (large.size, large.place) == (None, "centre")
         left = complete("a fox on the left side", seed)
-        assert (left.size, left.place, left.text) == ("small", None, "a small fox on the left side")
+        way = "mirrored " if left.mirrored else ""
+        assert (left.size, left.place, left.text) == ("small", None, f"a small {way}fox on the left side")
         assert complete("a fox in the middle", seed).place is None
         assert complete("小鸡在左边", seed).size == "small"
     assert {complete("a fox in the middle", seed).size for seed in range(1, 60)} == set(SIZES)

@@ -194,10 +194,10 @@ def decorate(caption: Caption, rng: random.Random, idle: list[str]) -> Caption:
 
 
 def completed(caption: Caption, rng: random.Random, known: dict, share: float = 0.33) -> Caption:
-    """Let a seed say what a caption leaves open, as the app does, in a share of cases; half of them turned round."""
+    """Let a seed say what a caption leaves open, as the app does, in a share of cases."""
     if caption.said.arrangement != "one" or rng.random() > share:
         return caption
-    made, said = mini_prompt.complete(caption.text, rng.getrandbits(32), known, turned=0.5), caption.said
+    made, said = mini_prompt.complete(caption.text, rng.getrandbits(32), known), caption.said
     says = {"size": said.size or made.size, "place": said.place or made.place}
     return Caption(made.text, replace(said, **says, mirrored=said.mirrored or made.mirrored))
 
