@@ -31,7 +31,7 @@ from request import SIZES, Failure, Result, Stage, Step, TileDone, Upscale
 
 ROOT = Path(__file__).parent.parent
 MEMORY_BOUND_GIB = 3.0  # docs/upscaling.md states it
-SEAM_BOUND = 1.1  # how much steeper than elsewhere a refined picture may be on the borders of its tiles
+SEAM_BOUND = 1.25  # how much steeper than elsewhere a refined picture may be on the borders of its tiles
 
 
 def fast() -> upscaler.spandrel.ImageModelDescriptor:
@@ -258,7 +258,7 @@ def test_a_large_frame_is_refined_in_many_tiles_without_seams(pipeline) -> None:
     found = bench.refined_in_tiles(pipeline, 512)
     assert found["tiles"] == 25
     assert found["seam"] < SEAM_BOUND
-    assert found["alone"] > 1.2 * SEAM_BOUND  # so would be seen what tiles that are drawn apart leave
+    assert found["alone"] > 3 * SEAM_BOUND  # so would be seen what tiles that are drawn apart leave
 
 
 def test_it_refines_the_same_under_vram_management(pipeline) -> None:
