@@ -60,11 +60,20 @@ class RequestError(UserError):
     http_status = 400
 
     def __init__(self, field: str, value: Any, allowed: str, nearest: Any = None) -> None:
-        shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+        shown = _shown(value)
         message = f"{field}: {shown} is not possible; allowed: {allowed}"
         if nearest is not None:
             message += f"; the nearest is {nearest}"
         super().__init__(message, field=field, value=shown, allowed=allowed, nearest=nearest)
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a sentence, cut to 80 characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, lists thousands deep in each other
+        text = f"this {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 class WeightsMissing(UserError):

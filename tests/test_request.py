@@ -133,3 +133,13 @@ def test_every_field_has_a_help_line_and_says_what_it_takes() -> None:
 def test_sizes_are_worded_for_one_size_and_for_many() -> None:
     assert str(Sizes(128, 128, 128)) == "128 only"
     assert str(Sizes(384, 2048, 1024)) == "384 to 2048 in steps of 16"
+
+
+@pytest.mark.parametrize("name", ["seed", "steps", "width", "cfg", "lora", "model"])
+def test_values_that_cannot_even_be_written_are_refused(name: str) -> None:
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (10**5_000, -(10**5_000), deep):
+        with pytest.raises(RequestError, match=f"^{name}: this (int|list) is not possible; allowed: "):
+            TextToImage.parse(**{"prompt": "x", name: value}).resolved("mini")
