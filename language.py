@@ -8,7 +8,6 @@ have stays English. Knows nothing of what the sentences are about.
 from __future__ import annotations
 
 import json
-import re
 import string
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -42,9 +41,9 @@ class Say:
         """
         if text in self.texts or len(text) > LONGEST:
             return self.texts.get(text, text)
-        for pattern, worded in self._patterns:
-            if found := pattern.fullmatch(text):
-                return worded.format(**{name: self._value(name, one) for name, one in found.groupdict().items()})
+        for pieces, worded in self._patterns:
+            if (found := _taken_apart(text, pieces)) is not None:
+                return worded.format(**{name: self._value(name, one) for name, one in found.items()})
         return text
 
     def _value(self, name: str, text: str) -> str:
@@ -53,20 +52,39 @@ class Say:
         return self.again(text) if name.startswith("said") else text
 
     @cached_property
-    def _patterns(self) -> list[tuple[re.Pattern[str], str]]:
-        """What matches each sentence with values: first those that begin with words, of them those with most words."""
+    def _patterns(self) -> list[tuple[list[tuple[str, str]], str]]:
+        """The pieces of each sentence with values: first those that begin with words, of them those with most words."""
         made = [(list(_pieces(sentence)), worded) for sentence, worded in self.texts.items() if "{" in sentence]
         made.sort(key=lambda one: (not one[0][0][0], -sum(len(words) for words, _ in one[0])))
-        return [
-            (re.compile("".join(re.escape(words) + (f"(?P<{name}>.+?)" if name else "") for words, name in parts)), to)
-            for parts, to in made
-        ]
+        return made
 
 
 def _pieces(sentence: str) -> Iterator[tuple[str, str]]:
-    """Take a sentence apart: its words, each with the name of the value that follows them."""
+    """Take a sentence apart: its words, each with the name of the value that follows them; none follows the last."""
+    name = None
     for words, name, _, _ in string.Formatter().parse(sentence):
         yield words, name or ""
+    if name:
+        yield "", ""
+
+
+def _taken_apart(text: str, pieces: list[tuple[str, str]]) -> dict[str, str] | None:
+    """Return the values in a text by name, each as short as can be; None where it is not the sentence of these pieces.
+
+    What a regular expression with `.+?` for each value finds, which takes a power of the text's length for it.
+    """
+    (words, name), *rest = pieces
+    values, place = {}, len(words)
+    if not text.startswith(words):
+        return None
+    for words, following in rest:
+        last = len(text) - len(words) if text.endswith(words) else -1
+        end = text.find(words, place + 1) if following else last
+        if end <= place or "\n" in text[place:end]:
+            return None
+        values[name] = text[place:end]
+        place, name = end + len(words), following
+    return values
 
 
 english = Say({})

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import device
 import errors
@@ -266,3 +268,25 @@ def test_adding_a_language_is_one_file(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.undo()
         for cached in (language.locales, language.say_in):
             cached.cache_clear()
+
+
+PIECES = st.lists(st.sampled_from([";", "; ", ": ", "a", ""]), min_size=2, max_size=5)
+
+
+@given(PIECES, st.text("a;: .\n", max_size=14))
+def test_a_text_is_taken_apart_as_an_expression_would(words: list[str], text: str) -> None:
+    pieces = [(one, f"value{number}" if number < len(words) else "") for number, one in enumerate(words, 1)]
+    whole = "".join(re.escape(one) + (f"(?P<{name}>.+?)" if name else "") for one, name in pieces)
+    found = re.fullmatch(whole, text)
+    assert language._taken_apart(text, pieces) == (found and found.groupdict())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_no_text_of_values_takes_long_to_take_apart(path: Path) -> None:
+    """Values from outside may hold the words between them many times: an expression would try all the combinations."""
+    say = language.Say(json.loads(path.read_text(encoding="utf-8"))["texts"])
+    for pieces, _ in say._patterns:
+        between = "".join("x" + words for words, _ in pieces[1:])
+        text = pieces[0][0] + between * (language.LONGEST // len(between))
+        assert isinstance(say.again(text[: language.LONGEST - 1] + "\n"), str)
+        assert isinstance(say.again(text[: language.LONGEST]), str)
