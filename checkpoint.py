@@ -3,7 +3,7 @@
 Reads a model file up to the end of its header, which holds every tensor's name, shape and place, so that a file of
 10 GB is checked in a millisecond. Results are kept per path, size and time of change.
 
-Knows nothing of torch, of which models there are, or of where they should lie. Imports nothing of ours.
+Knows nothing of torch, of which models there are, or of where they should lie.
 """
 
 from __future__ import annotations
@@ -19,9 +19,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import bounded
+
 MAX_HEADER = 25_000_000  # bytes; the hub's own limit (huggingface_hub.constants.SAFETENSORS_MAX_HEADER_LENGTH)
 HASHED_WHOLE = 256_000_000  # bytes; above it a fingerprint samples: reading 10 GB takes longer than a picture
 SAMPLES, SAMPLE = 64, 65_536
+# What no real file comes near; within these bounds nothing that is done with names and shapes takes long.
+MAX_TENSORS = 20_000
+MAX_NAME = 500  # characters of a tensor's name
+MAX_DIMENSIONS = 8
+MAX_SIDE = 1 << 40  # numbers along one dimension
 
 
 @dataclass(frozen=True)
@@ -89,9 +96,11 @@ def parse_header(path: Path, limit: int = MAX_HEADER) -> Header:
     if len(text) < length:
         raise ValueError(f"{path} is cut short: {size:,} bytes are less than its header")
     try:
-        declared = json.loads(text, object_pairs_hook=_unique)
-        metadata = {str(name): str(value) for name, value in (declared.pop("__metadata__", None) or {}).items()}
-        tensors = {name: _tensor(one) for name, one in declared.items()}
+        declared = json.loads(text, object_pairs_hook=_unique, parse_int=bounded.number)
+        metadata = {name: _scalar(value) for name, value in (declared.pop("__metadata__", None) or {}).items()}
+        if len(declared) > MAX_TENSORS:
+            raise ValueError("too many")
+        tensors = {name: _tensor(name, one) for name, one in declared.items()}
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise ValueError(f"{path} is not a safetensors file: its header cannot be read") from None
     end = 8 + length + max((one.end for one in tensors.values()), default=0)
@@ -113,11 +122,21 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _tensor(declared: Mapping[str, Any]) -> Tensor:
+def _scalar(value: Any) -> str:
+    if isinstance(value, dict | list):  # to write one that is nested deeply takes a time that is not bounded
+        raise ValueError("not a text")
+    return str(value)
+
+
+def _tensor(name: str, declared: Mapping[str, Any]) -> Tensor:
     shape, (begin, end) = tuple(declared["shape"]), declared["data_offsets"]
+    if len(name) > MAX_NAME or len(shape) > MAX_DIMENSIONS:
+        raise ValueError("too long")
     if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
         raise ValueError("not a natural number")
-    return Tensor(str(declared["dtype"]), shape, begin, end)
+    if any(side >= MAX_SIDE for side in shape):
+        raise ValueError("too large")
+    return Tensor(_scalar(declared["dtype"]), shape, begin, end)
 
 
 def model_hash(files: Sequence[Path]) -> str:
