@@ -10,7 +10,6 @@ Knows nothing of torch, of pipelines or of fronts. The names of tensors are `lor
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 import struct
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import architectures
+import bounded
 import lora_dialects
 from checkpoint import Header, parse_header
 from errors import RequestError
@@ -38,6 +38,8 @@ MAX_FILE = 4 << 30  # bytes; rank 256 in every linear layer of Z-Image is 2.4 GB
 FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 _UNPACK = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i"}
 HASH_DIGITS = 12  # what galleries look up
+MAX_CONFIG = 500_000  # characters of an entry of the metadata that alphas may be in; one for each layer is some 20 kB
+MAX_SCALE = 10_000  # of a layer, alpha / rank: usual are 0.01 to 10, and fp16 ends at 65,504
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,9 @@ def read(path: Path) -> LoraFile:
         layers = _layers(path, header, used, ranks)
     except BadLayerError as problem:
         raise refused(name, f"a LoRA for Z-Image whose layers are whole; {_clean(str(problem))}") from None
+    except (OSError, struct.error) as problem:  # it went away, or became shorter, since its header was read
+        reason = problem.strerror if isinstance(problem, OSError) else "cut short"
+        raise refused(name, f"a file that can be read ({reason})") from None
     left_out = [source.name for source in parsed.sources if not source.targets] + list(parsed.rest)
     return LoraFile(
         path,
@@ -258,7 +263,10 @@ def _layers(path: Path, header: Header, used: Sequence[Source], ranks: Mapping[s
                     raise BadLayerError(f"{tensor!r} is stored as {header.tensors[tensor].dtype}, not as floats")
             if alpha is None:
                 alpha = declared(source)
-            layers.append(Layer(source, rank, 1.0 if alpha is None or rank is None else alpha / declared.root(rank)))
+            scale = 1.0 if alpha is None or rank is None else alpha / declared.root(rank)
+            if not abs(scale) <= MAX_SCALE:  # also where it is no number
+                raise BadLayerError(f"its alpha {alpha:g} is out of proportion to its rank {rank}: {source.name!r}")
+            layers.append(Layer(source, rank, scale))
     return tuple(layers)
 
 
@@ -287,20 +295,22 @@ def _number(file: Any, header: Header, name: str) -> float:
 
 @dataclass(frozen=True)
 class _Declared:
-    """Alphas and ways to scale that are in the metadata instead of in tensors."""
+    """Alphas and ways to scale that are in the metadata instead of in tensors; an alpha may be infinite or NaN.
+
+    `patterns` maps the end of a module's name to its place among the patterns and its alpha.
+    """
 
     alpha: float | None
-    patterns: Mapping[str, float]
+    patterns: Mapping[str, tuple[int, float]]
     square_root: bool
 
     def __call__(self, source: Source) -> float | None:
         """Return the alpha of a source that brings none of its own."""
         own = source.name.removeprefix(source.prefix)
-        # PEFT's rule: a pattern is the whole name or its end after a dot.
-        for pattern, alpha in self.patterns.items():
-            if own == pattern or own.endswith("." + pattern):
-                return alpha
-        return self.alpha
+        # PEFT's rule: a pattern is the whole name or its end after a dot, and the first one that fits counts.
+        ends = (own, *(own[dot.end() :] for dot in re.finditer(r"\.", own)))
+        found = [self.patterns[end] for end in ends if end in self.patterns]
+        return min(found)[1] if found else self.alpha
 
     def root(self, rank: int) -> float:
         """Return what an alpha is divided by."""
@@ -308,27 +318,34 @@ class _Declared:
 
 
 def _declared_alphas(metadata: Mapping[str, str]) -> _Declared:
-    """Read what diffusers writes on saving (`lora_adapter_metadata`) and what LyCORIS was called with."""
+    """Read what diffusers writes on saving (`lora_adapter_metadata`) and what LyCORIS was called with.
+
+    Raises:
+        BadLayerError: they are longer than what a trainer writes.
+    """
+    for key in ("lora_adapter_metadata", "ss_network_args"):
+        if len(metadata.get(key, "")) > MAX_CONFIG:
+            raise BadLayerError(f"its metadata has more than {MAX_CONFIG:,} characters of {key}")
     config = {
         key.removeprefix("transformer."): value for key, value in _json(metadata, "lora_adapter_metadata").items()
     }
     alpha, patterns = config.get("lora_alpha"), config.get("alpha_pattern")
-    finite = {
-        str(name): float(one)
-        for name, one in (patterns.items() if isinstance(patterns, dict) else ())
-        if isinstance(one, int | float) and math.isfinite(one)
+    numbers = {
+        name: (place, float(one))
+        for place, (name, one) in enumerate(patterns.items() if isinstance(patterns, dict) else ())
+        if isinstance(one, int | float)
     }
     trained_with = _json(metadata, "ss_network_args")
     rooted = bool(config.get("use_rslora")) or str(trained_with.get("rs_lora", "")).lower() == "true"
-    usable = isinstance(alpha, int | float) and not isinstance(alpha, bool) and math.isfinite(alpha)
-    return _Declared(float(alpha) if usable else None, finite, rooted)
+    given = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    return _Declared(float(alpha) if given else None, numbers, rooted)
 
 
 def _json(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
     """Return an entry of the metadata that is a JSON object; anything else is an empty one."""
     try:
-        found = json.loads(metadata.get(key, "{}"))
-    except (ValueError, RecursionError):
+        found = bounded.loads(metadata.get(key, "{}"))
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -355,6 +372,7 @@ _TRIGGER_KEYS = (
     *("instance_prompt", "activation_text", "trigger"),
 )
 MOST_TRIGGERS, LONGEST_TRIGGER = 12, 80
+LONGEST_LIST = 20_000  # characters of an entry with trigger words; what is longer is something else
 
 
 def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
@@ -362,20 +380,27 @@ def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
     found: list[str] = []
     for key in _TRIGGER_KEYS:
         text = metadata.get(key, "")
+        if len(text) > LONGEST_LIST:
+            continue
         try:
-            listed = json.loads(text)
-        except (ValueError, RecursionError):
+            listed = bounded.loads(text)
+        except ValueError:
             listed = None
         found += [str(one) for one in listed] if isinstance(listed, list) else text.split(",")
-    pictures = metadata.get("ss_num_train_images", "")
-    if not any(one.strip() for one in found) and pictures.isdigit() and int(pictures):
+    pictures = _natural(metadata.get("ss_num_train_images", ""))
+    if pictures and not any(one.strip() for one in found):
         counts: Counter[str] = Counter()
         for tags in _json(metadata, "ss_tag_frequency").values():
             if isinstance(tags, dict):
                 counts.update({str(tag): n for tag, n in tags.items() if type(n) is int and n > 0})
-        found = [tag for tag, count in counts.most_common(MOST_TRIGGERS) if count >= int(pictures)]
+        found = [tag for tag, count in counts.most_common(MOST_TRIGGERS) if count >= pictures]
     words = (_clean(one) for one in found)
     return tuple(dict.fromkeys(one for one in words if 0 < len(one) <= LONGEST_TRIGGER))[:MOST_TRIGGERS]
+
+
+def _natural(text: str) -> int:
+    """Return a number that is written as digits; 0 where it is none, or none that is possible."""
+    return int(text) if text.isdecimal() and len(text) <= bounded.MAX_DIGITS else 0
 
 
 def _clean(text: str) -> str:

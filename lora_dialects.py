@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import Literal
 
 Shape = tuple[int, ...]
@@ -127,6 +128,19 @@ _PREFIXES = (
     *("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_"),
 )
 _FLAT_PREFIXES = ("base_model_model_", "model_diffusion_model_", "diffusion_model_", "transformer_", "dit_", "_")
+
+
+def _one_of(prefixes: Iterable[str]) -> str:
+    """Return an expression for one of some prefixes, where some name is left over after it."""
+    return f"(?:(?:{'|'.join(re.escape(one) for one in prefixes)})(?=.))"
+
+
+# However many are piled up: those with dots, then one with underscores and more of their kind.
+_PILED = re.compile(
+    _one_of(one for one in _PREFIXES if not one.endswith("_"))
+    + f"*(?:{_one_of(one for one in _PREFIXES if one.endswith('_'))}{_one_of(_FLAT_PREFIXES)}*)?",
+    re.DOTALL,
+)
 _TEXT_ENCODER = re.compile(
     r"(base_model\.model\.)?(text_encoders?(_\d)?\.|text_model\.|conditioner\.|cond_stage_model\.|te\d?\.|clip_[lg]\.|qwen3\w*\.)"
     r"|(lora|lycoris)_(te|text_encoder)\d?_"
@@ -137,7 +151,7 @@ _PART = re.compile(
     r"^(?P<module>.+?)\.(?:"
     r"(?P<pair>lora_A|lora_B|lora_down|lora_up|lora_mid|lora\.down|lora\.up|lora_linear_layer\.down|lora_linear_layer\.up)"
     r"(?:\.(?!weight|bias)[\w-]+)?(?P<what>\.weight|\.bias)?"
-    r"|(?P<magnitude>dora_scale|lora_magnitude_vector(?:\.[\w-]+)*)"
+    r"|(?P<magnitude>dora_scale|lora_magnitude_vector(?:\.[\w-]++)*)"
     r"|(?P<other>alpha|lokr_w[12](?:_[ab])?|lokr_t[12]|hada_w[12]_[ab]|hada_t[12]|diff|diff_b|w_norm|b_norm|scalar)"
     r")$"
 )
@@ -150,6 +164,7 @@ _NEEDED: Mapping[Kind, tuple[tuple[tuple[str, ...], ...], ...]] = {
     "difference": ((("diff",), ("diff_b",)),),
 }
 _BESIDE = {"alpha", "magnitude"}  # parts that any kind may have
+MOST_DOTS = 32
 
 
 @dataclass(frozen=True)
@@ -269,8 +284,8 @@ def parse(tensors: Iterable[str]) -> Parsed:
 
 
 def _above(tensor: str) -> Iterator[str]:
-    """Yield the names of the modules that a tensor may belong to."""
-    for dot in re.finditer(r"\.", tensor[:1000]):
+    """Yield the names of the modules that a tensor may belong to; none of ours has as many dots as MOST_DOTS."""
+    for dot in islice(re.finditer(r"\.", tensor), MOST_DOTS):
         yield tensor[: dot.start()]
 
 
@@ -285,13 +300,8 @@ def _part(match: re.Match[str]) -> str:
 
 
 def _prefix(name: str) -> str:
-    """Return what stands before the module's own name, however many prefixes are piled up."""
-    rest, prefixes = name, _PREFIXES
-    while found := next((one for one in prefixes if rest.startswith(one) and len(rest) > len(one)), None):
-        rest = rest.removeprefix(found)
-        if found in _PREFIXES and found.endswith("_"):
-            prefixes = _FLAT_PREFIXES
-    return name.removesuffix(rest)
+    """Return what stands before the module's own name."""
+    return _PILED.match(name)[0]
 
 
 def without_repeats(sources: Iterable[Source]) -> tuple[list[Source], list[Source]]:
@@ -306,7 +316,7 @@ def without_repeats(sources: Iterable[Source]) -> tuple[list[Source], list[Sourc
     repeats: list[Source] = []
     taken: dict[str, Source] = {}
     for source in sources:
-        if source.fused and set(source.targets) <= set(single):
+        if source.fused and all(target in single for target in source.targets):
             repeats.append(source)
             continue
         for target in source.targets:

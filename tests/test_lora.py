@@ -1,6 +1,7 @@
 """LoRA files looked at: every dialect's names, the report, and what is refused, by header alone."""
 
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -356,6 +357,12 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 
+def shaped(sides: str) -> bytes:
+    """A header with a shape as it is written here."""
+    data_end = 0 if sides.endswith(" 0") else 8
+    return b'{"a": {"dtype": "F32", "shape": [%s], "data_offsets": [0, %d]}}' % (sides.encode(), data_end)
+
+
 @pytest.mark.parametrize(
     ("header", "data", "length"),
     [
@@ -382,10 +389,130 @@ ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "a": {}}', b"12345678", None),
         ({"__metadata__": [], "a": None}, b"", None),
         (b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 8]}}', b"12345678", None),
+        (shaped("9" * 5_000), b"12345678", None),
+        (shaped(",".join(["9" * 4_000] * 1_900)), b"12345678", None),  # to multiply them takes minutes
+        (shaped(",".join(["9" * 70] * 100_000)), b"12345678", None),
+        (shaped(f"{2**40}, 0"), b"", None),
+        (shaped("1,1,1,1,1,1,1,1,2"), b"12345678", None),
+        (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, %s]}}' % (b"9" * 5_000), b"12345678", None),
+        ({"a" * 501: ONE}, b"12345678", None),
+        ({str(number): ONE | {"shape": [0], "data_offsets": [0, 0]} for number in range(20_001)}, b"", None),
+        ({"x" + ".lora_magnitude_vector" * 300_000 + "!": ONE}, b"12345678", None),  # hours, to be told apart
+        (b'{"__metadata__": {"a": %s1%s}}' % (b"[" * 900, b"]" * 900), b"", None),
+        (b'{"__metadata__": {"a": %s}}' % (b"[" * 10_000), b"", None),
     ],
 )
 def test_hostile_headers_are_refused(header: object, data: bytes, length: int | None, tmp_path: Path) -> None:
-    assert "a .safetensors file" in refusal(raw(tmp_path / "a.safetensors", header, data, length))
+    said = refusal(raw(tmp_path / "a.safetensors", header, data, length))
+    assert "a .safetensors file" in said
+    assert len(said) < 500
+
+
+def test_the_largest_shape_is_still_read(tmp_path: Path) -> None:
+    header = {
+        "a": ONE | {"shape": [1, 1, 1, 1, 1, 1, 1, 2]},
+        "b": ONE | {"shape": [0, 2**40 - 1], "data_offsets": [8, 8]},
+    }
+    assert refusal(raw(tmp_path / "a.safetensors", header, b"12345678")).endswith("no LoRA in it (for example a, b)")
+
+
+def with_metadata(path: Path, metadata: dict[str, str]) -> Path:
+    return write(path, tensors("none"), metadata)
+
+
+HUGE = ["1e999", "-1e999", "NaN", "Infinity", "1e308", "1" + "0" * 400, "9" * 5_000]
+
+
+@pytest.mark.parametrize("value", HUGE)
+@pytest.mark.parametrize(
+    "config", ['{"lora_alpha": %s}', '{"transformer.alpha_pattern": {"layers.0.attention.to_q": %s}}']
+)
+def test_alphas_that_no_number_is_are_refused(value: str, config: str, tmp_path: Path) -> None:
+    said = refusal(with_metadata(tmp_path / "a.safetensors", {"lora_adapter_metadata": config % value}))
+    assert "its alpha" in said
+    assert re.search(r"'layers\.0\.attention\.to_\w'$", said)
+    assert len(said) < 300
+
+
+def test_an_alpha_out_of_proportion_is_refused_wherever_it_stands(tmp_path: Path) -> None:
+    for dtype, alpha in ((torch.float64, 1e308), (torch.float32, 3e38), (torch.bfloat16, -3e38), (torch.int64, 2**62)):
+        found = broken(alpha=torch.tensor(alpha, dtype=dtype))
+        assert "out of proportion" in refusal(write(tmp_path / "a.safetensors", found))
+
+
+def test_alphas_of_a_config_without_end_are_refused(tmp_path: Path) -> None:
+    config = json.dumps({"lora_alpha": 8, "x": "x" * lora.MAX_CONFIG})
+    for key in ("lora_adapter_metadata", "ss_network_args"):
+        assert key in refusal(with_metadata(tmp_path / "a.safetensors", {key: config}))
+
+
+def test_the_first_pattern_that_fits_counts_however_many_there_are() -> None:
+    source = lora_dialects.Source("transformer.layers.0.attention.to_q", "transformer.", (), {})
+    patterns = {f"layers.{number}.x": number for number in range(1_000_000)}
+    for ends in (("attention.to_q", "to_q"), ("to_q", "layers.0.attention.to_q")):
+        alphas = {"o_q": 5, ends[0]: 7, **patterns, ends[1]: 9}
+        declared = lora._Declared(1.0, {name: (place, one) for place, (name, one) in enumerate(alphas.items())}, False)
+        assert {declared(source) for _ in range(1_000)} == {7}  # minutes, to go through them each time
+    assert lora._Declared(1.0, {"o_q": (0, 5.0)}, False)(source) == 1.0
+
+
+@pytest.mark.parametrize("pictures", ["²", "9" * 5_000, "1e3", "-1", "½"])
+def test_a_number_of_pictures_that_is_none_gives_no_words(pictures: str, tmp_path: Path) -> None:
+    metadata = {"ss_tag_frequency": '{"x": {"neon": 20}}', "ss_num_train_images": pictures}
+    assert lora.read(with_metadata(tmp_path / "a.safetensors", metadata)).report.trigger_words == ()
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 10_000, "[" * 900 + "1" + "]" * 900, "[" + "9" * 5_000 + "]", "," * 7_000_000, "[" + "1" * 400 + "]"]
+)
+def test_trigger_words_that_are_none_are_left_out(text: str, tmp_path: Path) -> None:
+    report = lora.read(with_metadata(tmp_path / "a.safetensors", {"trigger_words": text})).report
+    assert all(len(word) <= lora.LONGEST_TRIGGER for word in report.trigger_words)
+    assert not any("11111" in word for word in report.trigger_words)
+
+
+@pytest.mark.parametrize("key", ["lora_adapter_metadata", "ss_network_args", "ss_tag_frequency", "ss_num_train_images"])
+def test_metadata_nested_without_end_is_left_out(key: str, tmp_path: Path) -> None:
+    for depth in (900, 10_000):
+        deep = "[" * depth + "]" * depth
+        value = f'{{"rs_lora": {deep}, "base_model_name_or_path": {deep}}}'
+        assert lora.read(with_metadata(tmp_path / "a.safetensors", {key: value})).layers[0].scale == 1
+
+
+def test_a_file_that_goes_away_meanwhile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.safetensors", loras.kohya(PAIRS))
+    fitting = lora._fitting
+
+    def gone(*arguments: object) -> object:
+        path.unlink()
+        return fitting(*arguments)
+
+    monkeypatch.setattr(lora, "_fitting", gone)
+    assert "a file that can be read" in refusal(path)
+
+
+def old_prefix(name: str) -> str:
+    """The prefix as it was found before: one after the other."""
+    rest, prefixes = name, lora_dialects._PREFIXES
+    while found := next((one for one in prefixes if rest.startswith(one) and len(rest) > len(one)), None):
+        rest = rest.removeprefix(found)
+        if found in lora_dialects._PREFIXES and found.endswith("_"):
+            prefixes = lora_dialects._FLAT_PREFIXES
+    return name.removesuffix(rest)
+
+
+PARTS_OF_NAMES = [*lora_dialects._PREFIXES, *lora_dialects._FLAT_PREFIXES, "layers.0", "x", ".", "\n"]
+
+
+@given(st.lists(st.sampled_from(PARTS_OF_NAMES), min_size=1, max_size=6).map("".join))
+def test_piled_prefixes_are_found_as_one_after_the_other(name: str) -> None:
+    assert lora_dialects._prefix(name) == old_prefix(name)
+
+
+def test_names_with_dots_without_end_are_told_apart() -> None:
+    known = ["layers.0.attention.to_q.lora_A.weight", "layers.0.attention.to_q.lora_B.weight"]
+    parsed = lora_dialects.parse([*known, "." * 1_000_000, "dit." * 100_000 + "x.alpha"])
+    assert (len(parsed.sources), len(parsed.rest)) == (2, 1)
 
 
 def test_other_kinds_of_file_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from errors import RequestError
 from request import Failure, Result, Stage, Step, TextToImage
 
 PAIRS = random_pairs()
+ALPHA = "lora_unet_layers_0_attention_to_q.alpha"
 
 
 @pytest.fixture
@@ -99,6 +101,62 @@ def test_unusable_files_are_failures_and_the_next_request_works(engine: Engine, 
         assert isinstance(failure, Failure)
         assert said in failure.text
         assert draw(steps=2).png == before
+
+
+def with_header(path: Path, entry: str) -> Path:
+    """A whole LoRA with one more entry in its header, as it is written here."""
+    data = write(path, loras.peft(PAIRS)).read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    text = data[8:end].rstrip()[:-1] + b", " + entry.encode() + b"}"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+    return path
+
+
+NO_NUMBERS = ["1e308", "1e999", "NaN", "-Infinity", "1" + "0" * 400, "9" * 5_000]
+
+
+def test_no_file_whatever_its_numbers_takes_away_what_is_loaded(engine: Engine, draw, tmp_path: Path) -> None:
+    def told(**metadata: str) -> Path:
+        return write(tmp_path / f"{next(number)}.safetensors", loras.peft(PAIRS), metadata)
+
+    def entry(text: str) -> Path:
+        return with_header(tmp_path / f"{next(number)}.safetensors", f'"odd": {text}')
+
+    number = itertools.count()
+    before = draw(steps=2).png
+    loaded = engine._pipeline
+    bad = [
+        *(told(lora_adapter_metadata=f'{{"lora_alpha": {one}}}') for one in NO_NUMBERS),
+        *(told(lora_adapter_metadata=f'{{"alpha_pattern": {{"to_q": {one}}}}}') for one in NO_NUMBERS),
+        *(entry(f'{{"dtype": "F32", "shape": [0, {one}], "data_offsets": [0, 0]}}') for one in NO_NUMBERS),
+        *(entry(f'{{"dtype": "F32", "shape": [0], "data_offsets": [0, {one}]}}') for one in NO_NUMBERS),
+        *(entry("[" * depth) for depth in (900, 10_000)),
+        entry(f'{{"dtype": "F32", "shape": [{"0," * 100_000}0], "data_offsets": [0, 0]}}'),
+        write(tmp_path / "f64.safetensors", loras.kohya(PAIRS) | {ALPHA: torch.tensor(1e308, dtype=torch.float64)}),
+        write(tmp_path / "f32.safetensors", loras.kohya(PAIRS) | {ALPHA: torch.tensor(3e38)}),
+    ]
+    for path in bad:
+        (*events, failure) = engine.run(ask(lora=str(path)))
+        assert isinstance(failure, Failure)
+        assert (failure.code, failure.values["field"]) == ("bad_request", "lora"), failure.text
+        assert not events
+        assert len(failure.text) < 400
+        assert engine._pipeline is loaded
+    # What only adorns is left out, and the LoRA is as good as ever.
+    drawn = draw(steps=2, lora=str(told())).png
+    adorning = ("ss_num_train_images", "trigger_words", "ss_tag_frequency", "modelspec.title", "sshs_model_hash")
+    for value in ("²", "[" * 10_000, "[" * 900 + "1" + "]" * 900, f"[{'9' * 5_000}]"):
+        for keys in (adorning, adorning[:1]):
+            path = told(**{"ss_tag_frequency": '{"x": {"neon": 2}}', **dict.fromkeys(keys, value)})
+            lora.identify(lora.read(path))
+        *events, result = engine.run(ask(lora=str(path)))
+        assert isinstance(result, Result), result
+        assert pixels(result.png) == pixels(drawn)
+        assert Stage("loading", "program") not in events
+    assert engine._pipeline is loaded
+    *events, result = engine.run(ask())
+    assert not any(isinstance(event, Stage) and event.name == "loading" for event in events)
+    assert result.png == before
 
 
 def test_cancelled_run_leaves_nothing_of_the_lora(engine: Engine, draw, style: Path) -> None:
