@@ -19,6 +19,7 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+import bounded
 from errors import RequestError
 from request import MODELS, MODES, SEED_MAX, Request, Result, TextToImage, Upscale, WeightsKind
 
@@ -28,11 +29,16 @@ PARAMETERS_CHUNK = "parameters"
 REQUEST_CHUNK = "z-image-studio"
 SAMPLER = "Euler"  # DiffSynth's flow-match scheduler takes plain Euler steps
 
-# A bound on what an untrusted file may make us read; Pillow bounds the text chunks.
+# Bounds on what an untrusted file may make us read. Of text, Pillow bounds only what is compressed, by the same length.
 MAX_FILE_BYTES = 256 << 20
+MAX_TEXT = 1 << 20  # characters of a text chunk
+MAX_LINE = 100_000  # characters of the line of pairs; whole lists of LoRAs and control units take some thousands
 
-# How A1111 itself splits the last line, and how few matches make it a line of the prompt instead.
-_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+# How A1111 itself splits the last line, and how few pairs make it a line of the prompt instead. Its own expression is
+# \s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)
+# which begins again at every character of a word that no colon follows; here each word is looked at once.
+_WORDS = re.compile(r"([\w \-/]+)(:?)\s*")
+_QUOTED = re.compile(r'"(?:\\.|[^\\"])+"(?=,|$)')
 _FEWEST_PAIRS = 3
 _NEGATIVE = "Negative prompt:"
 
@@ -175,7 +181,7 @@ def read_png(path: Path) -> Parameters:
     texts = _text_chunks(path)
     if REQUEST_CHUNK in texts:
         try:
-            return _from_own_chunk(json.loads(texts[REQUEST_CHUNK]))
+            return _from_own_chunk(_json(texts[REQUEST_CHUNK]))
         except (ValueError, KeyError, TypeError, AttributeError):
             pass  # a damaged chunk of ours: A1111's text may still be whole
     if PARAMETERS_CHUNK in texts:
@@ -186,7 +192,7 @@ def read_png(path: Path) -> Parameters:
 def parse_a1111(text: str) -> Parameters:
     """Read the text of a `parameters` chunk; what is not understood lands in `not_restored`."""
     lines = text.strip().split("\n")
-    pairs = {key: _unquoted(value) for key, value in _PAIR.findall(lines[-1])}
+    pairs = _pairs(lines[-1]) if len(lines[-1]) <= MAX_LINE else {}
     if len(pairs) < _FEWEST_PAIRS:
         pairs = {}
     else:
@@ -196,7 +202,9 @@ def parse_a1111(text: str) -> Parameters:
     if negative := "\n".join(lines[start:]).removeprefix(_NEGATIVE).strip():
         values["negative_prompt"] = negative
     if match := re.fullmatch(r"(\d+)x(\d+)", pairs.get("Size", "")):
-        values["width"], values["height"] = int(match[1]), int(match[2])
+        # More digits than a number may have stay text, which a request refuses by the field's name.
+        sides = (int(side) if len(side) <= bounded.MAX_DIGITS else side for side in match.groups())
+        values["width"], values["height"] = sides
         del pairs["Size"]
     for name, key, convert in (("steps", "Steps", int), ("cfg", "CFG scale", float), ("seed", "Seed", int)):
         if key in pairs:
@@ -219,12 +227,38 @@ def parse_a1111(text: str) -> Parameters:
     return Parameters("a1111", TextToImage.mode, values, {}, pairs)
 
 
+def _pairs(line: str) -> dict[str, str]:
+    """Return the pairs of `key: value, key: value`, a value with commas in quotes, in a time linear in the line."""
+    pairs, place = {}, 0
+    while words := _WORDS.search(line, place):
+        place, key = words.end(), words[1].lstrip(" -/")
+        if not words[2] or len(key) < 2:  # no key has a single letter
+            continue
+        quoted = _QUOTED.match(line, place)
+        end = quoted.end() if quoted else line.find(",", place)
+        end = len(line) if end < 0 else end
+        pairs[key] = _unquoted(line[place:end])
+        place = end + 1
+    return pairs
+
+
+def _json(text: str) -> Any:
+    """Return what a JSON text holds.
+
+    Raises:
+        ValueError: it is no JSON, its nesting has no end, or it holds half a character, which no page can show.
+    """
+    value = bounded.loads(text)
+    json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
 def _from_own_chunk(chunk: Mapping[str, Any]) -> Parameters:
     fields, mode = dict(chunk["request"]), MODES.get(chunk["mode"], TextToImage)
     known = {name: value for name, value in fields.items() if name in mode.model_fields}
     rest = {name: str(value) for name, value in fields.items() if name not in known}
     fingerprints, inputs = dict(chunk["weights"]["fingerprints"]), dict(chunk.get("inputs", {}))
-    return Parameters(REQUEST_CHUNK, chunk["mode"], known, fingerprints, rest, inputs)
+    return Parameters(REQUEST_CHUNK, str(chunk["mode"]), known, fingerprints, rest, inputs)
 
 
 def _text_chunks(path: Path) -> dict[str, str]:
@@ -237,7 +271,8 @@ def _text_chunks(path: Path) -> dict[str, str]:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             # Not `image.text`, which decodes the pixels; galleries, A1111 and we write the text before them.
-            return {key: value for key, value in image.info.items() if isinstance(value, str)}
+            texts = {key: value for key, value in image.info.items() if isinstance(value, str)}
+            return {key: text for key, text in texts.items() if len(text) <= MAX_TEXT}
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise RequestError("file", path.name, allowed) from error
 
@@ -251,7 +286,7 @@ def _quoted(value: Any) -> str:
 def _unquoted(value: str) -> str:
     if value.startswith('"') and value.endswith('"'):
         try:
-            return str(json.loads(value))
+            return str(_json(value))
         except ValueError:
             return value
     return value.strip()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import islice
 from pathlib import Path
 
 import gradio as gr
@@ -14,6 +15,7 @@ from ui_form import READY_JS, Form
 from ui_parts import QUIET, REWORD_JS, Output, Update, failed, uploaded
 from ui_words import field_name
 
+MOST_TOLD = 24  # things that were not restored; a hostile picture has thousands
 QUERY_MODE = "mode"  # ?mode=controlnet&prompt=...
 
 
@@ -100,6 +102,9 @@ def _told(sentence: str, left_out: Mapping[str, str], say: Say) -> str:
     """Say what was done, and name what could not be."""
     html = f"<p>{escape(sentence)}</p>"
     if left_out:
-        listed = ", ".join(f"{field_name(name, say)}: {value}"[:80] for name, value in left_out.items())
+        listed = ", ".join(
+            f"{field_name(name, say)}: {value}"[:80] for name, value in islice(left_out.items(), MOST_TOLD)
+        )
+        listed += ", …" if len(left_out) > MOST_TOLD else ""
         html += f'<p class="note">{escape(say("Not restored: {names}", names=listed))}</p>'
     return html

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 import metadata
+import ui_restore
 from errors import RequestError
+from language import english
 from metadata import Provenance, a1111_text, encode_png, parse_a1111, read_png
 from request import TextToImage
 
@@ -136,3 +138,124 @@ def test_files_that_hold_nothing_are_refused_with_a_sentence(tmp_path: Path) -> 
     for name in ("plain.png", "text.png", "empty.png", "cut.png", "absent.png", "."):
         with pytest.raises(RequestError, match="allowed: a PNG"):
             read_png(tmp_path / name)
+
+
+# --- hostile files ---
+
+# A1111's own expression, which ours is held against; it is slow on long lines.
+PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+
+
+def holding(path: Path, **chunks: str) -> Path:
+    info = PngImagePlugin.PngInfo()
+    for name, text in chunks.items():
+        info.add_text(name.replace("_", "-"), text)
+    PICTURE.save(path, pnginfo=info)
+    return path
+
+
+@given(st.text('aB1_é: ,"\\/-\t\r\u3000.', max_size=40) | st.text(max_size=40).map(lambda text: text.replace("\n", "")))
+def test_any_line_is_read_as_a1111_reads_it(line: str) -> None:
+    assert metadata._pairs(line) == {key: metadata._unquoted(value) for key, value in PAIR.findall(line)}
+
+
+KEYS = st.from_regex(r"[A-Za-z][A-Za-z0-9 /-]{1,12}", fullmatch=True)
+VALUES = st.text(max_size=12) | st.integers() | st.floats()
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=6), st.sampled_from([", ", ",", " , "]))
+def test_any_well_formed_line_is_read_as_a1111_reads_it(pairs: dict, comma: str) -> None:
+    line = comma.join(f"{key}: {metadata._quoted(value)}" for key, value in pairs.items())
+    if "\n" not in line:
+        assert metadata._pairs(line) == {key: metadata._unquoted(value) for key, value in PAIR.findall(line)}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            "a" * 1_000_000,
+            " " * 1_000_000 + "a",
+            "a " * 500_000,
+            "a:" * 500_000,
+            "-" * 1_000_000,
+            "aa" + " " * 999_999,
+        ),
+        *(
+            'aa: "' * 250_000,
+            'aa:"\\"' * 200_000,
+            "aa: " + '"' * 1_000_000,
+            'aa: "' + "\\" * 1_000_000,
+            "aa:," * 250_000,
+        ),
+    ],
+    ids=lambda line: line[:6],
+)
+def test_a_long_line_takes_no_longer_than_its_length(line: str) -> None:
+    """With an expression that begins again at every character these take hours."""
+    assert isinstance(metadata._pairs(line), dict)
+    assert parse_a1111(line).values == {"prompt": line.strip()}  # too long for a line of pairs
+
+
+@pytest.mark.parametrize("digits", [21, 400, 5_000, 50_000])
+def test_a_size_of_many_digits_is_refused_by_its_field(digits: int, tmp_path: Path) -> None:
+    text = f"x\nSteps: 8, Sampler: Euler, Seed: 3, Size: {'9' * digits}x128"
+    found = read_png(holding(tmp_path / "long.png", parameters=text))
+    with pytest.raises(RequestError, match=r"^width: .{20,90} is not possible; allowed: "):
+        found.request().resolved("mini")
+
+
+@pytest.mark.parametrize(
+    "value", ["²", "9" * 5_000, "1" + "0" * 400, "1e308", "1e999", "nan", "Infinity", "[" * 10_000]
+)
+@pytest.mark.parametrize("key", ["Steps", "CFG scale", "Seed", "Size", "Model"])
+def test_an_impossible_value_is_named_or_refused(key: str, value: str) -> None:
+    pairs = {"Steps": "8", "CFG scale": "1", "Seed": "3", "Size": "128x128", key: value}
+    found = parse_a1111("x\n" + ", ".join(f"{name}: {one}" for name, one in pairs.items()))
+    try:
+        assert found.request() is not None
+    except RequestError as refused:
+        assert len(str(refused)) < 300
+    else:
+        assert key in found.not_restored or found.values["seed"] == 0
+
+
+def of_ours(name: str, value: str) -> str:
+    """Our chunk with a field's value as it is written here."""
+    described = {"mode": "generate", "weights": {"fingerprints": {}}, "request": {"prompt": "x", name: "VALUE"}}
+    return json.dumps(described).replace('"VALUE"', value)
+
+
+@pytest.mark.parametrize("depth", [30, 900, 10_000, 200_000])
+def test_a_chunk_nested_deeply_is_refused(depth: int, tmp_path: Path) -> None:
+    for number, text in enumerate(("[" * depth, of_ours("prompt", "[" * depth + "]" * depth))):
+        with pytest.raises(RequestError, match="allowed: a PNG with its parameters inside"):
+            read_png(holding(tmp_path / f"{number}.png", z_image_studio=text))
+
+
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "9" * 5_000, "1e999", "NaN", "Infinity", '"²"', "[]", "{}"])
+@pytest.mark.parametrize("name", ["seed", "steps", "width", "cfg", "lora_strength"])
+def test_an_impossible_number_of_ours_is_refused_by_its_field(name: str, value: str, tmp_path: Path) -> None:
+    found = read_png(holding(tmp_path / "odd.png", z_image_studio=of_ours(name, value)))
+    with pytest.raises(RequestError, match=f"^{name}: "):
+        found.request()
+
+
+def test_half_a_character_is_no_text(tmp_path: Path) -> None:
+    text = json.dumps(metadata.describe(resolved(), PROVENANCE)).replace("a red apple", "\\ud83d")
+    with pytest.raises(RequestError, match="allowed: a PNG with its parameters inside"):
+        read_png(holding(tmp_path / "half.png", z_image_studio=text))
+    found = parse_a1111('x\nSteps: 8, Seed: 3, Note: "\\ud83d", Whole: "\\ud83d\\ude00"')
+    assert found.not_restored == {"Note": '"\\ud83d"', "Whole": "\U0001f600"}
+
+
+def test_text_without_end_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="allowed: a PNG with its parameters inside"):
+        read_png(holding(tmp_path / "long.png", parameters="a\n" * (metadata.MAX_TEXT // 2 + 1)))
+
+
+def test_what_was_not_restored_is_told_in_part_where_it_is_much() -> None:
+    told = ui_restore._told("Done.", {f"field {number}": "x" for number in range(10_000)}, english)
+    assert len(told) < 2_000
+    assert "…" in told
+    assert "…" not in ui_restore._told("Done.", {"field": "x"}, english)
