@@ -16,6 +16,7 @@ import platform
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -26,7 +27,7 @@ import lora
 import metadata
 import weights
 from engine import Engine, Settings
-from errors import Cancelled, RequestError, StudioError
+from errors import Cancelled, NotWritten, RequestError, StudioError
 from request import (
     MODES,
     ControlNet,
@@ -43,6 +44,7 @@ from request import (
     TileDone,
     WeightsKind,
 )
+from whole_file import replacing
 
 MEMORY_HELP = (
     "GB of the device's memory to count with, in place of what is free: fewer leave room to others, more keep more of "
@@ -166,7 +168,12 @@ def _draw(args: argparse.Namespace) -> int:
         return _fail(result, args.json)
 
     out = args.out or _free_name(metadata.file_stem(result.request))
-    sidecar = metadata.save(result, out)
+    try:
+        sidecar = metadata.save(result, out)
+    except NotWritten as error:
+        failure = Failure.of(error)
+        again = f"{failure.text}; the same picture comes again with --seed {result.request.seed}"
+        return _fail(replace(failure, text=again), args.json)
     for note in result.notes:
         _say(note.text)
     if args.json:
@@ -183,7 +190,8 @@ def _preprocess(args: argparse.Namespace) -> int:
     request = Preprocess.parse(**given)
     _check_out(args.out)
     control = _engine(args).control_image(request)
-    control.image.save(args.out)
+    with replacing(args.out) as file:
+        control.image.save(file, "PNG")
     for note in control.notes:
         _say(note.text)
     notes = [note.text for note in control.notes]

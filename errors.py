@@ -8,6 +8,7 @@
     │   ├── OutOfMemory      the device or the host ran out of memory
     │   │   └── SpaceOutOfMemory the same on a Space, whose visitor can only ask for less
     │   ├── BrokenPicture    what came out is no picture: NaN, black, flat or clipped
+    │   ├── NotWritten       a file could not be written
     │   ├── QueueFull        too many requests are waiting already
     │   ├── GpuRefused       a Space gives this visitor no GPU for this request
     │   │   ├── GpuQuota     their quota does not cover it
@@ -115,6 +116,20 @@ class BrokenPicture(UserError):
 
     code = "broken_picture"
     http_status = 500
+
+
+class NotWritten(UserError):
+    """A file could not be written, and is as it was; `reason` is what the system says."""
+
+    code = "not_written"
+    http_status = 507
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(
+            f"{path} could not be written ({reason}): make room on the disk, or choose another folder",
+            path=path,
+            reason=reason,
+        )
 
 
 class QueueFull(UserError):

@@ -22,6 +22,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 import bounded
 from errors import RequestError
 from request import MODELS, MODES, SEED_MAX, Request, Result, TextToImage, Upscale, WeightsKind
+from whole_file import write_together
 
 APP_VERSION = "0.1.0"
 SCHEMA = 1
@@ -135,10 +136,14 @@ def file_stem(request: Request) -> str:
 
 
 def save(result: Result, path: Path) -> Path:
-    """Write a result's PNG to `path` and its JSON beside it; return the JSON's path."""
+    """Write a result's PNG to `path` and its JSON beside it, both or none; return the JSON's path.
+
+    Raises:
+        NotWritten: the disk is full, or the folder cannot be written to.
+    """
     sidecar = path.with_suffix(".json")
-    path.write_bytes(result.png)
-    sidecar.write_text(json.dumps(result.sidecar, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    described = json.dumps(result.sidecar, indent=2, ensure_ascii=False) + "\n"
+    write_together({path: result.png, sidecar: described.encode()})
     return sidecar
 
 

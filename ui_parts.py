@@ -21,7 +21,7 @@ from PIL import Image
 
 import metadata
 from engine import Engine
-from errors import RequestError, StudioError
+from errors import NotWritten, RequestError, StudioError
 from language import Say, Words, english, fixed, say_to
 from pace import Pace
 from request import (
@@ -54,6 +54,7 @@ from ui_words import (
     weights_line,
     working_on,
 )
+from whole_file import replacing
 
 __all__ = ["failed", "idle", "said", "weights_line"]  # the tabs take these from here
 
@@ -201,8 +202,13 @@ class Output:
                 case Result():
                     done, banner = done + 1, ""
                     facts = replace(event, png=b"", sidecar={})  # these are kept as long as the words are
-                    with files(event) as paths:
-                        new = Past(*map(self._cached, paths), partial(done_with, facts))
+                    try:
+                        with files(event) as paths:
+                            new = Past(*map(self._cached, paths), partial(done_with, facts))
+                    except NotWritten as error:
+                        events.close()
+                        yield self.tell(partial(failed, Failure.of(error)), say) | {self.preview: ""}
+                        return
                     past = joined(past, new)
                     update = self._finished(new, event.request.prompt) | self.strip.show(past)
                     yield update | (self.tell(new.words, say) if done == count else {})
@@ -223,7 +229,10 @@ class Output:
 
     def _cached(self, file: str) -> str:
         """Return the path of a file's copy in Gradio's cache, which every component shares and a page may read."""
-        copy = self.picture.move_resource_to_block_cache(file)
+        try:
+            copy = self.picture.move_resource_to_block_cache(file)
+        except OSError as error:
+            raise NotWritten(Path(file).name, error.strerror or str(error)) from error
         assert copy is not None  # it is only for no path
         return copy
 
@@ -355,8 +364,11 @@ def answer(
         for event in events:
             match event:
                 case Result():
-                    with files(event) as (png, _):
-                        yield gr.FileData(path=png).model_dump(), dict(event.sidecar)
+                    try:
+                        with files(event) as (png, _):
+                            yield gr.FileData(path=png).model_dump(), dict(event.sidecar)
+                    except NotWritten as error:
+                        raise refusal(error) from error
                 case Failure():
                     raise refusal(event)
                 case Retry(note):
@@ -386,11 +398,18 @@ def uploaded(file: gr.FileData, field: str = "image") -> str:
 
 @contextmanager
 def as_file(image: Image.Image, name: str) -> Iterator[dict]:
-    """Hand over a picture as a PNG file to download; Gradio takes a copy while it is there."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
-        image.save(path)
-        yield gr.FileData(path=str(path)).model_dump()
+    """Hand over a picture as a PNG file to download; Gradio takes a copy while it is there.
+
+    Raises:
+        gr.Error: it could not be written.
+    """
+    try:
+        with _folder() as folder:
+            with replacing(folder / name) as file:
+                image.save(file, "PNG")
+            yield gr.FileData(path=str(folder / name)).model_dump()
+    except NotWritten as error:
+        raise refusal(error) from error
 
 
 def publish(endpoint: Callable[..., Iterator[tuple[dict | None, dict]]], mode: type[Request]) -> None:
@@ -405,11 +424,25 @@ def files(result: Result) -> Iterator[tuple[str, str]]:
     """Hand over a result's picture and its parameters by path; Gradio takes copies while they are there.
 
     As files, because Gradio would encode a decoded picture anew and lose the text in it.
+
+    Raises:
+        NotWritten: there is no room for them.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        png = Path(folder) / f"{metadata.file_stem(result.request)}.png"
+    with _folder() as folder:
+        png = folder / f"{metadata.file_stem(result.request)}.png"
         sidecar = metadata.save(result, png)
         yield str(png), str(sidecar)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Make a folder for files that are handed over; it goes with the block."""
+    try:
+        made = tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise NotWritten(tempfile.tempdir or "a temporary file", error.strerror or str(error)) from error
+    with made as folder:
+        yield Path(folder)
 
 
 # --- a form's fields, as the request declares them ---------------------------------------------------------------

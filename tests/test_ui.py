@@ -4,12 +4,14 @@ import asyncio
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import httpx
@@ -17,6 +19,7 @@ import loras
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from PIL import Image
 from serving import ROOT, server
 from starlette.testclient import TestClient
 
@@ -30,8 +33,8 @@ import ui_parts
 import ui_restore
 from engine import Engine
 from errors import BrokenPicture, OutOfMemory, RequestError, StudioError
-from language import english
-from request import MODELS, SIZES, ControlNet, Failure, Preprocess, TextToImage
+from language import english, say_in
+from request import MODELS, SIZES, ControlNet, Failure, Preprocess, Result, TextToImage
 
 PROMPT = "a fox on a black background"
 
@@ -359,14 +362,17 @@ def test_requests_at_once_all_get_their_own_picture(client: Client) -> None:
     assert sorted(seeds) == [1, 2, 3]
 
 
-def test_every_picture_of_a_run_joins_the_strip(draw) -> None:
-    """Not by way of the browser, which may pass over a picture that the next one follows at once."""
-
+def laid_out() -> ui_parts.Output:
     async def lay_out() -> ui_parts.Output:  # within a loop: else Gradio makes some that nobody closes
         with gr.Blocks():
             return ui_parts.Output.lay_out(TextToImage, "")
 
-    output = asyncio.run(lay_out())
+    return asyncio.run(lay_out())
+
+
+def test_every_picture_of_a_run_joins_the_strip(draw) -> None:
+    """Not by way of the browser, which may pass over a picture that the next one follows at once."""
+    output = laid_out()
     strip, past = output.strip, []
     for seeds in ((1, 2), (3, 1)):
         events = (draw(prompt=PROMPT, steps=1, seed=seed) for seed in seeds)
@@ -377,6 +383,42 @@ def test_every_picture_of_a_run_joins_the_strip(draw) -> None:
     assert [metadata.read_png(Path(one.picture)).values["seed"] for one in past] == [1, 3, 2]  # the newest first
     assert all(f"<b>{seed}</b>" in one.words(english) for one, seed in zip(past, (1, 3, 2), strict=True))
     assert all(json.loads(Path(one.sidecar).read_text())["seconds"] for one in past)
+
+
+@pytest.mark.parametrize("full", ["temporary folder", "cache"])
+def test_a_picture_that_cannot_be_kept_is_told_on_the_page(draw, full: str, tmp_path: Path, monkeypatch) -> None:
+    output, drawn = laid_out(), []
+
+    def events() -> Iterator[Result]:
+        for seed in (1, 2):
+            drawn.append(seed)
+            yield draw(prompt=PROMPT, steps=1, seed=seed)
+
+    (tmp_path / "file").write_text("no folder")
+    if full == "cache":
+        monkeypatch.setattr(output.picture, "GRADIO_CACHE", str(tmp_path / "file"))
+    else:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    *_, last = output.follow(events(), lambda: False, [], count=2)
+    assert "could not be written (" in last[output.status] and "make room on the disk" in last[output.status]
+    assert "无法写入" in last[output.words](say_in("zh"))
+    assert drawn == [1]  # the next one would fare no better
+
+
+def test_a_file_that_cannot_be_written_is_told_to_programs(engine: Engine, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    visitor, fields = SimpleNamespace(session_hash="x"), {"prompt": PROMPT, "steps": 1}
+    with pytest.raises(gr.Error, match="could not be written") as refused:
+        list(ui_parts.answer(engine, TextToImage, visitor, fields))
+    assert refused.value.title == "not_written"
+    with pytest.raises(gr.Error, match="could not be written"), ui_parts.as_file(Image.new("L", (8, 8)), "control.png"):
+        raise AssertionError
+
+
+def test_a_control_image_is_handed_over_as_a_png() -> None:
+    with ui_parts.as_file(Image.new("L", (8, 8), 77), "control.png") as file, Image.open(file["path"]) as picture:
+        assert (picture.format, picture.size, picture.getpixel((0, 0))) == ("PNG", (8, 8), 77)
 
 
 def test_the_server_said_nothing_alarming(client: Client) -> None:
