@@ -24,6 +24,7 @@ import cli_models
 import device
 import host_memory
 import lora
+import measure
 import metadata
 import weights
 from engine import Engine, Settings
@@ -266,12 +267,12 @@ def _inspect_lora(args: argparse.Namespace) -> int:
 
 def _doctor(args: argparse.Namespace) -> int:
     device.prepare_environment(os.environ)
-    on = device.choose_device(args.device)
     chosen = weights.choose(args.weights, TextToImage.mode, "turbo")
+    on = {kind: device.choose_device(args.device, kind) for kind in get_args(WeightsKind)}
     total, available = host_memory.total_and_free()
     plans = {
         kind: {
-            mode: list(device.plan_for(on, mode, kind, memory_gb=args.memory).reasons)
+            mode: list(device.plan_for(on[kind], mode, kind, memory_gb=args.memory).reasons)
             for mode in (TextToImage.mode, ControlNet.mode)
         }
         for kind in get_args(WeightsKind)
@@ -281,7 +282,9 @@ def _doctor(args: argparse.Namespace) -> int:
         "python": platform.python_version(),
         "system": platform.platform(),
         **{name: importlib.metadata.version(name) for name in ("torch", "diffsynth", "transformers", "gradio")},
-        "device": f"{on.name} ({on.kind}, {on.dtype}): {on.reason}",
+        "device": _described(on[chosen.kind]),
+        **({} if chosen.kind == "full" else {"device for the real weights": _described(on["full"])}),
+        "processor": {work: str(pair) for work, pair in vars(measure.speeds()).items()},
         "memory": f"{weights.size_text(available)} of {weights.size_text(total)} free",
         "weights": f"{chosen.kind}: {chosen.reason}",
         "memory plan": plans[chosen.kind],
@@ -290,6 +293,10 @@ def _doctor(args: argparse.Namespace) -> int:
     }
     _print_facts(facts, args.json)
     return 0
+
+
+def _described(on: device.Device) -> str:
+    return f"{on.name} ({on.kind}, {on.dtype}): {on.reason}"
 
 
 def _engine(args: argparse.Namespace) -> Engine:

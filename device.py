@@ -2,8 +2,6 @@
 
 The deciding functions are pure: plain facts in, a decision out. `choose_device`, `plan_for` and `prepare_environment`
 are the only ones that touch the machine, and torch is imported in `choose_device` alone.
-
-Knows nothing of weights on disk, requests, pipelines or fronts.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import host_memory
+import measure
 from errors import RequestError
 
 Kind = Literal["cuda", "mps", "cpu"]
@@ -77,7 +76,11 @@ def on_space(environ: Mapping[str, str] = os.environ) -> bool:
 
 @dataclass(frozen=True)
 class Device:
-    """The device to compute on. Memory is in bytes, None where unknown; `free_bytes` is as of the decision."""
+    """The device to compute on.
+
+    Memory is in bytes, None where unknown; `free_bytes` is as of the decision. `vae_dtype` is the VAE's, where it is
+    another; `flops` are operations a second in `dtype`, where they were measured.
+    """
 
     kind: Kind
     name: str
@@ -86,6 +89,8 @@ class Device:
     dtype: Dtype
     reason: str
     capability: tuple[int, int] | None = None
+    vae_dtype: Dtype | None = None
+    flops: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,32 +104,60 @@ class Accelerator:
     capability: tuple[int, int] | None = None
 
 
-def choose_device(asked: str = "auto") -> Device:
+def choose_device(asked: str, kind: Literal["full", "mini"]) -> Device:
     """Return the device to compute on: CUDA, else MPS, else the CPU, unless one is asked for.
+
+    For the real weights on a CPU, its speeds are measured where they are not stored: half a second, once.
+
+    Args:
+        asked: "auto", or a device by its name.
+        kind: which weights are going to be used; the miniature computes in fp32 on every CPU.
 
     Raises:
         RequestError: the device asked for is not there; the message names what is.
     """
-    return decide(asked, list(_accelerators()))
+    present = list(_accelerators())
+    chosen = _asked_for(asked, present)
+    return decide(asked, present, measure.speeds() if chosen.kind == "cpu" and kind == "full" else None)
 
 
-def decide(asked: str, present: list[Accelerator]) -> Device:
+def decide(asked: str, present: list[Accelerator], speeds: measure.Speeds | None = None) -> Device:
     """Choose among the devices that are present, listed best first, the CPU last. Pure.
 
     Never fp16: its range is too small for these models, and the picture comes out black.
 
+    Args:
+        asked: "auto", or a device by its name.
+        present: the devices of this machine.
+        speeds: how fast the CPU computes in either dtype; None where it is to compute in fp32.
+
     Raises:
         RequestError: the device asked for is not among them.
     """
-    kinds = [one.kind for one in present]
-    if asked not in ("auto", *kinds):
-        raise RequestError("device", asked, f"{', '.join(('auto', *kinds))} on this machine")
-    one = present[0] if asked == "auto" else present[kinds.index(asked)]
+    one = _asked_for(asked, present)
     why = "as asked" if asked != "auto" else _WHY_AUTO[one.kind]
-    dtype, why_dtype = _dtype(one)
+    dtype, why_dtype = _dtype(one, speeds)
+    known = speeds if one.kind == "cpu" else None
     return Device(
-        one.kind, one.name, one.total_bytes, one.free_bytes, dtype, f"{one.name}, {why}; {why_dtype}", one.capability
+        one.kind,
+        one.name,
+        one.total_bytes,
+        one.free_bytes,
+        dtype,
+        f"{one.name}, {why}; {why_dtype}",
+        one.capability,
+        vae_dtype="bfloat16" if dtype == "bfloat16" and known and known.bfloat16_vae else "float32" if known else None,
+        flops=getattr(known.products, dtype) * 1e9 if known else None,
     )
+
+
+def _asked_for(asked: str, present: list[Accelerator]) -> Accelerator:
+    kinds = [one.kind for one in present]
+    if asked == "auto":
+        return present[0]
+    if asked not in kinds:
+        raise RequestError("device", asked, f"{', '.join(('auto', *kinds))} on this machine")
+    return present[kinds.index(asked)]
 
 
 _WHY_AUTO: Mapping[Kind, str] = {
@@ -134,12 +167,11 @@ _WHY_AUTO: Mapping[Kind, str] = {
 }
 
 
-def _dtype(one: Accelerator) -> tuple[Dtype, str]:
+def _dtype(one: Accelerator, speeds: measure.Speeds | None) -> tuple[Dtype, str]:
     if one.kind == "mps":
         return "bfloat16", "bf16, because fp16 overflows to black pictures on these models"
     if one.kind == "cpu":
-        # Measured on two AVX2 cores: matrix products 22 GFLOP/s in bf16, 152 in fp32; convolutions 0.3 and 90.
-        return "float32", "fp32, because bf16 is many times slower on a CPU"
+        return ("float32", _WHY_FP32) if speeds is None else _measured_dtype(speeds)
     capability = one.capability or (0, 0)
     number = ".".join(map(str, capability))
     if capability >= BFLOAT16_CAPABILITY:
@@ -147,6 +179,18 @@ def _dtype(one: Accelerator) -> tuple[Dtype, str]:
     return "float32", (
         f"fp32, because compute capability {number} has no bf16 (8.0 and up do) and fp16 overflows to black pictures"
     )
+
+
+_WHY_FP32 = "fp32, so that a seed means one picture on all processors"
+
+
+def _measured_dtype(speeds: measure.Speeds) -> tuple[Dtype, str]:
+    figures = "; ".join(f"{work} {getattr(speeds, work)}" for work in ("products", "attention", "convolution"))
+    times = f"{speeds.step_ratio:.2g} times as fast as in fp32"
+    if not speeds.bfloat16_steps:
+        return "float32", f"fp32, because a step in bf16 is only {times}, as measured here ({figures})"
+    vae = "" if speeds.bfloat16_vae else "; the VAE in fp32"
+    return "bfloat16", f"bf16, because a step in it is {times}, as measured here ({figures}){vae}"
 
 
 def _accelerators() -> Iterator[Accelerator]:
@@ -290,6 +334,7 @@ def memory_plan(
     *,
     allowed: int | None = None,
     tighter: int = 0,
+    vae_dtype: Dtype | None = None,
 ) -> MemoryPlan:
     """Decide what stays in memory. Pure; figures for cards are estimates from sizes, those for a CPU were measured.
 
@@ -311,10 +356,11 @@ def memory_plan(
         dtype: what is computed in; None takes fp32 on the CPU and bf16 elsewhere.
         allowed: bytes of the device's memory to count with, in place of what is free: the user's word.
         tighter: how many plans to skip that would fit: after the memory did not suffice.
+        vae_dtype: what the VAE is held and computed in; None takes fp32 on Apple's GPU and `dtype` elsewhere.
     """
     dtype = dtype or ("float32" if device_kind == "cpu" else "bfloat16")
     # Black pictures on Apple's GPU have come from VAEs in half precision; fp32 costs 0.2 GB there.
-    vae_dtype: Dtype = "float32" if device_kind == "mps" else dtype
+    vae_dtype = vae_dtype or ("float32" if device_kind == "mps" else dtype)
     total = total or host_total
     room = allowed if allowed is not None else total if free is None else min(total, free)
     control = mode == "controlnet"
@@ -404,7 +450,16 @@ def plan_for(
         raise RequestError("memory", given, "a number of GB above 0, such as 12")
     total, _ = host_memory.total_and_free()
     return memory_plan(
-        on.kind, on.total_bytes, on.free_bytes, total, mode, kind, on.dtype, allowed=allowed, tighter=tighter
+        on.kind,
+        on.total_bytes,
+        on.free_bytes,
+        total,
+        mode,
+        kind,
+        on.dtype,
+        allowed=allowed,
+        tighter=tighter,
+        vae_dtype=on.vae_dtype,
     )
 
 

@@ -477,7 +477,7 @@ class Engine:
     def _planned(self, mode: str, kind: WeightsKind) -> tuple[device.Device, device.MemoryPlan]:
         """Look at this machine as it is now; imports torch."""
         device.prepare_environment(os.environ)
-        on = device.choose_device(self.settings.device)
+        on = device.choose_device(self.settings.device, kind)
         return on, device.plan_for(on, mode, kind, memory_gb=self.settings.memory_gb, tighter=self._tighter)
 
     def _planned_upscale(self, kind: WeightsKind) -> tuple[device.Device, device.MemoryPlan]:

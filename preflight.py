@@ -159,6 +159,7 @@ _CUDA: Mapping[tuple[int, int], float] = {
     (12, 0): 100e12,
 }
 CPU_FLOPS_PER_CORE = 50e9  # measured: 100 GFLOP/s in fp32 on two AVX2 cores
+CPU_SHARE = 0.65  # of the speed of matrix products alone that a step reaches: 100 of 152 GFLOP/s on the same cores
 APPLE_FLOPS = 5e12
 FETCHED: Mapping[Kind, float] = {"cuda": 8e9, "mps": 2e9, "cpu": 1.5e9}  # pageable copies to a card; a disk
 
@@ -257,6 +258,8 @@ class Forecast:
     def throughput(self, kind: WeightsKind, on: Device) -> Throughput:
         """Return what a device does in a second, as measured where it was."""
         usual = assumed(on.kind, capability=on.capability, cores=os.cpu_count() or 1)
+        if on.flops is not None:
+            usual = replace(usual, flops=CPU_SHARE * on.flops)
         return self._measured.get(kind, usual)
 
     def check(

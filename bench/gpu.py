@@ -91,7 +91,7 @@ class Bench:
 
         self.memory = memory
         self.kind, self.runs, self.folder = args.weights, args.runs, folder
-        self.on = device.choose_device(args.device)
+        self.on = device.choose_device(args.device, self.kind)
         # By the objects themselves: a dropped model's id may be the next one's.
         self.filled: weakref.WeakSet = weakref.WeakSet()
         self.compiled: weakref.WeakSet = weakref.WeakSet()

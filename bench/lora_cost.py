@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
-    chosen = device.choose_device(arguments.device)
+    chosen = device.choose_device(arguments.device, "full")
     on, dtype = torch.device(chosen.kind), getattr(torch, chosen.dtype)
     tokens = arguments.tokens or (256 if on.type == "cpu" else 4160)
     torch.manual_seed(0)

@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--load-only", action="store_true")
     args = parser.parse_args()
 
-    on = device.choose_device(args.device)
+    on = device.choose_device(args.device, "full")
     plan = device.plan_for(on, args.mode, "full", memory_gb=args.memory)
     print("\n".join((on.reason, *plan.reasons)), file=sys.stderr)
     peak, seconds = Peak(), {}

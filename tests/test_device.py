@@ -58,7 +58,7 @@ def test_a_device_that_is_not_there_is_refused_with_what_is(asked: str) -> None:
 
 
 def test_this_machine_has_a_device() -> None:
-    chosen = device.choose_device("cpu")
+    chosen = device.choose_device("cpu", "mini")
     assert (chosen.kind, chosen.dtype) == ("cpu", "float32")
     assert chosen.total_bytes is not None and chosen.free_bytes is not None
     assert 0 < chosen.free_bytes <= chosen.total_bytes
@@ -254,12 +254,12 @@ def test_the_users_word_on_memory_counts() -> None:
 @pytest.mark.parametrize("given", ["0", "-3", "much", "nan", "inf"])
 def test_memory_that_is_no_number_is_refused(given: str) -> None:
     with pytest.raises(RequestError) as raised:
-        device.plan_for(device.choose_device("cpu"), "generate", "full", memory_gb=given)
+        device.plan_for(device.choose_device("cpu", "mini"), "generate", "full", memory_gb=given)
     assert raised.value.values["field"] == "memory"
 
 
 def test_memory_can_be_set_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    on = device.choose_device("cpu")
+    on = device.choose_device("cpu", "mini")
     monkeypatch.setenv("Z_IMAGE_MEMORY", "17")
     assert device.plan_for(on, "generate", "full").room == 17 * 10**9
     assert device.plan_for(on, "generate", "full", memory_gb=5).room == 5 * 10**9

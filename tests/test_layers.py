@@ -16,7 +16,8 @@ ALLOWED = {
     "whole_file": {"errors"},
     "request": {"errors"},
     "host_memory": set(),
-    "device": {"host_memory", "errors"},
+    "measure": {"whole_file", "errors"},
+    "device": {"measure", "host_memory", "errors"},
     "mini": {"errors"},
     "mini_models": {"mini"},
     "mini_prompt": {"mini"},
@@ -120,7 +121,7 @@ ALLOWED = {
     "cli_models": {"download", "hub", "links", "verify", "weights", "errors"},
     "cli": {
         *("cli_models", "app", "engine", "request", "metadata", "weights", "lora", "device", "host_memory"),
-        *("whole_file", "errors"),
+        *("measure", "whole_file", "errors"),
     },
     "app": {
         *("ui", "first_paint", "theme", "language", "engine", "hub_mirror", "links", "zerogpu"),
@@ -147,7 +148,7 @@ HEAVY = {
     },
 }
 HEAVY_LAZILY = {
-    "torch": {"engine", "device"},
+    "torch": {"engine", "device", "measure"},
     "diffsynth": {"mini"},
     "spandrel": set(),
     "transformers": {"mini_models"},

@@ -1,0 +1,154 @@
+"""The micro-benchmark of a processor: what follows from its figures, and when it is measured at all."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import device
+import measure
+from device import GIB, Accelerator, decide
+from measure import Pair, Speeds
+
+ROOT = Path(__file__).parent.parent
+CPU = Accelerator("cpu", "x86_64 CPU, 2 cores", 32 * GIB, 20 * GIB)
+# As measured on two cores each, in GFLOP/s.
+AVX2 = Speeds(products=Pair(152, 22), convolution=Pair(90, 0.3), attention=Pair(120, 20))
+AMX = Speeds(products=Pair(280, 950), convolution=Pair(290, 630), attention=Pair(200, 630))
+WITHOUT_CONVOLUTIONS = Speeds(products=Pair(100, 300), convolution=Pair(200, 190), attention=Pair(100, 200))
+HARDLY = Speeds(products=Pair(100, 115), convolution=Pair(100, 300), attention=Pair(100, 115))
+
+
+@pytest.mark.parametrize(
+    ("speeds", "dtype", "vae"),
+    [
+        (AVX2, "float32", "float32"),
+        (AMX, "bfloat16", "bfloat16"),
+        (WITHOUT_CONVOLUTIONS, "bfloat16", "float32"),
+        (HARDLY, "float32", "float32"),
+    ],
+)
+def test_what_is_clearly_faster_is_chosen(speeds: Speeds, dtype: str, vae: str) -> None:
+    chosen = decide("cpu", [CPU], speeds)
+    assert (chosen.dtype, chosen.vae_dtype) == (dtype, vae)
+    assert chosen.flops == getattr(speeds.products, dtype) * 1e9
+
+
+def test_the_reason_gives_the_figures() -> None:
+    assert "only 0.15 times" in decide("cpu", [CPU], AVX2).reason
+    reason = decide("cpu", [CPU], AMX).reason
+    assert "bf16, because a step in it is 3.3 times as fast" in reason
+    assert "products 280 GFLOP/s in fp32, 950 in bf16" in reason
+    assert "the VAE in fp32" in decide("cpu", [CPU], WITHOUT_CONVOLUTIONS).reason
+
+
+def test_a_plan_for_a_processor_that_computes_in_bf16() -> None:
+    on = decide("cpu", [CPU], WITHOUT_CONVOLUTIONS)
+    plan = device.plan_for(on, "generate", "full", memory_gb=30)
+    assert (plan.parts["transformer"].held, plan.parts["vae"].held, plan.vae_dtype) == (
+        *("bfloat16", "float32", "float32"),
+    )
+    assert set(plan.resident) == {"transformer", "text_encoder", "vae"}
+    assert plan.fits
+
+
+def test_an_estimate_for_the_real_weights_comes_from_the_figures() -> None:
+    from preflight import CPU_SHARE, Forecast
+
+    fast, slow = (Forecast().throughput("full", decide("cpu", [CPU], speeds)).flops for speeds in (AMX, AVX2))
+    assert (fast, slow) == (CPU_SHARE * 950e9, CPU_SHARE * 152e9)
+
+
+def test_the_figures_are_measured_once(tmp_path: Path) -> None:
+    file = tmp_path / "below" / "processor.json"
+    first = measure.speeds(file)
+    assert all(0 < rate < 1e6 for pair in vars(first).values() for rate in vars(pair).values())
+    stored = file.read_bytes()
+    assert measure.speeds(file) == first
+    assert file.read_bytes() == stored
+
+
+def test_another_processor_is_measured_on_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "processor.json"
+    others = {f"processor {number}": measure.asdict(AVX2) for number in range(40)}
+    file.write_text(json.dumps(others))
+    assert measure.speeds(file) != AVX2
+    kept = json.loads(file.read_text())
+    assert len(kept) == measure.KEPT
+    assert list(kept)[-2] == "processor 39"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("", "[]", "{", "[" * 100_000, '{"x": 1}', "\0", '{"x": {"products": {"float32": "fast"}}}', '{"x": null}'),
+        '{"KEY": {"products": {"float32": -1, "bfloat16": NaN}}}',
+    ],
+)
+def test_a_damaged_file_is_measured_again(tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "processor.json"
+    file.write_text(damage.replace("KEY", measure.key()))
+    assert measure.speeds(file) == measure.speeds(file)
+    assert json.loads(file.read_text()).keys() == {measure.key()}
+
+
+def test_a_file_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert measure.speeds(tmp_path / "file" / "processor.json").step_ratio > 0
+
+
+@pytest.mark.parametrize(
+    ("system", "environ", "folder"),
+    [
+        ("linux", {"HOME": "/home/ann"}, "/home/ann/.cache"),
+        ("linux", {"HOME": "/home/ann", "XDG_CACHE_HOME": "/fast"}, "/fast"),
+        ("darwin", {"HOME": "/Users/ann"}, "/Users/ann/Library/Caches"),
+        ("win32", {"LOCALAPPDATA": "/local"}, "/local"),
+    ],
+)
+def test_figures_lie_in_the_folder_for_caches(system: str, environ: dict[str, str], folder: str) -> None:
+    assert measure.cache_file(environ, system) == Path(folder) / "z-image-studio" / "processor.json"
+
+
+def test_a_processor_is_told_by_name_and_instructions(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    core = "model name\t: Some Xeon\nflags\t\t: fpu avx2 amx_bf16 sse\n"
+    cpuinfo.write_text(f"processor\t: 0\n{core}\nprocessor\t: 1\n{core}")
+    assert measure.processor(cpuinfo) == "Some Xeon avx2 amx_bf16"
+    cpuinfo.write_text("CPU implementer\t: 0x41\nCPU part\t: 0xd40\nFeatures\t: asimd bf16 i8mm\n")
+    assert measure.processor(cpuinfo) == "0x41 0xd40 asimd bf16 i8mm"
+    assert measure.processor(tmp_path / "nothing")
+
+
+def test_the_miniature_is_drawn_in_fp32_without_measuring(tmp_path: Path) -> None:
+    code = """
+from engine import Engine, Settings
+from request import TextToImage
+engine = Engine(Settings(weights="mini", device="cpu"))
+engine.draw(TextToImage.parse(prompt="a fox", steps=1, seed=1))
+print(engine._device.dtype, engine._device.reason)
+"""
+    environ = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("float32")
+    assert "a seed means one picture" in done.stdout
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_doctor_shows_the_figures_and_measures_once(tmp_path: Path) -> None:
+    command = [sys.executable, "cli.py", "doctor", "--json", "--device", "cpu"]
+    environ = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    first, second = (
+        json.loads(subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True).stdout)
+        for _ in range(2)
+    )
+    assert first["processor"].keys() == {"products", "convolution", "attention"}
+    assert all("GFLOP/s in fp32" in pair for pair in first["processor"].values())
+    assert first["processor"] == second["processor"]
+    assert (tmp_path / "z-image-studio" / "processor.json").is_file()
+    assert first["processor"]["products"] in first["device for the real weights"]
