@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from errors import DownloadError
+from errors import DownloadError, NotWritten
 from hub import Hub, RemoteFile
 from weights import Part, size_text
 
@@ -157,6 +157,8 @@ def _translated(hub: Hub, repo: str, call: Callable, *arguments: object):
     except Exception as error:
         if (ours := hub.explain(error, repo)) is not None:
             raise ours from error
+        if isinstance(error, NotWritten) and error.__cause__:  # what the system said of a file of ours
+            error = error.__cause__
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise DownloadError(f"the disk with {hub.folder} is full: make room and run the same command again") from (
                 error

@@ -3,7 +3,8 @@
 huggingface_hub does the talking (endpoint, token, proxies, redirects, retries) and lays the cache out. What it lacks
 is added here: its downloads begin anew after an interruption, since each writes to a file of its own name and removes
 it, and it does not hold a file against the hub's SHA-256. So a file is received into `blobs/<digest>.incomplete`,
-kept when the line breaks, checked, and only then given its name; `hf_hub_download` then finds it and links it.
+kept when the line breaks, checked, and only then given its name and its link in the snapshot. `hf_hub_download` would
+ask for the digest and the commit once more and take whatever is answered for a path, so it is not called.
 
 Only `download` uses this. Knows nothing of parts' uses, fronts or events.
 """
@@ -13,17 +14,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub import errors as hub_errors
-from huggingface_hub.file_download import http_get, repo_folder_name
+from huggingface_hub.file_download import _create_symlink, http_get, repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from checkpoint import digest_of
 from errors import DownloadError
-from hub import RemoteFile, Report, wanted
+from hub import RemoteFile, Report, hex_digits, plain_name, wanted
 from weights import Part
+from whole_file import write_whole
 
 REVISION = "main"
+CACHE_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n"  # by which backup tools know what they need not keep
 FULL_TRIES = 2  # a file whose content is wrong is fetched anew once
 
 
@@ -47,7 +50,7 @@ class HuggingFace:
         names = [one.rfilename for one in info.siblings or [] if wanted(part, one.rfilename)]
         if not names:
             raise DownloadError(f"{part.repo} at {self.endpoint} has no {part.pattern}")
-        return [self._look(part.repo, name) for name in names]
+        return [self._look(part.repo, plain_name(name, part.repo, self.endpoint)) for name in names]
 
     def _look(self, repo: str, name: str) -> RemoteFile:
         """Ask for a file's size and digest: by the request that downloads begin with, which mirrors answer too."""
@@ -58,43 +61,47 @@ class HuggingFace:
                 f"{self.endpoint} does not answer as a hub does for {repo}/{name} (no etag, length or commit): "
                 "check HF_ENDPOINT and any proxy"
             )
-        return RemoteFile(repo, name, found.size, found.etag)
+        digest = hex_digits(found.etag, f"etag of {repo}/{name}", self.endpoint)
+        commit = hex_digits(found.commit_hash, f"commit of {repo}", self.endpoint)
+        return RemoteFile(repo, name, found.size, digest, commit)
 
     def have(self, file: RemoteFile) -> int:
         """Return how many bytes of a file are in the cache, finished or not."""
         blob = self._blob(file)
-        sizes = [path.stat().st_size for path in (blob, _partial(blob), *self._snapshots(file)) if path.is_file()]
+        sizes = [path.stat().st_size for path in (blob, _partial(blob), self._snapshot(file)) if path.is_file()]
         return max((size for size in sizes if size <= file.size), default=0)
 
     def fetch(self, file: RemoteFile, report: Report) -> Path:
         """Make a file of the cache whole: leave it if it is, go on with what has arrived, check it, link it."""
-        blob = self._blob(file)
-        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob, path = self._blob(file), self._snapshot(file)
         lock = self.folder / ".locks" / blob.parent.parent.name / f"{file.digest}.lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (blob.parent, path.parent, lock.parent):
+            folder.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock):
             # Where links cannot be made (Windows), snapshots hold the files themselves and there are no blobs.
-            loose = [path for path in self._snapshots(file) if path.is_file() and not path.is_symlink()]
-            for path in loose:
-                if path.stat().st_size != file.size:
-                    path.unlink()
+            if path.is_file() and not path.is_symlink() and path.stat().st_size != file.size:
+                path.unlink()
             if blob.is_file() and blob.stat().st_size != file.size:
                 if blob.is_symlink():  # into a store that others use
                     blob.unlink()
                 else:
                     blob.replace(_partial(blob))
-            if not blob.is_file() and not any(path.is_file() for path in loose):
+            loose = path.is_file() and not path.is_symlink()
+            if not blob.is_file() and not loose:
                 self._receive(file, blob, report)
-        return Path(
-            hf_hub_download(
-                file.repo,
-                file.name,
-                revision=REVISION,
-                cache_dir=self.folder,
-                endpoint=self.endpoint,
-                token=self._token,
-            )
-        )
+            if not path.exists():
+                _create_symlink(str(blob), str(path))
+        self._note_commit(file)
+        return path
+
+    def _note_commit(self, file: RemoteFile) -> None:
+        """Let the cache call a file's snapshot that of `main`, and itself a cache, as huggingface_hub does."""
+        ref = self._repo(file) / "refs" / REVISION
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        if not ref.is_file() or ref.read_bytes() != file.commit.encode():
+            write_whole(ref, file.commit.encode())
+        if not (tag := self.folder / "CACHEDIR.TAG").exists():
+            write_whole(tag, CACHE_TAG)
 
     def _receive(self, file: RemoteFile, blob: Path, report: Report) -> None:
         partial = _partial(blob)
@@ -114,7 +121,7 @@ class HuggingFace:
                     expected_size=file.size,
                     tqdm_class=_reporting(report),
                 )
-            if digest_of(partial, file.digest) in (None, file.digest):
+            if digest_of(partial, file.digest) == file.digest:
                 os.replace(partial, blob)
                 return
             report(-file.size)
@@ -152,13 +159,9 @@ class HuggingFace:
     def _repo(self, file: RemoteFile) -> Path:
         return self.folder / repo_folder_name(repo_id=file.repo, repo_type="model")
 
-    def _snapshots(self, file: RemoteFile) -> list[Path]:
-        """Return where the file of `main` lies or should lie, as far as the cache knows."""
-        try:
-            commit = (self._repo(file) / "refs" / REVISION).read_text(encoding="utf-8").strip()
-        except OSError:
-            return []
-        return [self._repo(file) / "snapshots" / commit / file.name]
+    def _snapshot(self, file: RemoteFile) -> Path:
+        """Return where a file lies or should lie, under its own name."""
+        return self._repo(file) / "snapshots" / file.commit / file.name
 
 
 # The second is the HTTP client's base class; which client that is depends on the version of huggingface_hub.

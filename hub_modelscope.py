@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from modelscope_hub import HubApi, HubConfig, ProgressCallback, get_default_config
+from modelscope_hub import FileInfo, HubApi, HubConfig, ProgressCallback, get_default_config
 from modelscope_hub import errors as hub_errors
 
 from errors import DownloadError
-from hub import RemoteFile, Report, wanted
+from hub import RemoteFile, Report, hex_digits, plain_name, wanted
 from weights import Part
 
 REVISION = "master"
@@ -38,14 +38,18 @@ class ModelScope:
         """Return the files that belong to a part; some repositories go by another owner's name there."""
         repo = (*part.also, part.repo)[0]
         listed = self._api.list_repo_files(repo, "model", revision=REVISION)
-        files = [
-            RemoteFile(repo, one.path, one.size, one.sha256 or "")
-            for one in listed
-            if one.type != "tree" and wanted(part, one.path)
-        ]
-        if not files:
+        found = [one for one in listed if one.type != "tree" and wanted(part, one.path)]
+        if not found:
             raise DownloadError(f"{repo} at {self.endpoint} has no {part.pattern}")
-        return files
+        return [
+            RemoteFile(repo, plain_name(one.path, repo, self.endpoint), one.size, self._digest(repo, one))
+            for one in found
+        ]
+
+    def _digest(self, repo: str, listed: FileInfo) -> str:
+        """Return the digest that a listing gives a file; empty where it gives none."""
+        what = f"SHA-256 of {repo}/{listed.path}"
+        return hex_digits(listed.sha256, what, self.endpoint) if listed.sha256 else ""
 
     def have(self, file: RemoteFile) -> int:
         """Return how many bytes of a file are in the cache; unfinished ones are the library's own matter."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+LIE = b"written where it should not be"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -42,7 +43,11 @@ class Fault:
 
 @dataclass
 class Hub:
-    """A running hub. `repos`: repository -> file name -> content. `refused`: repository -> status, error code."""
+    """A running hub. `repos`: repository -> file name -> content. `refused`: repository -> status, error code.
+
+    A hub may also lie: `marks` are what it answers as a file's etags in place of the right one, each once and the last
+    ever after; `listed` are names that it lists besides those of its files, which it then has as well.
+    """
 
     repos: Mapping[str, Mapping[str, bytes]]
     faults: dict[str, Fault] = field(default_factory=dict)
@@ -51,6 +56,8 @@ class Hub:
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     sent: int = 0
     commit: str = COMMIT
+    marks: dict[str, list[str]] = field(default_factory=dict)
+    listed: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self) -> Hub:
@@ -120,11 +127,14 @@ class _Handler(BaseHTTPRequestHandler):
         name = rest.partition("/")[2]
         if repo in self.hub.refused:
             return self._refuse(*self.hub.refused[repo])
+        if name in self.hub.listed:
+            return self._content(name, LIE, {"X-Repo-Commit": self.hub.commit, "ETag": f'"{digest(LIE, large=False)}"'})
         if repo not in self.hub.repos or name not in self.hub.repos[repo]:
             return self._refuse(404, "EntryNotFound" if repo in self.hub.repos else "RepoNotFound")
         content = self.hub.repos[repo][name]
         headers = {"X-Repo-Commit": self.hub.commit}
-        mark = f'"{digest(content, large=is_large(name))}"'
+        mark = self.hub.marks.get(name, [f'"{digest(content, large=is_large(name))}"'])
+        mark = mark.pop(0) if len(mark) > 1 else mark[0]
         if not is_large(name):
             return self._content(name, content, headers | {"ETag": mark})
         # Another host name, so another origin: a token must not follow.
@@ -137,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(*self.hub.refused[repo])
         if repo not in self.hub.repos:
             return self._refuse(404, "RepoNotFound")
-        names = [{"rfilename": name} for name in self.hub.repos[repo]]
+        names = [{"rfilename": name} for name in (*self.hub.repos[repo], *self.hub.listed)]
         body = json.dumps({"id": repo, "sha": self.hub.commit, "siblings": names}).encode()
         self._head(200, {"Content-Length": str(len(body)), "Content-Type": "application/json"})
         self.wfile.write(body)
@@ -149,10 +159,16 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "")
         if not path.endswith("/files"):
             (name,) = parse_qs(urlsplit(self.path).query)["FilePath"]
-            return self._content(name, self.hub.repos[repo][name], {})
+            return self._content(name, self.hub.repos[repo].get(name, LIE), {})
+        held = self.hub.repos[repo] | dict.fromkeys(self.hub.listed, LIE)
         files = [
-            {"Path": name, "Size": len(content), "Type": "blob", "Sha256": digest(content, large=True)}
-            for name, content in self.hub.repos[repo].items()
+            {
+                "Path": name,
+                "Size": len(one),
+                "Type": "blob",
+                "Sha256": self.hub.marks.get(name, [digest(one, large=True)])[0],
+            }
+            for name, one in held.items()
         ]
         body = json.dumps({"Code": 200, "Success": True, "Data": {"Files": files}}).encode()
         self._head(200, {"Content-Length": str(len(body)), "Content-Type": "application/json"})

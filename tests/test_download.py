@@ -266,6 +266,122 @@ def test_nobody_at_the_address(client, hub, parts) -> None:
         run(parts, client)
 
 
+# --- a hub that lies
+
+ELSEWHERE = [  # names that lie in the folder as far as a path of POSIX is concerned, and lead out of it somewhere
+    "transformer/..",
+    "transformer/.. ",
+    "transformer/..\\..\\..\\..\\evil",
+    "transformer/C:evil",
+    "transformer/C:\\evil",
+    "transformer/model.safetensors:stream",
+    "transformer/a\0b",
+    "transformer/a\nb",
+    "transformer/\ud800",
+    "transformer/" + "n" * 300,
+    "./transformer/x",
+    "transformer//x",
+]
+
+
+def everything(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        '"../../../../evil"',
+        '"/tmp/evil"',
+        "../../../../evil",
+        '"..\\..\\evil"',
+        '"C:evil"',
+        '"d41d8cd98f00b204e9800998ecf8427e"',  # an MD5, by which some storages call their files
+        f'"{"0" * 64}-5"',
+        f'"{"g" * 40}"',
+        f'"{"٠" * 40}"'.encode().decode("latin-1"),
+        '""',
+        f'"{"a" * 4000}"',
+    ],
+)
+@pytest.mark.parametrize("name", ["single.pth", "transformer/config.json"])
+def test_an_etag_that_is_no_digest_is_refused_before_anything_is_written(
+    mark, name, hub, client, parts, tmp_path
+) -> None:
+    hub.marks[name] = [mark]
+    with pytest.raises(DownloadError, match=f"as the etag of {REPO}/{name}, where a hub answers 40 or 64") as raised:
+        run(parts, client)
+    assert str(raised.value).startswith(f"{hub.url} answers '")
+    assert len(str(raised.value)) < 400 and str(raised.value).isascii()
+    assert "HF_ENDPOINT" in str(raised.value)
+    assert everything(tmp_path) == []
+
+
+def test_a_digest_in_capitals_is_the_same_digest(hub, client, parts, content) -> None:
+    hub.marks["single.pth"] = [f'"{digest(content["single.pth"], large=True).upper()}"']
+    run({"single": parts["single"]}, client)
+    assert blob(client, content["single.pth"]).read_bytes() == content["single.pth"]
+
+
+def test_a_hub_that_answers_rightly_once_and_lies_then_leads_nowhere(hub, client, parts, content, tmp_path) -> None:
+    right = f'"{digest(content["single.pth"], large=True)}"'
+    hub.marks["single.pth"] = [right, '"../../../../evil"']
+    (event,) = [one for one in run({"single": parts["single"]}, client) if isinstance(one, Fetched)]
+    assert event.path.read_bytes() == content["single.pth"]
+    assert not [name for name in everything(tmp_path) if "evil" in name]
+    assert {path.split("/")[0] for path in everything(tmp_path)} == {"hub"}
+
+
+@pytest.mark.parametrize(
+    "commit", ["../../../evil", "..", "/tmp/evil", "main", "C:evil", "..\\evil", "a" * 39, "a" * 300]
+)
+def test_a_commit_that_is_none_is_refused_before_anything_is_written(commit, hub, client, parts, tmp_path) -> None:
+    hub.commit = commit
+    with pytest.raises(DownloadError, match=f"as the commit of {REPO}, where a hub answers 40 or 64 hex digits"):
+        run(parts, client)
+    assert everything(tmp_path) == []
+
+
+def test_a_commit_in_the_cache_is_not_taken_for_a_path(hub, client, parts, content, tmp_path) -> None:
+    """Loose files of the wrong size are removed from the snapshot that `main` is said to be."""
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "single.pth").write_bytes(b"mine")
+    refs = client.folder / "models--owner--tiny-model" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("../../../victim")
+    (client.folder / "models--owner--tiny-model" / "snapshots").mkdir()
+    run({"single": parts["single"]}, client)
+    assert (tmp_path / "victim" / "single.pth").read_bytes() == b"mine"
+    assert (refs / "main").read_text() == COMMIT
+
+
+@pytest.mark.parametrize("name", ELSEWHERE, ids=range(len(ELSEWHERE)))
+def test_a_file_name_that_leads_elsewhere_is_refused_before_anything_is_written(
+    name, hub, client, parts, tmp_path
+) -> None:
+    hub.listed = [name]
+    with pytest.raises(DownloadError, match=f"lists a file of {REPO} by the name '.*, which might lead out") as raised:
+        run(parts, client)
+    assert len(str(raised.value)) < 400 and str(raised.value).isascii()
+    assert everything(tmp_path) == []
+
+
+def test_names_outside_of_the_parts_folder_are_not_fetched(hub, client, parts, tmp_path) -> None:
+    hub.listed = ["../evil", "/evil", "transformer/../evil", "transformer/../../evil", "/transformer/evil", "\\evil"]
+    run(parts, client)
+    assert not [name for name in everything(tmp_path) if "evil" in name]
+    assert not [path for _, path, _ in hub.requests if "evil" in path]
+
+
+def test_where_the_commit_cannot_be_noted_it_is_told(client, parts, tmp_path) -> None:
+    refs = client.folder / "models--owner--tiny-model" / "refs"
+    refs.parent.mkdir(parents=True)
+    refs.mkdir()
+    (refs / "main").symlink_to("/dev/full")
+    with pytest.raises(DownloadError, match="is full: make room and run the same command again"):
+        run({"single": parts["single"]}, client)
+
+
 # --- what is on the disk already
 
 
@@ -357,3 +473,19 @@ def test_modelscope_fills_its_own_cache_and_is_found(hub, modelscope, parts, con
 def test_modelscope_without_the_repository_says_what_else_there_is(modelscope, parts) -> None:
     with pytest.raises(DownloadError, match="is not there; leave out `--hub modelscope`"):
         run(parts, modelscope)
+
+
+@pytest.mark.parametrize("name", ELSEWHERE[:4], ids=range(4))
+def test_modelscopes_names_are_checked_too(name, hub, modelscope, parts, tmp_path) -> None:
+    hub.listed = [name]
+    with pytest.raises(DownloadError, match=r"lists a file of other/tiny-model by the name .*MODELSCOPE_ENDPOINT"):
+        run({"model": elsewhere(parts["model"])}, modelscope)
+    assert not [made for made in everything(tmp_path) if "tiny-model" in made or "evil" in made]
+
+
+def test_modelscopes_digests_are_checked_too(hub, modelscope, parts, tmp_path) -> None:
+    hub.marks["single.pth"] = ["../../evil"]
+    with pytest.raises(DownloadError, match=r"answers '\.\./\.\./evil' as the SHA-256 of other/tiny-model/single.pth"):
+        run({"single": elsewhere(parts["single"])}, modelscope)
+    hub.marks["single.pth"] = [""]
+    run({"single": elsewhere(parts["single"])}, modelscope)  # without one, there is its size to go by

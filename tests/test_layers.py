@@ -30,7 +30,7 @@ ALLOWED = {
     "places": {"checkpoint"},
     "weights": {"places", "errors", "checkpoint"},
     "hub": {"weights", "errors"},
-    "hub_huggingface": {"hub", "weights", "checkpoint", "errors"},
+    "hub_huggingface": {"hub", "weights", "checkpoint", "whole_file", "errors"},
     "hub_modelscope": {"hub", "weights", "errors"},
     "download": {"hub_huggingface", "hub_modelscope", "hub", "weights", "errors"},
     "links": {"places", "weights", "checkpoint"},
