@@ -5,9 +5,9 @@ Importing it loads no torch, draws nothing and listens to nothing. Knows nothing
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import device
@@ -26,6 +26,7 @@ import theme  # noqa: E402
 import ui  # noqa: E402
 import weights  # noqa: E402
 import zerogpu  # noqa: E402
+from allowed_hosts import AllowedHosts, checked, is_loopback  # noqa: E402
 from engine import Engine  # noqa: E402
 from errors import RequestError  # noqa: E402
 from first_paint import FirstPaint  # noqa: E402
@@ -45,6 +46,7 @@ def serve(
     port: int | None = PORT,
     auth: str | None = None,
     insecure: bool = False,
+    allow_hosts: Sequence[str] = (),
 ) -> None:
     """Serve the page until the process is stopped.
 
@@ -54,11 +56,14 @@ def serve(
         port: the port to listen on.
         auth: "user:password" that visitors must give, or None.
         insecure: allow an address that other machines reach without `auth`.
+        allow_hosts: names that visitors may call this server by, besides those of this machine alone. Where none is
+            given and `host` is open to other machines, any name is answered: it cannot be known.
 
     Raises:
-        RequestError: `auth` is malformed, `host` is open to other machines without it, or the port is taken.
+        RequestError: `auth` or a name is malformed, `host` is open to other machines without `auth`, or the port is
+            taken.
     """
-    options = launch_options(host, port, auth, insecure)
+    options = launch_options(host, port, auth, insecure, allow_hosts)
     engine = engine or Engine()
     if device.on_space():
         link_preloaded()
@@ -83,7 +88,9 @@ def link_preloaded() -> None:
         log.info("links to the preloaded weights: %d made, of %d parts", len(made), len(weights.PARTS))
 
 
-def launch_options(host: str, port: int | None, auth: str | None, insecure: bool) -> dict[str, Any]:
+def launch_options(
+    host: str, port: int | None, auth: str | None, insecure: bool, allow_hosts: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return the keyword arguments for `Blocks.launch`.
 
     Raises:
@@ -108,23 +115,18 @@ def launch_options(host: str, port: int | None, auth: str | None, insecure: bool
         if not (user and colon and password):
             raise RequestError("auth", "***", "user:password")  # not repeated: it may be a password
         options["auth"] = (user, password)
+    names = [checked(name) for name in allow_hosts]
     if device.on_space():
-        return options  # its address and port come from its environment
-    if auth is None and not insecure and not _is_loopback(host):
+        return options  # its address, port and name come from its environment
+    if auth is None and not insecure and not is_loopback(host):
         raise RequestError(
             "host", host, f"{HOST} (this machine only); any other address together with --auth USER:PASSWORD, or with "
             "--insecure if everybody who reaches it may use it"
         )  # fmt: skip
+    if is_loopback(host) or names:
+        # Gradio asks at the address that it listens on whether it is up.
+        options["app_kwargs"]["middleware"].insert(0, Middleware(AllowedHosts, names=[*names, host]))
     return options | {"server_name": host, "server_port": port}
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def __getattr__(name: str) -> gr.Blocks:

@@ -79,6 +79,14 @@ def build_parser() -> Parser:
     serve.add_argument("--port", type=int, default=7860, help="port to listen on (default: 7860)")
     serve.add_argument("--auth", metavar="USER:PASSWORD", help="ask visitors for these")
     serve.add_argument("--insecure", action="store_true", help="allow other machines without --auth")
+    serve.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="answer to this name too, such as a reverse proxy's; may be given several times (default: names of this "
+        "machine alone, or any name where --host lets other machines in)",
+    )
     serve.set_defaults(run=_serve)
 
     for request in MODES.values():
@@ -150,7 +158,14 @@ def _help(request: type[Request], name: str) -> str:
 def _serve(args: argparse.Namespace) -> int:
     import app
 
-    app.serve(_engine(args), host=args.host, port=args.port, auth=args.auth, insecure=args.insecure)
+    app.serve(
+        _engine(args),
+        host=args.host,
+        port=args.port,
+        auth=args.auth,
+        insecure=args.insecure,
+        allow_hosts=args.allow_host,
+    )
     return 0
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+import app
 import cli
 import install
 import places
+from allowed_hosts import AllowedHosts
 
 ROOT = Path(__file__).parent.parent
 HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent))
@@ -36,6 +38,9 @@ def test_both_variants_are_builds_that_the_set_up_knows_and_are_for_this_machine
         assert service["build"]["args"]["TORCH"] == name
         install.wanted_build(name, "", "linux", False)  # raises for a build that it does not know
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        args = cli.build_parser().parse_args(service["command"])
+        options = app.launch_options(args.host, args.port, args.auth, args.insecure, args.allow_host)
+        assert AllowedHosts in [one.cls for one in options["app_kwargs"]["middleware"]]  # no other site's page comes in
     assert "deploy" in services["cuda"] and "deploy" not in services["cpu"]
 
 

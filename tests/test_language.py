@@ -29,7 +29,7 @@ FILES = sorted(language.FOLDER.glob("*.json"))
 
 # Modules whose sentences reach the page. The others' are for the command line and for those who run the server.
 BEHIND = [path for path in ROOT.glob("*.py") if not path.stem.startswith(("cli", "hub", "download", "install", "app"))]
-OF_OPERATORS = {"device", "places", "links", "verify"}
+OF_OPERATORS = {"allowed_hosts", "device", "places", "links", "verify"}
 STARTUP = ("Z_IMAGE_MODELS", "memory", "device", "weights", "mode", "model")  # fields that the page does not have
 ERRORS = {name for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, errors.StudioError)}
 

@@ -13,6 +13,7 @@ ALLOWED = {
     "errors": set(),
     "theme": set(),
     "first_paint": {"theme"},
+    "allowed_hosts": {"errors"},
     "whole_file": {"errors"},
     "request": {"errors"},
     "host_memory": set(),
@@ -124,7 +125,7 @@ ALLOWED = {
         *("measure", "whole_file", "errors"),
     },
     "app": {
-        *("ui", "first_paint", "theme", "language", "engine", "hub_mirror", "links", "zerogpu"),
+        *("ui", "first_paint", "allowed_hosts", "theme", "language", "engine", "hub_mirror", "links", "zerogpu"),
         *("weights", "device"),
         "errors",
     },
