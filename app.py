@@ -18,18 +18,18 @@ device.prepare_environment()
 if device.on_space():
     hub_mirror.settle(os.environ)
 
-from starlette.middleware import Middleware  # noqa: E402
+from starlette.middleware import Middleware
 
-import language  # noqa: E402
-import links  # noqa: E402
-import theme  # noqa: E402
-import ui  # noqa: E402
-import weights  # noqa: E402
-import zerogpu  # noqa: E402
-from allowed_hosts import AllowedHosts, checked, is_loopback  # noqa: E402
-from engine import Engine  # noqa: E402
-from errors import RequestError  # noqa: E402
-from first_paint import FirstPaint  # noqa: E402
+import language
+import links
+import theme
+import ui
+import weights
+import zerogpu
+from allowed_hosts import AllowedHosts, checked, is_loopback
+from engine import Engine
+from errors import RequestError
+from first_paint import FirstPaint
 
 log = logging.getLogger(__name__)
 

@@ -31,14 +31,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
 
-import device  # noqa: E402
+import device
 
 device.prepare_environment(os.environ)
 
-import host_memory  # noqa: E402
-import preflight  # noqa: E402
-import upscaling  # noqa: E402
-import weights  # noqa: E402
+import host_memory
+import preflight
+import upscaling
+import weights
 
 PROMPT = "a fox on a black background"
 CARDS = (8, 12, 16, 24, 48, 80)  # GB of the cards that plans are measured for, below the real one's

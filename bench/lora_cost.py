@@ -26,11 +26,11 @@ import device
 
 device.prepare_environment(os.environ)
 
-import torch  # noqa: E402
-from diffsynth.models.z_image_dit import RopeEmbedder, ZImageDiT, ZImageTransformerBlock  # noqa: E402
+import torch
+from diffsynth.models.z_image_dit import RopeEmbedder, ZImageDiT, ZImageTransformerBlock
 
-import mini  # noqa: E402
-from adapter import Adapter, Change, applied  # noqa: E402
+import mini
+from adapter import Adapter, Change, applied
 
 WAYS = {"none": None, "copies": 1 << 40, "hooks": 0}  # bytes of room for copies
 LAYERS = [f"attention.{one}" for one in ("to_q", "to_k", "to_v", "to_out.0")]

@@ -26,13 +26,13 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent / "tests")]
 
-import device  # noqa: E402
+import device
 
 device.prepare_environment(os.environ)
 
-import sparse  # noqa: E402
+import sparse
 
-import weights  # noqa: E402
+import weights
 
 
 class Peak:

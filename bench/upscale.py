@@ -35,16 +35,16 @@ import device
 
 device.prepare_environment(os.environ)
 
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
+import numpy as np
+from PIL import Image
 
-import tiles  # noqa: E402
-import upscaler_weights  # noqa: E402
-import upscaling  # noqa: E402
-import weights  # noqa: E402
-from engine import Engine, Settings  # noqa: E402
-from request import SIZES, UPSCALER_OVERLAP, TextToImage, Upscale  # noqa: E402
-from vae_tiles import FACTOR  # noqa: E402
+import tiles
+import upscaler_weights
+import upscaling
+import weights
+from engine import Engine, Settings
+from request import SIZES, UPSCALER_OVERLAP, TextToImage, Upscale
+from vae_tiles import FACTOR
 
 if TYPE_CHECKING:
     from pipeline import Pipeline
