@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from errors import RequestError
+from core.errors import RequestError
 
 SHOWN = 100  # characters of a refused name that are repeated
 

@@ -10,12 +10,12 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import device
 import hub_mirror
+from core import environment
 
 # First: Gradio and huggingface_hub read the environment when they are imported.
-device.prepare_environment()
-if device.on_space():
+environment.prepare_environment()
+if environment.on_space():
     hub_mirror.settle(os.environ)
 
 from starlette.middleware import Middleware
@@ -27,8 +27,8 @@ import ui
 import weights
 import zerogpu
 from allowed_hosts import AllowedHosts, checked, is_loopback
+from core.errors import RequestError
 from engine import Engine
-from errors import RequestError
 from first_paint import FirstPaint
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def serve(
     """
     options = launch_options(host, port, auth, insecure, allow_hosts)
     engine = engine or Engine()
-    if device.on_space():
+    if environment.on_space():
         link_preloaded()
     if zerogpu.ACTIVE:
         engine.load_for_zerogpu()  # here, and only on ZeroGPU: `launch` packs what lies on "cuda" by then
@@ -116,7 +116,7 @@ def launch_options(
             raise RequestError("auth", "***", "user:password")  # not repeated: it may be a password
         options["auth"] = (user, password)
     names = [checked(name) for name in allow_hosts]
-    if device.on_space():
+    if environment.on_space():
         return options  # its address, port and name come from its environment
     if auth is None and not insecure and not is_loopback(host):
         raise RequestError(

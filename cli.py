@@ -25,27 +25,14 @@ import device
 import host_memory
 import lora
 import measure
-import metadata
 import weights
+from core import environment, metadata
+from core.errors import Cancelled, NotWritten, RequestError, StudioError
+from core.events import Event, Failure, Queued, Result, Retry, Stage, Step, TileDone
+from core.request import MODES, ControlNet, Preprocess, Request, TextToImage
+from core.sizes import WeightsKind
+from core.whole_file import replacing
 from engine import Engine, Settings
-from errors import Cancelled, NotWritten, RequestError, StudioError
-from request import (
-    MODES,
-    ControlNet,
-    Event,
-    Failure,
-    Preprocess,
-    Queued,
-    Request,
-    Result,
-    Retry,
-    Stage,
-    Step,
-    TextToImage,
-    TileDone,
-    WeightsKind,
-)
-from whole_file import replacing
 
 MEMORY_HELP = (
     "GB of the device's memory to count with, in place of what is free: fewer leave room to others, more keep more of "
@@ -281,7 +268,7 @@ def _inspect_lora(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    device.prepare_environment(os.environ)
+    environment.prepare_environment(os.environ)
     chosen = weights.choose(args.weights, TextToImage.mode, "turbo")
     on = {kind: device.choose_device(args.device, kind) for kind in get_args(WeightsKind)}
     total, available = host_memory.total_and_free()

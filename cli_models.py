@@ -17,7 +17,7 @@ import hub
 import links
 import verify
 import weights
-from errors import DownloadError, RequestError, WeightsMissing
+from core.errors import DownloadError, RequestError, WeightsMissing
 from weights import PARTS, Part, size_text
 
 ALL = "all"

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import preprocess
-from request import Preprocess, Sizes
+from core.request import Preprocess
+from core.sizes import ImageSizes
 
 KEPT = 16  # 3 MB each at full size: one or two for every visitor of a busy page
 
@@ -22,10 +23,10 @@ class _Key(NamedTuple):
     digest: str
     preprocessor: str
     thresholds: tuple[int, ...]
-    sizes: Sizes
+    sizes: ImageSizes
 
     @classmethod
-    def of(cls, request: Preprocess, sizes: Sizes) -> _Key:
+    def of(cls, request: Preprocess, sizes: ImageSizes) -> _Key:
         low_high = (request.canny_low, request.canny_high) if request.preprocessor == "canny" else ()
         return cls(preprocess.digest(Path(request.image)), request.preprocessor, low_high, sizes)
 
@@ -40,7 +41,7 @@ class Controls:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def of(self, request: Preprocess, sizes: Sizes) -> preprocess.Control:
+    def of(self, request: Preprocess, sizes: ImageSizes) -> preprocess.Control:
         """Return a request's control image for weights that draw these sizes; make it where it is not there.
 
         Raises:
@@ -54,7 +55,7 @@ class Controls:
             self._kept.move_to_end(key)
             return self._kept[key]
 
-    def keep(self, request: Preprocess, sizes: Sizes, control: preprocess.Control) -> None:
+    def keep(self, request: Preprocess, sizes: ImageSizes, control: preprocess.Control) -> None:
         """Take what another process has made for a request."""
         with self._lock:
             self._keep(_Key.of(request, sizes), control)

@@ -11,13 +11,13 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import host_memory
 import measure
-from errors import RequestError
+from core.errors import RequestError
 
 Kind = Literal["cuda", "mps", "cpu"]
 Dtype = Literal["bfloat16", "float32"]
@@ -46,29 +46,6 @@ UPSCALER_TILE_AT_LEAST = 128  # pixels of a side; below, most of a tile is overl
 # A larger tile is hardly faster: 1 GB on a CPU, 2 GB in fp16 on a card.
 UPSCALER_TILE_AT_MOST: Mapping[Kind, int] = {"cpu": 256, "mps": 256, "cuda": 512}
 TILED_AT_LEAST, TILED_AT_MOST = 512 * 512, 4096 * 4096  # pixels; Upscale's output ends at 4096 x 4096
-
-# What must be set before torch, DiffSynth and Gradio are imported, and why.
-ENVIRONMENT: Mapping[str, str] = {
-    "PYTORCH_ENABLE_MPS_FALLBACK": "1",  # operations that MPS lacks run on the CPU instead of failing
-    # DiffSynth takes whatever attention it finds installed, also for CPU and MPS; Sage's corrupts Z-Image.
-    "DIFFSYNTH_ATTENTION_IMPLEMENTATION": "torch",
-    "DIFFSYNTH_DOWNLOAD_SOURCE": "huggingface",
-    "GRADIO_ANALYTICS_ENABLED": "False",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",  # prompts are short, and a fork after parallel use only warns
-}
-
-
-def prepare_environment(environ: MutableMapping[str, str] = os.environ) -> dict[str, str]:
-    """Set what ENVIRONMENT lists and the user has not set; return what was set."""
-    added = {name: value for name, value in ENVIRONMENT.items() if name not in environ}
-    environ.update(added)
-    return added
-
-
-def on_space(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is a Hugging Face Space, whose visitors cannot change how it was started."""
-    return "SPACE_ID" in environ
 
 
 # --- which device ------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from errors import DownloadError, NotWritten
+from core.errors import DownloadError, NotWritten
 from hub import Hub, RemoteFile
 from weights import Part, size_text
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, TypeVar
 import device
 import lora
 import lora_use
-import metadata
 import mini_notes
 import preflight
 import preprocess
@@ -29,26 +28,12 @@ import upscaling
 import weights
 import zerogpu
 from controls import Controls
-from errors import InternalError, OutOfMemory, SpaceOutOfMemory, StudioError, WeightsMissing
+from core import environment, metadata
+from core.errors import InternalError, OutOfMemory, SpaceOutOfMemory, StudioError, WeightsMissing
+from core.events import Event, Failure, Note, Queued, Result, Stage
+from core.request import MODELS, PREPROCESSORS, ControlNet, Preprocess, Request, TextToImage, Upscale, WeightsChoice
+from core.sizes import IMAGE_SIZES, WeightsKind
 from packed import Packed
-from request import (
-    MODELS,
-    PREPROCESSORS,
-    SIZES,
-    ControlNet,
-    Event,
-    Failure,
-    Note,
-    Preprocess,
-    Queued,
-    Request,
-    Result,
-    Stage,
-    TextToImage,
-    Upscale,
-    WeightsChoice,
-    WeightsKind,
-)
 from stopwatch import Stopwatch
 from turns import Turns
 
@@ -169,7 +154,7 @@ class Engine:
             WeightsMissing: the preprocessor's model is not on this machine.
         """
         try:
-            return self._controls.of(request, SIZES[self._kind_for_control(request.weights)])
+            return self._controls.of(request, IMAGE_SIZES[self._kind_for_control(request.weights)])
         except StudioError:
             raise
         except MemoryError as error:
@@ -283,7 +268,9 @@ class Engine:
         """Carry out a task in the fork; what goes wrong is an event, and leaves the models where they are."""
         try:
             if task.prepared is not None:
-                self._controls.keep(task.request, SIZES[self._kind_for_control(task.request.weights)], task.prepared)
+                self._controls.keep(
+                    task.request, IMAGE_SIZES[self._kind_for_control(task.request.weights)], task.prepared
+                )
             yield from self._work(task.request)
         except Exception as error:
             yield Failure.of(error if isinstance(error, StudioError) else self._translate(error))
@@ -444,7 +431,7 @@ class Engine:
         if self._pipeline is None or self._built_for != chosen.kind or not planned:
             yield Stage("loading", "program")  # torch and diffsynth take seconds to import
             self._drop_pipeline()
-            device.prepare_environment(os.environ)
+            environment.prepare_environment(os.environ)
             import torch
 
             from pipeline import Pipeline
@@ -453,7 +440,7 @@ class Engine:
             log.info("%s; %s", on.reason, "; ".join(plan.reasons))
             if not plan.fits:
                 advice = "Weights mini draws with the miniature; --memory GB counts with more than is free."
-                if device.on_space():
+                if environment.on_space():
                     advice = "Its owner can choose larger hardware for this Space."
                 raise OutOfMemory(f"these weights do not fit this machine: {'; '.join(plan.reasons)}. {advice}")
             self._device, self._plan = on, plan
@@ -476,7 +463,7 @@ class Engine:
 
     def _planned(self, mode: str, kind: WeightsKind) -> tuple[device.Device, device.MemoryPlan]:
         """Look at this machine as it is now; imports torch."""
-        device.prepare_environment(os.environ)
+        environment.prepare_environment(os.environ)
         on = device.choose_device(self.settings.device, kind)
         return on, device.plan_for(on, mode, kind, memory_gb=self.settings.memory_gb, tighter=self._tighter)
 
@@ -498,7 +485,7 @@ class Engine:
         self._drop_pipeline()
         if device.is_out_of_memory(error):
             log.warning("out of memory: %s", error)
-            if device.on_space():
+            if environment.on_space():
                 return SpaceOutOfMemory()
             return OutOfMemory(
                 "the memory did not suffice, also with the tightest plan; choose a smaller width and height, draw "

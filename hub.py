@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from errors import DownloadError
+from core.errors import DownloadError
 from weights import Part
 
 NAMES = ("huggingface", "modelscope")

@@ -13,7 +13,7 @@ from pathlib import Path
 from modelscope_hub import FileInfo, HubApi, HubConfig, ProgressCallback, get_default_config
 from modelscope_hub import errors as hub_errors
 
-from errors import DownloadError
+from core.errors import DownloadError
 from hub import RemoteFile, Report, hex_digits, plain_name, wanted
 from weights import Part
 

@@ -16,7 +16,7 @@ from diffsynth.pipelines.z_image import ZImagePipeline, ZImageUnit_InputImageEmb
 from PIL import Image
 
 import vae_tiles
-from request import Stage, Step, TileDone
+from core.events import Stage, Step, TileDone
 from vae_tiles import FACTOR, REDRAWN_SHARE
 
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import architectures
-import bounded
 import lora_dialects
 from checkpoint import Header, parse_header
-from errors import RequestError
+from core import bounded
+from core.errors import RequestError
 from lora_dialects import SIZES, BadLayerError, Parsed, SizeName, Source
 
 Base = Literal["turbo", "base"]

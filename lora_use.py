@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import lora
-import metadata
 import safeguard
-from request import MODELS, Event, Note, Request, Stage, WeightsKind
+from core import metadata
+from core.events import Event, Note, Stage
+from core.request import MODELS, Request
+from core.sizes import WeightsKind
 
 if TYPE_CHECKING:
     from pipeline import Picture, Pipeline, Progress

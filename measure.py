@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from errors import NotWritten
-from whole_file import write_whole
+from core.errors import NotWritten
+from core.whole_file import write_whole
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import mini
 import mini_prompt
-from request import PREPROCESSORS, ControlNet, Note, Request, TextToImage, WeightsKind
+from core.events import Note
+from core.request import PREPROCESSORS, ControlNet, Request, TextToImage
+from core.sizes import WeightsKind
 
 
 def completed(request: TextToImage | ControlNet, kind: WeightsKind) -> tuple[str, list[Note]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from request import Queued, Stage, Step
+from core.events import Queued, Stage, Step
 
 
 class Pace:

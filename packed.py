@@ -6,8 +6,9 @@ Packing may delete the files, so what is asked about them later has to be known 
 from __future__ import annotations
 
 import weights
-from errors import RequestError, WeightsMissing
-from request import WeightsChoice, WeightsKind
+from core.errors import RequestError, WeightsMissing
+from core.request import WeightsChoice
+from core.sizes import WeightsKind
 
 
 class Packed:

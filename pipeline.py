@@ -39,10 +39,12 @@ import mini
 import preview
 import sanity
 from adapter import Adapter, Adapters, applied
+from core.events import Note, Stage, Step, TileDone
+from core.request import Model
+from core.sizes import WeightsKind
 from device import MemoryPlan
 from image_to_image import InputImageUnit, redraw
 from loader import StudioPipe
-from request import Model, Note, Stage, Step, TileDone, WeightsKind
 from tokens import TEXT_TOKENS
 from weights import Chosen
 

@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from core.errors import RequestError
+from core.request import MODELS, UPSCALE_SCALE, UPSCALERS, Request, Upscale, Upscaler
+from core.sizes import IMAGE_SIZES as POSSIBLE
+from core.sizes import WeightsKind
 from device import SIZES, VAE_NUMBERS_PER_PIXEL, Device, Dtype, Kind, MemoryPlan
-from errors import RequestError
-from request import MODELS, UPSCALE_SCALE, UPSCALERS, Request, Upscale, Upscaler, WeightsKind
-from request import SIZES as POSSIBLE
 
 TEXT_TOKENS = 96  # of a usual prompt with its chat template; padded to a multiple of 32
 TILE_OVERLAP = (4 / 3) ** 2  # how much more is drawn where neighbouring tiles share a quarter of their side

@@ -22,8 +22,10 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 import weights
-from errors import RequestError
-from request import PREPROCESSORS, Note, Preprocess, Preprocessor, Sizes
+from core.errors import RequestError
+from core.events import Note
+from core.request import PREPROCESSORS, Preprocess, Preprocessor
+from core.sizes import ImageSizes
 
 MAX_PIXELS = 80_000_000  # 240 MB as RGB; below Pillow's own bound (89 million), so that the sentence is ours
 MAX_FILE_BYTES = 256 << 20
@@ -189,7 +191,7 @@ class Fitted:
     notes: tuple[Note, ...] = ()
 
 
-def fit(image: Image.Image, sizes: Sizes, area: int | None = None) -> Fitted:
+def fit(image: Image.Image, sizes: ImageSizes, area: int | None = None) -> Fitted:
     """Resize a picture to about `area` pixels, keeping its shape, and cut it to whole steps of `sizes`.
 
     At most 15 pixels go from each of width and height, evenly from both ends. A shape that is not possible within
@@ -210,7 +212,7 @@ def fit(image: Image.Image, sizes: Sizes, area: int | None = None) -> Fitted:
     return Fitted(resized, cut, _cut_note(image.size, size, cut))
 
 
-def fitted_size(size: tuple[int, int], sizes: Sizes, area: int | None = None) -> tuple[tuple[int, int], float]:
+def fitted_size(size: tuple[int, int], sizes: ImageSizes, area: int | None = None) -> tuple[tuple[int, int], float]:
     """Return the size that `fit` gives a picture of `size`, and the scale that it is resized by before the cut."""
     width, height = size
     ratio = width / height
@@ -293,7 +295,7 @@ class Control:
     notes: tuple[Note, ...] = ()
 
 
-def control(request: Preprocess, sizes: Sizes) -> Control:
+def control(request: Preprocess, sizes: ImageSizes) -> Control:
     """Open a request's picture, fit it to `sizes` and run its preprocessor.
 
     Raises:

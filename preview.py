@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from request import Preview, WeightsKind
+from core.events import Preview
+from core.sizes import WeightsKind
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import sanity
-from errors import BrokenPicture
-from request import Note, Stage
+from core.errors import BrokenPicture
+from core.events import Note, Stage
 
 if TYPE_CHECKING:
     from pipeline import Pipeline, Progress

@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator
 from typing import TypeVar
 
-from request import Event, Stage
+from core.events import Event, Stage
 
 T = TypeVar("T")
 

@@ -10,10 +10,18 @@ import gradio as gr
 import ui_fields
 import ui_parts
 import ui_words
+from core.errors import StudioError
+from core.request import (
+    CONTROLNET_STEPS,
+    LORA_STRENGTH,
+    PREPROCESSORS,
+    ControlNet,
+    Preprocess,
+    Preprocessor,
+    WeightsChoice,
+)
 from engine import Engine
-from errors import StudioError
 from language import fixed, say_to
-from request import CONTROLNET_STEPS, LORA_STRENGTH, PREPROCESSORS, ControlNet, Preprocess, Preprocessor, WeightsChoice
 from ui_form import COUNT, Form
 from ui_gallery import Past
 from ui_lora import LoraSlot

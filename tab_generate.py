@@ -8,10 +8,10 @@ import gradio as gr
 
 import ui_fields
 import ui_parts
+from core.request import LORA_STRENGTH, MODELS, Model, TextToImage, WeightsChoice
+from core.sizes import ImageSizes, shape_of, shapes
 from engine import Engine
 from language import fixed, say_to
-from request import LORA_STRENGTH, MODELS, Model, Sizes, TextToImage, WeightsChoice
-from shapes import shape_of, shapes
 from ui_form import COUNT, Form
 from ui_gallery import Past
 from ui_lora import LoraSlot
@@ -228,7 +228,7 @@ def endpoint(engine: Engine) -> None:
     ui_parts.publish(generate, TextToImage)
 
 
-def _size(sizes: Sizes, wanted: int = 0) -> dict[str, Any]:
+def _size(sizes: ImageSizes, wanted: int = 0) -> dict[str, Any]:
     """Return what a slider for a width or a height is made of; what was wanted stays where it is possible."""
     return {
         "minimum": min(sizes.minimum, sizes.maximum - sizes.step),  # a slider has a range even when it is not shown
@@ -238,16 +238,16 @@ def _size(sizes: Sizes, wanted: int = 0) -> dict[str, Any]:
     }
 
 
-def _shape(sizes: Sizes, width: int = 0, height: int = 0) -> dict[str, Any]:
+def _shape(sizes: ImageSizes, width: int = 0, height: int = 0) -> dict[str, Any]:
     """Return what the choice of a shape is made of; there is nothing to choose where only one is possible."""
     possible = shapes(sizes)
     chosen = shape_of(width or sizes.native, height or sizes.native, sizes)
     return {"choices": list(possible), "value": chosen, "visible": len(possible) > 1}
 
 
-def _is_fixed(sizes: Sizes) -> bool:
+def _is_fixed(sizes: ImageSizes) -> bool:
     return sizes.minimum == sizes.maximum
 
 
-def _fixed_size(sizes: Sizes) -> str:
+def _fixed_size(sizes: ImageSizes) -> str:
     return f'<p class="hint">{fixed(f"Width and height: {sizes}.")}</p>'

@@ -7,14 +7,14 @@ from typing import Any
 
 import gradio as gr
 
-import metadata
 import ui_fields
 import ui_parts
 import upscaling
+from core import metadata
+from core.errors import RequestError, StudioError
+from core.request import UPSCALE_DENOISE, UPSCALE_STEPS, UPSCALERS, Upscale, Upscaler, WeightsChoice
 from engine import Engine
-from errors import RequestError, StudioError
 from language import Say, fixed, say_to
-from request import UPSCALE_DENOISE, UPSCALE_STEPS, UPSCALERS, Upscale, Upscaler, WeightsChoice
 from ui_form import Form
 from ui_gallery import Past
 from ui_parts import QUIET, REWORD_JS, Output, Situation, Stopping, Update, bounds, help_line, said

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from errors import QueueFull
+from core.errors import QueueFull
 
 
 class Turns:

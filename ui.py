@@ -12,9 +12,9 @@ import tab_upscale
 import theme
 import ui_parts
 import ui_restore
+from core.request import MODES, ControlNet, Model, Request, TextToImage, Upscale
 from engine import Engine
 from language import fixed, say_to
-from request import MODES, ControlNet, Model, Request, TextToImage, Upscale
 from ui_parts import QUIET, Output
 
 MODEL_ZOO = "https://github.com/Tongyi-MAI/Z-Image#-model-zoo"

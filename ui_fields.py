@@ -11,10 +11,10 @@ from typing import Any
 
 import gradio as gr
 
-import metadata
+from core import metadata
+from core.request import Request, random_seed
 from engine import Engine
 from language import Say, fixed, say_to
-from request import Request, random_seed
 from tokens import TEXT_TOKENS
 from ui_form import COUNTS
 from ui_parts import QUIET, REWORD_JS, Output, help_line, uploaded

@@ -12,9 +12,9 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
-from errors import RequestError
+from core.errors import RequestError
+from core.request import Request
 from language import say_to
-from request import Request
 from ui_lora import LoraSlot
 from ui_parts import QUIET, Output, Update, said
 

@@ -6,8 +6,8 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
+from core.request import Request
 from language import Words, fixed
-from request import Request
 
 KEPT = 12  # pictures
 

@@ -12,10 +12,10 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
+from core.errors import RequestError
+from core.request import LORA_STRENGTH, MODELS, Model, Request
 from engine import Engine
-from errors import RequestError
 from language import Say, fixed, say_to
-from request import LORA_STRENGTH, MODELS, Model, Request
 from ui_parts import QUIET, REWORD_JS, Situation, Update, bounds, failed, help_line, uploaded
 
 SLOT_HEIGHT = 92  # pixels; Gradio's own drop zone is 400 tall

@@ -19,27 +19,15 @@ from gradio.blocks import Block
 from gradio.utils import get_upload_folder
 from PIL import Image
 
-import metadata
+from core import metadata
+from core.errors import NotWritten, RequestError, StudioError
+from core.events import Event, Failure, Result, Retry, Step
+from core.request import SEED_MAX, Model, Request, TextToImage, random_seed
+from core.sizes import IMAGE_SIZES, ImageSizes, WeightsKind, smaller
+from core.whole_file import replacing
 from engine import Engine
-from errors import NotWritten, RequestError, StudioError
 from language import Say, Words, english, fixed, say_to
 from pace import Pace
-from request import (
-    SEED_MAX,
-    SIZES,
-    Event,
-    Failure,
-    Model,
-    Request,
-    Result,
-    Retry,
-    Sizes,
-    Step,
-    TextToImage,
-    WeightsKind,
-    random_seed,
-)
-from shapes import smaller
 from ui_gallery import Past, Strip, joined
 from ui_words import (
     KEPT,
@@ -54,7 +42,6 @@ from ui_words import (
     weights_line,
     working_on,
 )
-from whole_file import replacing
 
 __all__ = ["failed", "idle", "said", "weights_line"]  # the tabs take these from here
 
@@ -85,9 +72,9 @@ class Situation:
     sentences: tuple[str, ...]
 
     @property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> ImageSizes:
         """Possible widths and heights."""
-        return SIZES[self.kind]
+        return IMAGE_SIZES[self.kind]
 
     @classmethod
     def of(cls, engine: Engine, mode: type[Request], model: Model) -> "Situation":

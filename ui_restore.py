@@ -7,10 +7,10 @@ from pathlib import Path
 
 import gradio as gr
 
-import metadata
-from errors import RequestError
+from core import metadata
+from core.errors import RequestError
+from core.request import TextToImage
 from language import Say, fixed, say_to
-from request import TextToImage
 from ui_form import READY_JS, Form
 from ui_parts import QUIET, REWORD_JS, Output, Update, failed, uploaded
 from ui_words import field_name

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from errors import RequestError, StudioError
+from core.errors import RequestError, StudioError
+from core.events import Failure, Note, Preview, Queued, Result, Stage, Step, TileDone
+from core.sizes import WeightsKind
 from language import Say, english, fixed
-from request import Failure, Note, Preview, Queued, Result, Stage, Step, TileDone, WeightsKind
 
 if TYPE_CHECKING:
     from ui_parts import Situation

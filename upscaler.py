@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 import tiles
 import upscaler_weights
-from errors import RequestError
-from request import UPSCALER_OVERLAP, TileDone
+from core.errors import RequestError
+from core.events import TileDone
+from core.request import UPSCALER_OVERLAP
 from upscaler_weights import Source
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 import ncnn_weights
 import places
 import weights
-from errors import RequestError, WeightsMissing
+from core.errors import RequestError, WeightsMissing
 
 log = logging.getLogger(__name__)
 

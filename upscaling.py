@@ -21,21 +21,11 @@ import safeguard
 import tiles
 import upscaler_weights
 import vae_tiles
+from core.events import Note, Stage, Step, TileDone
+from core.request import UPSCALE_MAX, UPSCALE_SCALE, UPSCALER_OVERLAP, UPSCALERS, Upscale
+from core.sizes import IMAGE_SIZES, WeightsKind
 from device import SIZES as PART_BYTES
 from device import Kind, MemoryPlan
-from request import (
-    SIZES,
-    UPSCALE_MAX,
-    UPSCALE_SCALE,
-    UPSCALER_OVERLAP,
-    UPSCALERS,
-    Note,
-    Stage,
-    Step,
-    TileDone,
-    Upscale,
-    WeightsKind,
-)
 from vae_tiles import FACTOR
 
 if TYPE_CHECKING:
@@ -158,7 +148,7 @@ def refine(
     pipeline: Pipeline, image: Image.Image, request: Upscale, kind: WeightsKind, plan: MemoryPlan
 ) -> Generator[Stage | Step | TileDone, None, tuple[Image.Image, Picture]]:
     """Draw an enlarged picture again, by a resolved request that wants it; the size stays exactly what it is."""
-    sizes = SIZES[kind]
+    sizes = IMAGE_SIZES[kind]
     padded = preprocess.pad(image, sizes.step, sizes.minimum)
     side = refinement_side(padded.image.size, kind, plan)
     draw = partial(
@@ -179,7 +169,7 @@ def refinement_side(size: tuple[int, int], kind: WeightsKind, plan: MemoryPlan) 
 
     Less where the memory plan wants the VAE in smaller pieces.
     """
-    sizes, area = SIZES[kind], math.prod(size)
+    sizes, area = IMAGE_SIZES[kind], math.prod(size)
     if area <= min(sizes.native**2, plan.tiled_vae_above) and max(size) <= sizes.maximum:
         return -(-max(size) // TILE_STEP) * TILE_STEP
     most = min(sizes.native, math.isqrt(plan.tiled_vae_above))
@@ -188,7 +178,7 @@ def refinement_side(size: tuple[int, int], kind: WeightsKind, plan: MemoryPlan) 
 
 def _refinement_cut(size: tuple[int, int], kind: WeightsKind, plan: MemoryPlan) -> list[tiles.Tile]:
     """Return the tiles, in latents, in which a picture of this size is refined."""
-    sizes = SIZES[kind]
+    sizes = IMAGE_SIZES[kind]
     width, height = (max(-(-length // sizes.step) * sizes.step, sizes.minimum) for length in size)
     side = refinement_side((width, height), kind, plan) // FACTOR
     return vae_tiles.cut((width // FACTOR, height // FACTOR), side, side // vae_tiles.REDRAWN_SHARE)

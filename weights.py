@@ -18,7 +18,7 @@ from typing import Literal
 
 from checkpoint import MAX_HEADER, entries, flat, model_hash, read_header
 from checkpoint import fingerprint as fingerprint
-from errors import RequestError, WeightsMissing
+from core.errors import RequestError, WeightsMissing
 from places import PLACES, Place, explicit_root
 from places import hub_cache as hub_cache
 

@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import preflight
-from errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalError, StudioError
-from request import Event, Note, Request, Result, Retry
+from core.errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalError, StudioError
+from core.events import Event, Note, Result, Retry
+from core.request import Request
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])

@@ -29,11 +29,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import device
+from core import environment
 
-device.prepare_environment(os.environ)
+environment.prepare_environment(os.environ)
 
 import host_memory
 import preflight
@@ -169,9 +170,8 @@ class Bench:
 
     def lora(self) -> object:
         """Return a random LoRA of the transformer's size, written once."""
-        import loras
-
         import lora
+        from tests.helpers import loras
 
         path = self.folder / "random.safetensors"
         if not path.exists():

@@ -23,8 +23,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import device
+from core import environment
 
-device.prepare_environment(os.environ)
+environment.prepare_environment(os.environ)
 
 import torch
 from diffsynth.models.z_image_dit import RopeEmbedder, ZImageDiT, ZImageTransformerBlock

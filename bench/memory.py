@@ -24,15 +24,15 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent / "tests")]
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import device
+from core import environment
 
-device.prepare_environment(os.environ)
-
-import sparse
+environment.prepare_environment(os.environ)
 
 import weights
+from tests.helpers import sparse
 
 
 class Peak:

@@ -24,8 +24,8 @@ import torch
 
 import preview
 import weights
+from core.request import TextToImage
 from pipeline import Picture, Pipeline
-from request import TextToImage
 
 THINGS = ("apple", "fox", "house", "umbrella", "car", "tree", "turtle", "lion")
 GROUNDS = ("blue", "green", "purple", "black", "white", "yellow", "red", "orange")

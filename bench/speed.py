@@ -69,9 +69,9 @@ def first_picture(folder: Path) -> float:
 
 def warm_pictures(runs: int) -> dict[str, list[float]]:
     """Return the seconds of warm pictures with ours, DiffSynth's own call and diffusers, run in turn."""
-    import device
+    from core import environment
 
-    device.prepare_environment(os.environ)
+    environment.prepare_environment(os.environ)
     import torch
     from diffsynth.pipelines.z_image import ZImageUnit_PromptEmbedder
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
@@ -79,8 +79,8 @@ def warm_pictures(runs: int) -> dict[str, list[float]]:
     from transformers import AutoTokenizer, Qwen3Model
 
     import weights
+    from core.request import TextToImage
     from engine import Engine, Settings
-    from request import TextToImage
 
     engine = Engine(Settings(weights="mini", device="cpu"))
     requests = {model: TextToImage.parse(prompt=PROMPT, seed=7, model=model) for model in ("turbo", "base")}

@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import device
+from core import environment
 
-device.prepare_environment(os.environ)
+environment.prepare_environment(os.environ)
 
 import numpy as np
 from PIL import Image
@@ -42,8 +42,9 @@ import tiles
 import upscaler_weights
 import upscaling
 import weights
+from core.request import UPSCALER_OVERLAP, TextToImage, Upscale
+from core.sizes import IMAGE_SIZES
 from engine import Engine, Settings
-from request import SIZES, UPSCALER_OVERLAP, TextToImage, Upscale
 from vae_tiles import FACTOR
 
 if TYPE_CHECKING:
@@ -274,7 +275,7 @@ def refined_in_tiles(pipeline: Pipeline, side: int) -> dict[str, float]:
     """
     from skimage import data
 
-    native = SIZES["mini"].native
+    native = IMAGE_SIZES["mini"].native
     image = Image.fromarray(data.astronaut()).resize((side, side), Image.Resampling.LANCZOS)
     redraw = partial(pipeline.image_to_image, prompt="masterpiece, 8k", steps=5, denoise=0.33, seed=7, side=native)
     together = whole(redraw(image=image)).image

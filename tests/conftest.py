@@ -4,14 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
-from browsing import browser, open_page, open_tab  # noqa: F401 (fixtures)
 
-import device
+from core import environment
+from core.events import Result
+from core.request import TextToImage
 from engine import Engine, Settings
-from request import Result, TextToImage
+from tests.helpers.browsing import browser, open_page, open_tab  # noqa: F401 (fixtures)
 
 # Before anything imports torch or gradio, as every front does.
-device.prepare_environment(os.environ)
+environment.prepare_environment(os.environ)
 
 ROOT = Path(__file__).parent.parent
 

@@ -6,22 +6,22 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import loras
 import pytest
 import torch
 from diffsynth.core import enable_vram_management
 from diffsynth.core.quant import QuantizeConfig
 from diffsynth.core.quant.base import QuantBackend, register_quant_backend
 from diffsynth.core.quant.config import register_quant_method
-from loras import random_pairs, write
 
 import adapter
 import lora
 import weights
 from adapter import Adapter, Adapters, applied
-from errors import RequestError
+from core.errors import RequestError
+from core.events import Step
 from pipeline import Pipeline
-from request import Step
+from tests.helpers import loras
+from tests.helpers.loras import random_pairs, write
 
 PAIRS = random_pairs()
 COPIES, HOOKS = 1 << 30, 0  # room for changed copies of every weight, and none

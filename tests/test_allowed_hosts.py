@@ -7,7 +7,6 @@ import sys
 from urllib.parse import urlsplit
 
 import pytest
-from serving import ROOT, server
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
@@ -15,9 +14,10 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 import app
-import device
 from allowed_hosts import AllowedHosts, checked, is_loopback, without_port
-from errors import RequestError
+from core import environment
+from core.errors import RequestError
+from tests.helpers.serving import ROOT, server
 
 LOOPBACK = [
     "127.0.0.1",
@@ -217,7 +217,7 @@ def test_where_other_machines_come_in_names_are_known_only_where_they_are_given(
 
 def test_a_space_is_asked_by_names_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPACE_ID", "someone/z-image-studio")
-    assert device.on_space()
+    assert environment.on_space()
     assert names_of(app.launch_options("127.0.0.1", 7860, None, False)) is None
 
 

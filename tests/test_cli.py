@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import cli
-import metadata
+from core import metadata
 
 ROOT = Path(__file__).parent.parent
 

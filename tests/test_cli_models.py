@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sparse
 from gradio_client import Client
-from hub_server import Fault, Hub
 from PIL import Image
 
 import weights
+from tests.helpers import sparse
+from tests.helpers.hub_server import Fault, Hub
 
 ROOT = Path(__file__).parent.parent
 REPO, FILE = "lllyasviel/Annotators", "RealESRGAN_x4plus.pth"

@@ -11,8 +11,9 @@ from PIL import Image, ImageDraw
 import pose
 import preprocess
 import weights
-from errors import RequestError, WeightsMissing
-from request import PREPROCESSORS, SIZES, Preprocess
+from core.errors import RequestError, WeightsMissing
+from core.request import PREPROCESSORS, Preprocess
+from core.sizes import IMAGE_SIZES
 
 ROOT = Path(__file__).parent.parent
 PORTRAIT = ROOT / "tests" / "data" / "astronaut.jpg"
@@ -20,7 +21,7 @@ LIGHT = tuple(name for name in PREPROCESSORS if name not in ("depth", "none"))
 
 
 def control(image: Path = PORTRAIT, kind: str = "full", **values: object) -> preprocess.Control:
-    return preprocess.control(Preprocess.parse(image=str(image), **values), SIZES[kind])
+    return preprocess.control(Preprocess.parse(image=str(image), **values), IMAGE_SIZES[kind])
 
 
 def codes(made: preprocess.Control) -> list[str]:
@@ -94,7 +95,7 @@ def test_pre_processed_is_the_picture_itself(drawing: Path) -> None:
 
 def test_gray_has_no_colours() -> None:
     pixels = np.asarray(control(preprocessor="gray").image).astype(int)
-    luminance = np.asarray(preprocess.fit(Image.open(PORTRAIT), SIZES["full"]).image.convert("L"))
+    luminance = np.asarray(preprocess.fit(Image.open(PORTRAIT), IMAGE_SIZES["full"]).image.convert("L"))
     assert (pixels[..., 0] == luminance).all()
 
 
@@ -149,7 +150,7 @@ def test_odd_shapes_are_taken(tmp_path: Path, size: tuple[int, int], name: str) 
 
 
 def test_a_picture_that_cannot_be_read_names_the_field(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"^image: .*absent\.png' is not possible"):
+    with pytest.raises(RequestError, match=r"^image: '/.* is not possible; allowed: a picture file .* that exists"):
         control(tmp_path / "absent.png")
 
 
@@ -303,12 +304,13 @@ def test_a_file_that_lacks_tensors_is_no_depth_model(tmp_path: Path) -> None:
 def test_an_unused_preprocessor_costs_no_import() -> None:
     code = f"""
 import os, sys
-import device; device.prepare_environment(os.environ)
+from core import environment; environment.prepare_environment(os.environ)
 import preprocess
-from request import SIZES, Preprocess
+from core.request import Preprocess
+from core.sizes import IMAGE_SIZES
 print([name for name in ("cv2", "torch", "transformers", "ai_edge_litert") if name in sys.modules])
 request = Preprocess.parse(image={str(PORTRAIT)!r})
-preprocess.control(request, SIZES["mini"])
+preprocess.control(request, IMAGE_SIZES["mini"])
 print([name for name in ("cv2", "torch", "transformers", "ai_edge_litert") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

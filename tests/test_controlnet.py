@@ -9,22 +9,24 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import sparse
 import torch
 from diffsynth.diffusion.base_pipeline import ControlNetInput
 from diffsynth.models.z_image_controlnet import ZImageControlNet
 from diffsynth.pipelines.z_image import ZImageUnit_PAIControlNet
 from PIL import Image, ImageDraw
 
-import metadata
 import mini
 import preprocess
 import weights
 from checkpoint import model_hash
+from core import metadata
+from core.errors import WeightsMissing
+from core.events import Failure, Stage
+from core.request import CONTROLNET_STEPS, ControlNet, Preprocess, TextToImage
+from core.sizes import IMAGE_SIZES
 from engine import Engine, Settings
-from errors import WeightsMissing
 from pipeline import SIGMA_SHIFT, Pipeline
-from request import CONTROLNET_STEPS, SIZES, ControlNet, Failure, Preprocess, Stage, TextToImage
+from tests.helpers import sparse
 
 PROMPT = "a fox on a black background"
 
@@ -335,7 +337,7 @@ def test_only_recent_previews_are_kept(engine: Engine, sketch: Path) -> None:
 
 def test_the_control_image_has_the_size_of_the_picture(engine: Engine, sketch: Path) -> None:
     for kind, size in (("mini", (128, 128)), ("full", (1440, 720))):
-        assert preprocess.control(Preprocess.parse(image=str(sketch)), SIZES[kind]).image.size == size
+        assert preprocess.control(Preprocess.parse(image=str(sketch)), IMAGE_SIZES[kind]).image.size == size
 
 
 def test_the_miniature_says_what_it_was_not_taught(engine: Engine) -> None:
@@ -393,7 +395,7 @@ def test_controlnet_command_writes_a_picture_that_can_be_replayed(sketch: Path, 
 def test_preprocess_command_writes_the_control_image(sketch: Path, tmp_path: Path) -> None:
     done = command("preprocess", "--image", sketch, "--preprocessor", "canny", "--out", "c.png", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    expected = preprocess.control(Preprocess.parse(image=str(sketch)), SIZES["mini"]).image
+    expected = preprocess.control(Preprocess.parse(image=str(sketch)), IMAGE_SIZES["mini"]).image
     assert np.array_equal(np.asarray(Image.open(tmp_path / "c.png")), np.asarray(expected))
     assert '"size": [128, 128]' in done.stdout
 

@@ -11,8 +11,9 @@ import pytest
 
 import device
 import host_memory
+from core import environment
+from core.errors import RequestError
 from device import GIB, Accelerator, MemoryPlan, decide, memory_plan
-from errors import RequestError
 
 ROOT = Path(__file__).parent.parent
 
@@ -307,7 +308,7 @@ def test_torchs_own_allocator_is_understood() -> None:
 def test_the_sizes_are_those_of_the_models() -> None:
     import math
 
-    from sparse import official_shapes
+    from tests.helpers.sparse import official_shapes
 
     for part, size in device.SIZES.items():
         shapes = official_shapes("turbo" if part == "transformer" else part)
@@ -319,14 +320,14 @@ def test_the_sizes_are_those_of_the_models() -> None:
 
 def test_the_environment_is_completed_and_not_overruled() -> None:
     environ = {"DIFFSYNTH_ATTENTION_IMPLEMENTATION": "flash_attention_2", "PATH": "/bin"}
-    added = device.prepare_environment(environ)
+    added = environment.prepare_environment(environ)
     assert environ["DIFFSYNTH_ATTENTION_IMPLEMENTATION"] == "flash_attention_2"
     assert environ["PYTORCH_ENABLE_MPS_FALLBACK"] == "1"
     assert environ["GRADIO_ANALYTICS_ENABLED"] == "False"
     assert environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
     assert environ["DIFFSYNTH_DOWNLOAD_SOURCE"] == "huggingface"
-    assert set(added) == set(device.ENVIRONMENT) - {"DIFFSYNTH_ATTENTION_IMPLEMENTATION"}
-    assert device.prepare_environment(environ) == {}
+    assert set(added) == set(environment.ENVIRONMENT) - {"DIFFSYNTH_ATTENTION_IMPLEMENTATION"}
+    assert environment.prepare_environment(environ) == {}
 
 
 @pytest.mark.parametrize("arguments", [["generate", "apple", "--steps", "1", "--device", "cpu"], ["doctor"]])
@@ -343,7 +344,7 @@ sys.meta_path.insert(0, Watch())
 import cli
 sys.exit(cli.main(sys.argv[1:]))
 """
-    environ = {name: value for name, value in os.environ.items() if name not in device.ENVIRONMENT}
+    environ = {name: value for name, value in os.environ.items() if name not in environment.ENVIRONMENT}
     command = [sys.executable, "-c", code, *arguments]
     environ["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
@@ -354,8 +355,9 @@ def test_diffsynth_uses_torchs_attention_whatever_else_is_installed(tmp_path: Pa
     # A package that DiffSynth would prefer to SDPA, so that its own choice differs from ours.
     (tmp_path / "sageattention.py").write_text("def sageattn(*args, **kwargs): raise AssertionError\n")
     code = """
-import os, device
-device.prepare_environment(os.environ)
+import os
+from core import environment
+environment.prepare_environment(os.environ)
 from diffsynth.core.attention import attention
 import torch
 print(attention.ATTENTION_IMPLEMENTATION)

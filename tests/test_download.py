@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import COMMIT, Fault, Hub, digest
-from sparse import write_sparse
 
 import checkpoint
 import download
 import weights
+from core.errors import DownloadError
 from download import Fetched, Planned, Progress
-from errors import DownloadError
 from hub_huggingface import HuggingFace
+from tests.helpers.hub_server import COMMIT, Fault, Hub, digest
+from tests.helpers.sparse import write_sparse
 from weights import Part
 
 REPO = "owner/tiny-model"

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import metadata
 import weights
+from core import metadata
+from core.errors import QueueFull, RequestError, WeightsMissing
+from core.events import Failure, Queued, Result, Stage, Step
+from core.request import TextToImage
 from engine import Engine, Settings
-from errors import QueueFull, RequestError, WeightsMissing
-from request import Failure, Queued, Result, Stage, Step, TextToImage
 from turns import Turns
 
 

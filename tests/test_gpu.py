@@ -56,7 +56,7 @@ def picture(tmp_path: Path) -> str:
 
 def requests(picture: str) -> list:
     """Return a small request of every mode that draws."""
-    from request import MODES
+    from core.request import MODES
 
     found = []
     for mode in MODES.values():
@@ -69,7 +69,7 @@ def requests(picture: str) -> list:
 
 def test_every_mode_is_asked_for(picture: str) -> None:
     """Not on a card: that the requests below are ones, whatever modes are added."""
-    from request import MODES
+    from core.request import MODES
 
     assert {request.mode for request in requests(picture)} == set(MODES)
 

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import device
-import errors
 import language
 import mini
 import mini_notes
@@ -21,15 +20,24 @@ import preprocess
 import sanity
 import ui_words
 import weights
-from errors import QueueFull, RequestError
-from request import MODELS, MODES, PREPROCESSORS, SIZES, UPSCALERS, Failure, Note, Preprocess, Stage, TextToImage
+from core import errors
+from core.errors import QueueFull, RequestError
+from core.events import Failure, Note, Stage
+from core.request import MODELS, MODES, PREPROCESSORS, UPSCALERS, Preprocess, TextToImage
+from core.sizes import IMAGE_SIZES
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(language.FOLDER.glob("*.json"))
 
 # Modules whose sentences reach the page. The others' are for the command line and for those who run the server.
-BEHIND = [path for path in ROOT.glob("*.py") if not path.stem.startswith(("cli", "hub", "download", "install", "app"))]
-OF_OPERATORS = {"allowed_hosts", "device", "places", "links", "verify"}
+MODULES = [*ROOT.glob("*.py"), *(path for face in ROOT.glob("*/__init__.py") for path in face.parent.glob("*.py"))]
+NOT_ON_THE_PAGE = ("cli", "hub", "huggingface", "modelscope", "remote", "space_cache", "command", "download", "install")
+BEHIND = [
+    path
+    for path in MODULES
+    if path.parent.name != "train_mini" and not path.stem.startswith((*NOT_ON_THE_PAGE, "app", "server"))
+]
+OF_OPERATORS = {"allowed_hosts", "device", "memory", "places", "links", "verify"}
 STARTUP = ("Z_IMAGE_MODELS", "memory", "device", "weights", "mode", "model")  # fields that the page does not have
 ERRORS = {name for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, errors.StudioError)}
 
@@ -149,9 +157,9 @@ def sentences_of_the_program() -> set[str]:
         found |= {re.sub(r"\d+(\.\d+)?", HOLE, mode.allowed(name)) for name in mode.model_fields}
         found |= {field.description or "" for field in mode.model_fields.values()}
     return found | {
-        *(str(sizes) for sizes in SIZES.values()),
+        *(str(sizes) for sizes in IMAGE_SIZES.values()),
         *(f"LoRA for {facts.title}" for facts in MODELS.values()),
-        f"Width and height: {SIZES['mini']}.",
+        f"Width and height: {IMAGE_SIZES['mini']}.",
         f"Refined from {HOLE} of the schedule; steps: {HOLE}.",
         f"the {weights.MINIATURE} has no {HOLE}",
         f"a .safetensors file of up to {HOLE} GiB",
@@ -237,7 +245,7 @@ def test_every_memory_plan_is_worded(path: Path) -> None:
 def test_a_real_note_about_a_cut_picture_is_worded() -> None:
     from PIL import Image
 
-    (note,) = preprocess.fit(Image.new("RGB", (1000, 1010)), SIZES["full"]).notes
+    (note,) = preprocess.fit(Image.new("RGB", (1000, 1010)), IMAGE_SIZES["full"]).notes
     assert "裁去" in ui_words.noted(note, language.say_in("zh"))
 
 

@@ -5,12 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
-from hub_server import digest
-from sparse import COMMIT, TOKENIZER, write_sparse
 
 import download
 import links
 import weights
+from tests.helpers.hub_server import digest
+from tests.helpers.sparse import COMMIT, TOKENIZER, write_sparse
 from verify import Reading, Verdict, known_digest, verify
 from weights import Part
 

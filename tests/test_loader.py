@@ -65,9 +65,8 @@ def test_where_parts_wait_changes_no_picture(at: str, held: str) -> None:
 
 
 def test_a_managed_model_wears_a_lora(tmp_path: Path) -> None:
-    import loras
-
     import lora
+    from tests.helpers import loras
 
     file = lora.read(loras.write(tmp_path / "one.safetensors", loras.peft(loras.random_pairs())))
     found = []
@@ -146,10 +145,11 @@ def test_steps_compute_nothing_in_float64() -> None:
 
 OUT_OF_MEMORY = """
 import json, os, resource, sys
-import device
-device.prepare_environment(os.environ)
+from core import environment
+environment.prepare_environment(os.environ)
 from engine import Engine, Settings
-from request import Result, TextToImage
+from core.events import Result
+from core.request import TextToImage
 
 
 def limit(spare):
@@ -189,7 +189,7 @@ def run_limited(spare: int, **values: str) -> list[dict]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts allocations on Linux alone")
 def test_out_of_memory_is_a_sentence_and_the_next_request_works(tmp_path: Path) -> None:
-    import loras
+    from tests.helpers import loras
 
     # A LoRA of 90 MB: more than is to spare, even with all models given up (some 30 MB).
     shapes = {name: shape for name, shape in loras.weight_shapes("mini").items() if name in loras.random_pairs()}
@@ -215,8 +215,9 @@ def test_where_memory_ends_a_tighter_plan_draws() -> None:
 def test_a_machine_too_small_is_refused_before_anything_is_read(
     space: str, advice: str, not_said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from core.events import Failure
+    from core.request import TextToImage
     from engine import Engine, Settings
-    from request import Failure, TextToImage
 
     if space:
         monkeypatch.setenv("SPACE_ID", space)
@@ -229,8 +230,8 @@ def test_a_machine_too_small_is_refused_before_anything_is_read(
 
 
 def test_the_page_says_what_stays_in_memory() -> None:
+    from core.request import TextToImage
     from engine import Engine
-    from request import TextToImage
     from ui_parts import Situation, weights_line
 
     engine = Engine()

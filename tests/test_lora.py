@@ -5,18 +5,18 @@ import re
 import struct
 from pathlib import Path
 
-import loras
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from loras import RANK, random_pairs, write
 
 import lora
 import lora_dialects
 import mini
-from errors import RequestError
+from core.errors import RequestError
 from lora_dialects import SIZES, spellings, weight_shapes
+from tests.helpers import loras
+from tests.helpers.loras import RANK, random_pairs, write
 
 PAIRS = random_pairs()
 EVERY_NAME = [*loras.NAMES, *loras.SUMS]

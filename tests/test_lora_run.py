@@ -6,20 +6,21 @@ import itertools
 import json
 from pathlib import Path
 
-import loras
 import pytest
 import torch
-from loras import random_pairs, write
 from PIL import Image
 
 import checkpoint
 import cli
 import lora
-import metadata
 import weights
+from core.errors import RequestError
+from core.events import Failure, Result, Stage, Step
+from core.metadata import parse_a1111, save
+from core.request import TextToImage
 from engine import Engine, Settings
-from errors import RequestError
-from request import Failure, Result, Stage, Step, TextToImage
+from tests.helpers import loras
+from tests.helpers.loras import random_pairs, write
 
 PAIRS = random_pairs()
 ALPHA = "lora_unet_layers_0_attention_to_q.alpha"
@@ -61,7 +62,7 @@ def test_a_strength_without_a_lora_means_nothing(draw) -> None:
 def test_picture_carries_name_hash_strength_and_digest(draw, style: Path, tmp_path: Path) -> None:
     result = draw(steps=2, lora=str(style), lora_strength=0.75)
     path = tmp_path / "picture.png"
-    metadata.save(result, path)
+    save(result, path)
     file = lora.read(style)
     data = style.read_bytes()[file.header.data_start :]
     short = hashlib.sha256(data).hexdigest()[:12]
@@ -72,7 +73,7 @@ def test_picture_carries_name_hash_strength_and_digest(draw, style: Path, tmp_pa
     assert chunk["inputs"] == {"lora": hashlib.sha256(style.read_bytes()).hexdigest()}
     assert chunk["request"]["lora"] == style.name
     assert str(tmp_path) not in text + json.dumps(chunk)
-    found = metadata.parse_a1111(text)
+    found = parse_a1111(text)
     assert found.not_restored == {"Lora hashes": f"my_ style: {short}", "Lora strength": "0.75"}
     assert result.sidecar["lora"] == chunk["lora"]
     assert "lora" not in json.loads(Image.open(io.BytesIO(draw(steps=2).png)).info["z-image-studio"])

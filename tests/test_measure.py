@@ -125,8 +125,8 @@ def test_a_processor_is_told_by_name_and_instructions(tmp_path: Path) -> None:
 
 def test_the_miniature_is_drawn_in_fp32_without_measuring(tmp_path: Path) -> None:
     code = """
+from core.request import TextToImage
 from engine import Engine, Settings
-from request import TextToImage
 engine = Engine(Settings(weights="mini", device="cpu"))
 engine.draw(TextToImage.parse(prompt="a fox", steps=1, seed=1))
 print(engine._device.dtype, engine._device.reason)

@@ -3,10 +3,16 @@
 import io
 from pathlib import Path
 
-import loras
 import pytest
 import torch
-from browsing import (
+from PIL import Image
+from playwright.sync_api import Browser, expect
+
+import theme
+from core import metadata
+from core.request import TextToImage
+from tests.helpers import loras
+from tests.helpers.browsing import (
     ARTIFACTS,
     DESKTOP,
     NAMES,
@@ -27,13 +33,7 @@ from browsing import (
     start_long_work,
     write,
 )
-from PIL import Image
-from playwright.sync_api import Browser, expect
-from serving import server
-
-import metadata
-import theme
-from request import TextToImage
+from tests.helpers.serving import server
 
 pytestmark = pytest.mark.browser
 

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import axe_playwright_python
 import pytest
-from browsing import (
+from PIL import Image
+from playwright.sync_api import expect
+
+from core import metadata
+from tests.helpers.browsing import (
     DESKTOP,
     PROMPT,
     SIZES,
@@ -16,10 +20,6 @@ from browsing import (
     start_long_work,
     write,
 )
-from PIL import Image
-from playwright.sync_api import expect
-
-import metadata
 
 pytestmark = pytest.mark.browser
 

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browsing import NARROW, PHONE, Open, shoot
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image, ImageDraw
 from playwright.sync_api import Page, expect
-from serving import Server, server
 
-import metadata
 import preprocess
-from request import PREPROCESSORS, SIZES, ControlNet, Preprocess
+from core import metadata
+from core.request import PREPROCESSORS, ControlNet, Preprocess
+from core.sizes import IMAGE_SIZES
+from tests.helpers.browsing import NARROW, PHONE, Open, shoot
+from tests.helpers.serving import Server, server
 
 pytestmark = pytest.mark.browser
 
@@ -63,13 +64,15 @@ def test_upload_preview_and_picture(visit, sketch: Path) -> None:
     shoot(page, "20-controlnet-empty")
     upload(page, sketch)
     expect(button).to_be_enabled()
-    canny = preprocess.control(Preprocess.parse(image=str(sketch)), SIZES["mini"]).image
+    canny = preprocess.control(Preprocess.parse(image=str(sketch)), IMAGE_SIZES["mini"]).image
     assert np.array_equal(np.asarray(shown(page, "#preview").convert("RGB")), np.asarray(canny))
 
     before = page.locator("#preview img").get_attribute("src")
     page.get_by_role("radio", name="Scribble").check()
     expect(page.locator("#preview img")).not_to_have_attribute("src", before)
-    scribble = preprocess.control(Preprocess.parse(image=str(sketch), preprocessor="scribble"), SIZES["mini"]).image
+    scribble = preprocess.control(
+        Preprocess.parse(image=str(sketch), preprocessor="scribble"), IMAGE_SIZES["mini"]
+    ).image
     assert np.array_equal(np.asarray(shown(page, "#preview").convert("RGB")), np.asarray(scribble))
 
     page.locator("#controlnet-prompt textarea").fill(PROMPT)
@@ -120,7 +123,7 @@ def test_a_preprocessor_that_cannot_work_says_why_and_draws_nothing(visit, sketc
 
 
 def test_outlines_get_a_hint(visit, sketch: Path, tmp_path: Path) -> None:
-    edges = preprocess.control(Preprocess.parse(image=str(sketch)), SIZES["full"]).image
+    edges = preprocess.control(Preprocess.parse(image=str(sketch)), IMAGE_SIZES["full"]).image
     edges.save(tmp_path / "edges.png")
     page = visit()
     upload(page, tmp_path / "edges.png")
@@ -171,7 +174,7 @@ def client(served: Server) -> Iterator[Client]:
 
 def test_endpoints_take_an_uploaded_picture(client: Client, sketch: Path) -> None:
     file, facts = client.predict(image=handle_file(sketch), preprocessor="gray", api_name="/preprocess")
-    gray = preprocess.control(Preprocess.parse(image=str(sketch), preprocessor="gray"), SIZES["mini"])
+    gray = preprocess.control(Preprocess.parse(image=str(sketch), preprocessor="gray"), IMAGE_SIZES["mini"])
     assert np.array_equal(np.asarray(Image.open(file)), np.asarray(gray.image))
     assert facts == {"digest": preprocess.digest(sketch), "notes": []}
     file, sidecar = client.predict(image=handle_file(sketch), prompt=PROMPT, seed=7, api_name="/controlnet")

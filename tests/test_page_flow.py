@@ -4,8 +4,12 @@ import io
 from pathlib import Path
 
 import pytest
-import sparse
-from browsing import (
+from PIL import Image
+from playwright.sync_api import expect
+
+import weights
+from tests.helpers import sparse
+from tests.helpers.browsing import (
     PATIENCE,
     PROMPT,
     SIZES,
@@ -24,11 +28,7 @@ from browsing import (
     wait_for_quiet,
     write,
 )
-from PIL import Image
-from playwright.sync_api import expect
-from serving import server
-
-import weights
+from tests.helpers.serving import server
 
 pytestmark = pytest.mark.browser
 

@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from browsing import (
+from PIL import Image, PngImagePlugin
+from playwright.sync_api import expect
+
+from tests.helpers.browsing import (
     DROP,
     PROMPT,
     SIZES,
@@ -21,8 +24,6 @@ from browsing import (
     shoot,
     write,
 )
-from PIL import Image, PngImagePlugin
-from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
 

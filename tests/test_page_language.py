@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from browsing import (
+from playwright.sync_api import expect
+
+from tests.helpers.browsing import (
     SIZES,
     Open,
     draw_seed,
@@ -13,8 +15,7 @@ from browsing import (
     shoot,
     start_long_work,
 )
-from playwright.sync_api import expect
-from serving import ROOT, server
+from tests.helpers.serving import ROOT, server
 
 pytestmark = pytest.mark.browser
 

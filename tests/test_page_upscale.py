@@ -4,16 +4,16 @@ import functools
 from pathlib import Path
 
 import pytest
-from browsing import DESKTOP, DROP, NARROW, PHONE, Open, reload, shoot
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 from playwright.sync_api import Page, expect
-from serving import server
 
 from bench.upscale import photograph
+from core.request import Upscale
 from engine import Engine
-from request import Upscale
+from tests.helpers.browsing import DESKTOP, DROP, NARROW, PHONE, Open, reload, shoot
+from tests.helpers.serving import server
 
 pytestmark = pytest.mark.browser
 

@@ -15,9 +15,9 @@ from diffsynth.models.model_loader import ModelPool
 from diffsynth.pipelines.z_image import ZImagePipeline, ZImageUnit_PromptEmbedder
 
 import weights
+from core.events import Stage, Step
 from device import memory_plan
 from pipeline import SIGMA_SHIFT, TEXT_TOKENS, Picture, Pipeline
-from request import Stage, Step
 
 PROMPT = "a large fox on a black background"
 NEGATIVE = "blue background"
@@ -228,7 +228,7 @@ def test_pipeline_parts_are_diffsynths_own(pipeline: Pipeline) -> None:
 
 def test_nothing_of_diffsynths_reaches_stdout() -> None:
     code = (
-        "import os, device; device.prepare_environment(os.environ)\n"
+        "import os; from core import environment; environment.prepare_environment(os.environ)\n"
         "import torch, weights; from pipeline import Pipeline\n"
         "built = Pipeline('cpu', torch.float32, keep_both=True)\n"
         "list(built.load(weights.choose('mini', 'generate', 'turbo'), 'turbo'))\n"

@@ -6,10 +6,11 @@ import pytest
 
 import device
 import preflight
+from core import environment
+from core.errors import RequestError
+from core.request import TextToImage
 from device import GIB, Device, memory_plan
-from errors import RequestError
 from preflight import Forecast, Throughput, Work, assumed, check, estimate, peak_bytes, step_flops
-from request import TextToImage
 
 FAST = Throughput(400e12, 8e9)
 
@@ -28,7 +29,7 @@ def work(mode: str = "generate", *, side: int = 1024, height: int | None = None,
 
 @pytest.mark.parametrize("control", [False, True])
 def test_operations_agree_with_torchs_own_count(control: bool) -> None:
-    device.prepare_environment()
+    environment.prepare_environment()
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -182,8 +183,9 @@ def test_an_enlargement_that_would_take_days_is_refused_before_anything_is_drawn
     from PIL import Image
 
     import weights
+    from core.events import Failure
+    from core.request import Upscale
     from engine import Engine, Settings
-    from request import Failure, Upscale
 
     Image.new("RGB", (2048, 2048)).save(tmp_path / "large.png")
     engine = Engine(Settings(device="cpu", memory_gb=64))

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 import preprocess
-from errors import RequestError
+from core.errors import RequestError
+from core.sizes import IMAGE_SIZES
 from preprocess import fit, open_image, pad
-from request import SIZES
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255)
 
@@ -232,7 +232,7 @@ SIDES = [(1, 1), (1, 4000), (8000, 100), (100, 8000), (1920, 1080), (1000, 1000)
 @pytest.mark.parametrize("kind", ["full", "mini"])
 @pytest.mark.parametrize("size", SIDES)
 def test_fit_gives_a_possible_size(kind: str, size: tuple[int, int]) -> None:
-    sizes = SIZES[kind]
+    sizes = IMAGE_SIZES[kind]
     fitted = fit(Image.new("RGB", size, GREEN), sizes)
     assert all(side == sizes.nearest(side) for side in fitted.image.size)
     assert set(fitted.image.get_flattened_data()) == {GREEN}
@@ -241,7 +241,7 @@ def test_fit_gives_a_possible_size(kind: str, size: tuple[int, int]) -> None:
 
 @given(st.integers(100, 5000), st.integers(100, 5000))
 def test_fit_keeps_the_shape_and_the_area_where_it_can(width: int, height: int) -> None:
-    sizes = SIZES["full"]
+    sizes = IMAGE_SIZES["full"]
     (across, down), scale = preprocess.fitted_size((width, height), sizes)
     assert across % 16 == down % 16 == 0
     assert sizes.minimum <= min(across, down) <= max(across, down) <= sizes.maximum
@@ -254,13 +254,13 @@ def test_fit_keeps_the_shape_and_the_area_where_it_can(width: int, height: int) 
 
 
 def test_fit_reaches_the_stated_area() -> None:
-    assert fit(Image.new("RGB", (200, 100)), SIZES["full"], area=512 * 1024).image.size == (1024, 512)
+    assert fit(Image.new("RGB", (200, 100)), IMAGE_SIZES["full"], area=512 * 1024).image.size == (1024, 512)
 
 
 def test_fit_cuts_the_ends_evenly_and_says_so() -> None:
     image = Image.new("RGB", (300, 100), RED)
     image.paste(GREEN, (100, 0, 200, 100))
-    fitted = fit(image, SIZES["mini"])
+    fitted = fit(image, IMAGE_SIZES["mini"])
     assert fitted.image.size == (128, 128)
     assert fitted.cut == (256, 0)
     assert near(fitted.image.getpixel((64, 64)), GREEN)
@@ -271,13 +271,13 @@ def test_fit_cuts_the_ends_evenly_and_says_so() -> None:
 
 
 def test_fit_says_how_many_pixels_went() -> None:
-    (note,) = fit(Image.new("RGB", (1920, 1080)), SIZES["full"]).notes
+    (note,) = fit(Image.new("RGB", (1920, 1080)), IMAGE_SIZES["full"]).notes
     assert "brought to 1360 × 768: 5 pixels of its width were cut off" in note.text
 
 
 def test_fit_leaves_a_picture_of_the_right_size_alone() -> None:
     image = corners((1024, 1024))
-    assert fit(image, SIZES["full"]).image is image
+    assert fit(image, IMAGE_SIZES["full"]).image is image
 
 
 # --- pad and restore ---

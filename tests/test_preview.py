@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 import preview
-from request import SIZES, Step, TextToImage
+from core.events import Step
+from core.request import TextToImage
+from core.sizes import IMAGE_SIZES
 
 
 def as_array(made: preview.Preview) -> np.ndarray:
@@ -39,7 +41,7 @@ def test_every_step_shows_where_the_picture_is_heading(engine) -> None:
     asked = TextToImage.parse(prompt="a fox on a black background", seed=7)
     *events, result = engine.run(asked)
     steps = [event for event in events if isinstance(event, Step)]
-    side = SIZES["mini"].native // 8
+    side = IMAGE_SIZES["mini"].native // 8
     assert {(step.preview.width, step.preview.height) for step in steps} == {(side, side)}
     finished = Image.open(io.BytesIO(result.png)).convert("RGB").resize((side, side), Image.Resampling.BOX)
     distances = [np.abs(as_array(step.preview).astype(int) - np.asarray(finished)).mean() for step in steps]

@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
-import loras
 import pytest
 import torch
 
 import sanity
+from core.events import Failure, Result, Stage
+from core.request import TextToImage
 from engine import Engine, Settings
 from pipeline import Pipeline
-from request import Failure, Result, Stage, TextToImage
 from sanity import judge, likely_cause, measure
+from tests.helpers import loras
 
 LATENTS = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
 PICTURE = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(1)) * 2 - 1

@@ -8,12 +8,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
-import sparse
 import yaml
 from huggingface_hub.utils import filter_repo_objects
 
 import app
 import weights
+from tests.helpers import sparse
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "space.md"

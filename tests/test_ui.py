@@ -15,26 +15,28 @@ from types import SimpleNamespace
 
 import gradio as gr
 import httpx
-import loras
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
-from serving import ROOT, server
 from starlette.testclient import TestClient
 
 import app
 import first_paint
-import metadata
 import theme
 import ui
 import ui_form
 import ui_parts
 import ui_restore
+from core import metadata
+from core.errors import BrokenPicture, OutOfMemory, RequestError, StudioError
+from core.events import Failure, Result
+from core.request import MODELS, ControlNet, Preprocess, TextToImage
+from core.sizes import IMAGE_SIZES
 from engine import Engine
-from errors import BrokenPicture, OutOfMemory, RequestError, StudioError
 from language import english, say_in
-from request import MODELS, SIZES, ControlNet, Failure, Preprocess, Result, TextToImage
+from tests.helpers import loras
+from tests.helpers.serving import ROOT, server
 
 PROMPT = "a fox on a black background"
 
@@ -330,7 +332,7 @@ def test_out_of_memory_offers_a_smaller_size_else_no_lora(engine: Engine, monkey
     error = OutOfMemory("the memory did not suffice")
     assert offered(error, engine) == {}  # the miniature has one size
     assert offered(error, engine, lora="style.safetensors") == {"field": "lora"}
-    monkeypatch.setattr(ui_parts, "SIZES", {"mini": SIZES["full"]})  # as if larger ones were drawn here
+    monkeypatch.setattr(ui_parts, "SIZES", {"mini": IMAGE_SIZES["full"]})  # as if larger ones were drawn here
     assert offered(error, engine, width=1360, height=768) == {"field": "size", "nearest": "1024 x 576"}
     assert offered(error, engine) == {"field": "size", "nearest": "768 x 768"}
 

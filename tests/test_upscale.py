@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from spandrel.architectures.Compact import Compact
-from test_loader import plan_with
 
 import preflight
 import preprocess
@@ -21,13 +20,16 @@ import upscaler_weights
 import upscaling
 import weights
 from bench import upscale as bench
+from core.errors import RequestError
+from core.events import Failure, Result, Stage, Step, TileDone
+from core.metadata import read_png
+from core.request import Upscale
+from core.sizes import IMAGE_SIZES
 from device import MemoryPlan, memory_plan
 from engine import Engine, Settings
-from errors import RequestError
 from image_to_image import InputImageUnit
-from metadata import read_png
 from pipeline import Pipeline
-from request import SIZES, Failure, Result, Stage, Step, TileDone, Upscale
+from tests.test_loader import plan_with
 
 ROOT = Path(__file__).parent.parent
 MEMORY_BOUND_GIB = 3.0  # docs/upscaling.md states it
@@ -201,7 +203,7 @@ def test_all_steps_are_taken_and_said_and_it_can_be_replayed(engine: Engine, pic
 
 
 def test_one_tile_is_diffsynths_own_image_to_image(pipeline) -> None:
-    image = bench.photograph("coffee", SIZES["mini"].native)
+    image = bench.photograph("coffee", IMAGE_SIZES["mini"].native)
     picture = bench.whole(
         pipeline.image_to_image(image=image, prompt="a red apple", steps=3, denoise=0.6, seed=5, side=128)
     )

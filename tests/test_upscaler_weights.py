@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from sparse import write_hub_snapshot
 
 import ncnn_weights
 import upscaler_weights
 import weights
-from errors import RequestError, WeightsMissing
+from core.errors import RequestError, WeightsMissing
+from tests.helpers.sparse import write_hub_snapshot
 
 FAST = upscaler_weights.PACKAGED["fast"]
 

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-import sparse
-from sparse import COMMIT, write_hub_snapshot, write_part, write_sparse
 
 import checkpoint
 import weights
-from errors import RequestError, WeightsMissing
+from core.errors import RequestError, WeightsMissing
+from tests.helpers import sparse
+from tests.helpers.sparse import COMMIT, write_hub_snapshot, write_part, write_sparse
 
 TURBO, BASE = "Tongyi-MAI/Z-Image-Turbo", "Tongyi-MAI/Z-Image"
 TURBO_PARTS = ("turbo", "text_encoder", "vae", "tokenizer")

@@ -17,7 +17,6 @@ from urllib.parse import parse_qs, urlsplit
 
 import gradio as gr
 import pytest
-import sparse
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -25,13 +24,15 @@ from PIL import Image
 import preflight
 import weights
 import zerogpu
+from core.errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalError
+from core.events import Result
+from core.request import ControlNet, TextToImage, Upscale
 from engine import Engine, Settings
-from errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalError
-from request import ControlNet, Result, TextToImage, Upscale
+from tests.helpers import sparse
 from zerogpu import Task
 
 ROOT = Path(__file__).parent.parent
-SPACE = ROOT / "tests" / "zerogpu_space.py"
+SPACE = ROOT / "tests" / "helpers" / "zerogpu_space.py"
 VAE = weights.PARTS["vae"]
 NATIVE = (1024, 1024)
 

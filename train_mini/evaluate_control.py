@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw
 import mini
 import preprocess
 import weights
+from core.request import CONTROLNET_STEPS
 from pipeline import Pipeline
-from request import CONTROLNET_STEPS
 
 from .captions import describe
 from .evaluate import Judge, contact_sheet

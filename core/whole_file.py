@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from errors import NotWritten
+from core.errors import NotWritten
 
 
 def write_whole(path: Path, data: bytes) -> None:

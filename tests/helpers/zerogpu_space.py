@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 
 def _spaces_without_cuda() -> None:
@@ -49,7 +49,8 @@ def direct() -> None:
     from gradio.context import LocalContext
 
     import zerogpu
-    from request import Step, TextToImage
+    from core.events import Step
+    from core.request import TextToImage
 
     with tempfile.TemporaryDirectory() as folder:
         seen = Path(folder) / "seen"
@@ -89,8 +90,9 @@ def retried() -> None:
     from gradio.context import LocalContext
 
     import zerogpu
-    from errors import StudioError
-    from request import Result, TextToImage
+    from core.errors import StudioError
+    from core.events import Result
+    from core.request import TextToImage
 
     def work(task: zerogpu.Task):
         yield Result(b"", {}, task.request, task.size, "mini", "", {})
@@ -152,7 +154,8 @@ def banner() -> None:
     import gradio as gr
 
     import ui_parts
-    from request import Failure, Note, Retry, Step, TextToImage
+    from core.events import Failure, Note, Retry, Step
+    from core.request import TextToImage
 
     def events():
         yield Step(1, 8)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
-import device
+from core import environment
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -45,7 +45,7 @@ UPSCALER_BYTES = 67_040_989
 @cache
 def official_shapes(part: str) -> Shapes:
     """Return the tensor names and shapes of a part ("turbo", "text_encoder", "vae", ...), in the model's own order."""
-    device.prepare_environment(os.environ)
+    environment.prepare_environment(os.environ)
     import torch
 
     with torch.device("meta"):

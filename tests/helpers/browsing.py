@@ -10,7 +10,8 @@ from weakref import WeakKeyDictionary
 
 import pytest
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
-from serving import ROOT, server
+
+from tests.helpers.serving import ROOT, server
 
 ARTIFACTS = ROOT / "artifacts"
 PROMPT = "a fox on a black background"

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-import metadata
 import ui_restore
-from errors import RequestError
+from core import metadata
+from core.errors import RequestError
+from core.metadata import Provenance, a1111_text, encode_png, parse_a1111, read_png
+from core.request import TextToImage
 from language import english
-from metadata import Provenance, a1111_text, encode_png, parse_a1111, read_png
-from request import TextToImage
 
 PROVENANCE = Provenance("mini", {"turbo": "ab" * 32})
 PICTURE = Image.new("RGB", (128, 128), "#b33")

@@ -1,59 +1,29 @@
-"""What can be asked for, and what comes back: one frozen, validated request per mode, and the events of a run.
+"""What can be asked for: one frozen, validated request per mode.
 
 Each field holds its default, its range and its help line once; the page, the command line, HTTP and the docs read
 them from here. A default of None means "the usual value for this model and these weights": `resolved` fills it in.
-
-Knows nothing of torch, of weights on disk or of any front.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from errors import RequestError, StudioError
+from core.errors import RequestError
+from core.sizes import IMAGE_SIZES, IMAGE_SIZES_TEXT, WeightsKind
 
 Model = Literal["turbo", "base"]
 WeightsChoice = Literal["auto", "full", "mini"]
-WeightsKind = Literal["full", "mini"]
 
 SEED_MAX = 2**32 - 1
 CONTROLNET_STEPS = 9  # Turbo with the ControlNet's "8 steps" file (its model card)
 PATH_MAX_CHARS = 4_096  # what Linux takes
 PROMPT_MAX_CHARS = 10_000  # far above the text encoder's 512 tokens; a bound on what is parsed at all
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Possible widths and heights, in pixels: `minimum` to `maximum` in steps of `step`; `native` is the default."""
-
-    minimum: int
-    maximum: int
-    native: int
-    step: int = 16  # the VAE's factor 8 times the transformer's patch of 2
-
-    def nearest(self, value: int) -> int:
-        """Return the possible size nearest to `value` (the larger one of two that are equally near)."""
-        snapped = (value + self.step // 2) // self.step * self.step
-        return min(max(snapped, self.minimum), self.maximum)
-
-    def __str__(self) -> str:
-        if self.minimum == self.maximum:
-            return f"{self.native} only"
-        return f"{self.minimum} to {self.maximum} in steps of {self.step}"
-
-
-# Full: what Z-Image was trained on. Miniature: see weights/mini/README.md.
-SIZES: Mapping[WeightsKind, Sizes] = {
-    "full": Sizes(minimum=384, maximum=2048, native=1024),
-    "mini": Sizes(minimum=128, maximum=128, native=128),
-}
-SIZES_TEXT = f"with the real weights {SIZES['full']}; with the miniature {SIZES['mini']}"
 
 
 @dataclass(frozen=True)
@@ -164,7 +134,7 @@ Steps = Annotated[
     int | None,
     Field(ge=1, le=100, description="Denoising steps: more take longer and seldom help beyond the usual number."),
 ]
-Side = Annotated[int | None, Field(ge=1, json_schema_extra={"allowed": SIZES_TEXT})]
+Side = Annotated[int | None, Field(ge=1, json_schema_extra={"allowed": IMAGE_SIZES_TEXT})]
 Seed = Annotated[
     int,
     Field(ge=0, le=SEED_MAX, description="The same seed gives the same picture; 0 picks one at random."),
@@ -231,7 +201,7 @@ class TextToImage(Request):
             RequestError: the size is not possible with these weights, or CFG or a negative prompt was given to a
                 model that has no guidance.
         """
-        model, sizes = self.defaults, SIZES[kind]
+        model, sizes = self.defaults, IMAGE_SIZES[kind]
         if not model.guided and self.negative_prompt.strip():
             raise RequestError(
                 "negative_prompt", self.negative_prompt, "nothing with the model turbo; the model base listens to it"
@@ -381,111 +351,3 @@ def _as_request_error(cls: type[Request], first: Mapping[str, Any]) -> RequestEr
     if first["type"] == "extra_forbidden":
         return RequestError(name, first["input"], "only the fields " + ", ".join(cls.model_fields))
     return RequestError(name, None if first["type"] == "missing" else first["input"], cls.allowed(name))
-
-
-# Events of a run, in the order in which they come: Queued*, then Stage and Step mixed, then one Result or one Failure.
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something the user should know about a result, for example a prompt that was cut. `text` is the English."""
-
-    code: str
-    text: str
-    values: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Queued:
-    """The request waits: `ahead` requests come before it."""
-
-    ahead: int
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Work has entered a stage; `detail` says of what.
-
-    Stages are `loading`, `preprocessing`, `upscaling`, `encoding`, `denoising`, `decoding` and `saving`.
-    """
-
-    name: str
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class Preview:
-    """How a picture looks so far, small: `width` x `height` pixels of red, green and blue, 8 bit each, row by row."""
-
-    width: int
-    height: int
-    rgb: bytes = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Step:
-    """Denoising step `index` (1-based) of `total` is done; `preview` is where the picture is heading."""
-
-    index: int
-    total: int
-    preview: Preview | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True)
-class TileDone:
-    """Tile `index` (1-based) of `total` of a stage is done; in `denoising`, of all steps together."""
-
-    stage: str
-    index: int
-    total: int
-
-
-@dataclass(frozen=True)
-class Retry:
-    """The work begins anew, for a reason; it stays true, and is shown, until the last event."""
-
-    note: Note
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished picture.
-
-    Attributes:
-        png: the PNG file, its parameters inside.
-        sidecar: the JSON that belongs beside it.
-        request: the request with every value that was used.
-        size: width and height in pixels.
-        weights: `full` or `mini`.
-        weights_note: one sentence on which weights drew it, and why.
-        seconds: wall time of each stage, and `total`.
-        notes: what the user should know.
-    """
-
-    png: bytes
-    sidecar: Mapping[str, Any]
-    request: Request
-    size: tuple[int, int]
-    weights: WeightsKind
-    weights_note: str
-    seconds: Mapping[str, float]
-    notes: tuple[Note, ...] = ()
-
-
-@dataclass(frozen=True)
-class Failure:
-    """The run ended without a picture; the next one works. Built from an error of `errors`."""
-
-    code: str
-    text: str
-    exit_code: int
-    http_status: int
-    values: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, error: StudioError) -> Failure:
-        """Describe `error` as an event."""
-        return cls(error.code, str(error), error.exit_code, error.http_status, error.values)
-
-
-Event = Queued | Stage | Step | TileDone | Retry | Result | Failure

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errors import RequestError
-from request import SEED_MAX, SIZES, Failure, Sizes, TextToImage
+from core.errors import RequestError
+from core.events import Failure
+from core.request import SEED_MAX, TextToImage
+from core.sizes import IMAGE_SIZES, ImageSizes
 
 
 def refusal(**values: object) -> RequestError:
@@ -95,7 +97,7 @@ def test_impossible_size_names_the_nearest_possible_one(kind: str, asked: int, n
 
 @given(st.integers(0, 5000))
 def test_nearest_size_is_possible_and_none_is_nearer(value: int) -> None:
-    sizes = SIZES["full"]
+    sizes = IMAGE_SIZES["full"]
     nearest = sizes.nearest(value)
     possible = range(sizes.minimum, sizes.maximum + 1, sizes.step)
     assert nearest in possible
@@ -131,8 +133,8 @@ def test_every_field_has_a_help_line_and_says_what_it_takes() -> None:
 
 
 def test_sizes_are_worded_for_one_size_and_for_many() -> None:
-    assert str(Sizes(128, 128, 128)) == "128 only"
-    assert str(Sizes(384, 2048, 1024)) == "384 to 2048 in steps of 16"
+    assert str(ImageSizes(128, 128, 128)) == "128 only"
+    assert str(ImageSizes(384, 2048, 1024)) == "384 to 2048 in steps of 16"
 
 
 @pytest.mark.parametrize("name", ["seed", "steps", "width", "cfg", "lora", "model"])

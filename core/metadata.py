@@ -19,10 +19,12 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-import bounded
-from errors import RequestError
-from request import MODELS, MODES, SEED_MAX, Request, Result, TextToImage, Upscale, WeightsKind
-from whole_file import write_together
+from core import bounded
+from core.errors import RequestError
+from core.events import Result
+from core.request import MODELS, MODES, SEED_MAX, Request, TextToImage, Upscale
+from core.sizes import WeightsKind
+from core.whole_file import write_together
 
 APP_VERSION = "0.1.0"
 SCHEMA = 1

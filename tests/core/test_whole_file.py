@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from errors import NotWritten
-from whole_file import replacing, write_together, write_whole
+from core.errors import NotWritten
+from core.whole_file import replacing, write_together, write_whole
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux's limits and devices")
 POSIX = pytest.mark.skipif(os.name == "nt", reason="needs POSIX")
 
@@ -38,9 +38,10 @@ sys.addaudithook(watch)
 SAVE = """
 import sys
 from pathlib import Path
-import metadata
-from errors import NotWritten
-from request import Result, TextToImage
+from core import metadata
+from core.errors import NotWritten
+from core.events import Result
+from core.request import TextToImage
 request = TextToImage.parse(prompt="a fox", seed=7).resolved("mini")
 png = b"new" * int(sys.argv[2])
 result = Result(png, {"new": True}, request, (128, 128), "mini", "", {"total": 1.0})
@@ -176,7 +177,7 @@ def test_a_kill_in_the_midst_of_writing_leaves_the_old_file(tmp_path: Path) -> N
     code = """
 import os, signal, sys
 from pathlib import Path
-from whole_file import replacing
+from core.whole_file import replacing
 with replacing(Path(sys.argv[1])) as file:
     file.write(b"new" * 100_000)
     file.flush()

@@ -1,0 +1,118 @@
+"""What a run yields: how far it is, then one result or one failure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.errors import StudioError
+from core.request import Request
+from core.sizes import WeightsKind
+
+# Events of a run, in the order in which they come: Queued*, then Stage and Step mixed, then one Result or one Failure.
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something the user should know about a result, for example a prompt that was cut. `text` is the English."""
+
+    code: str
+    text: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Queued:
+    """The request waits: `ahead` requests come before it."""
+
+    ahead: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Work has entered a stage; `detail` says of what.
+
+    Stages are `loading`, `preprocessing`, `upscaling`, `encoding`, `denoising`, `decoding` and `saving`.
+    """
+
+    name: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """How a picture looks so far, small: `width` x `height` pixels of red, green and blue, 8 bit each, row by row."""
+
+    width: int
+    height: int
+    rgb: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Denoising step `index` (1-based) of `total` is done; `preview` is where the picture is heading."""
+
+    index: int
+    total: int
+    preview: Preview | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class TileDone:
+    """Tile `index` (1-based) of `total` of a stage is done; in `denoising`, of all steps together."""
+
+    stage: str
+    index: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Retry:
+    """The work begins anew, for a reason; it stays true, and is shown, until the last event."""
+
+    note: Note
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished picture.
+
+    Attributes:
+        png: the PNG file, its parameters inside.
+        sidecar: the JSON that belongs beside it.
+        request: the request with every value that was used.
+        size: width and height in pixels.
+        weights: `full` or `mini`.
+        weights_note: one sentence on which weights drew it, and why.
+        seconds: wall time of each stage, and `total`.
+        notes: what the user should know.
+    """
+
+    png: bytes
+    sidecar: Mapping[str, Any]
+    request: Request
+    size: tuple[int, int]
+    weights: WeightsKind
+    weights_note: str
+    seconds: Mapping[str, float]
+    notes: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The run ended without a picture; the next one works. Built from an error of `errors`."""
+
+    code: str
+    text: str
+    exit_code: int
+    http_status: int
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, error: StudioError) -> Failure:
+        """Describe `error` as an event."""
+        return cls(error.code, str(error), error.exit_code, error.http_status, error.values)
+
+
+Event = Queued | Stage | Step | TileDone | Retry | Result | Failure
