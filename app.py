@@ -10,26 +10,25 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import hub_mirror
 from core import environment
+from hub import space_cache
 
 # First: Gradio and huggingface_hub read the environment when they are imported.
 environment.prepare_environment()
 if environment.on_space():
-    hub_mirror.settle(os.environ)
+    space_cache.settle(os.environ)
 
 from starlette.middleware import Middleware
 
 import language
-import links
 import theme
 import ui
-import weights
 import zerogpu
 from allowed_hosts import AllowedHosts, checked, is_loopback
 from core.errors import RequestError
 from engine import Engine
 from first_paint import FirstPaint
+from hub import links, parts
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +84,7 @@ def link_preloaded() -> None:
     except OSError as error:
         log.warning("no links to the preloaded weights: %s", error)
     else:
-        log.info("links to the preloaded weights: %d made, of %d parts", len(made), len(weights.PARTS))
+        log.info("links to the preloaded weights: %d made, of %d parts", len(made), len(parts.PARTS))
 
 
 def launch_options(

@@ -20,12 +20,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-import cli_models
 import device
 import host_memory
+import hub.command
 import lora
 import measure
-import weights
 from core import environment, metadata
 from core.errors import Cancelled, NotWritten, RequestError, StudioError
 from core.events import Event, Failure, Queued, Result, Retry, Stage, Step, TileDone
@@ -33,6 +32,7 @@ from core.request import MODES, ControlNet, Preprocess, Request, TextToImage
 from core.sizes import WeightsKind
 from core.whole_file import replacing
 from engine import Engine, Settings
+from hub import inventory, parts
 
 MEMORY_HELP = (
     "GB of the device's memory to count with, in place of what is free: fewer leave room to others, more keep more of "
@@ -88,7 +88,7 @@ def build_parser() -> Parser:
     inspect.add_argument("file", type=Path)
     inspect.set_defaults(run=_inspect)
 
-    cli_models.add(commands, common)
+    hub.command.add(commands, common)
 
     doctor = commands.add_parser("doctor", parents=[common], help="device, memory plan, versions, problems")
     doctor.set_defaults(run=_doctor)
@@ -269,7 +269,7 @@ def _inspect_lora(args: argparse.Namespace) -> int:
 
 def _doctor(args: argparse.Namespace) -> int:
     environment.prepare_environment(os.environ)
-    chosen = weights.choose(args.weights, TextToImage.mode, "turbo")
+    chosen = inventory.choose(args.weights, TextToImage.mode, "turbo")
     on = {kind: device.choose_device(args.device, kind) for kind in get_args(WeightsKind)}
     total, available = host_memory.total_and_free()
     plans = {
@@ -287,11 +287,11 @@ def _doctor(args: argparse.Namespace) -> int:
         "device": _described(on[chosen.kind]),
         **({} if chosen.kind == "full" else {"device for the real weights": _described(on["full"])}),
         "processor": {work: str(pair) for work, pair in vars(measure.speeds()).items()},
-        "memory": f"{weights.size_text(available)} of {weights.size_text(total)} free",
+        "memory": f"{parts.size_text(available)} of {parts.size_text(total)} free",
         "weights": f"{chosen.kind}: {chosen.reason}",
         "memory plan": plans[chosen.kind],
         **({} if chosen.kind == "full" else {"memory plan for the real weights": plans["full"]}),
-        "models": cli_models.inventory_lines(),
+        "models": hub.command.inventory_lines(),
     }
     _print_facts(facts, args.json)
     return 0

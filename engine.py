@@ -25,7 +25,6 @@ import preflight
 import preprocess
 import tokens
 import upscaling
-import weights
 import zerogpu
 from controls import Controls
 from core import environment, metadata
@@ -33,6 +32,7 @@ from core.errors import InternalError, OutOfMemory, SpaceOutOfMemory, StudioErro
 from core.events import Event, Failure, Note, Queued, Result, Stage
 from core.request import MODELS, PREPROCESSORS, ControlNet, Preprocess, Request, TextToImage, Upscale, WeightsChoice
 from core.sizes import IMAGE_SIZES, WeightsKind
+from hub import checkpoint, inventory
 from packed import Packed
 from stopwatch import Stopwatch
 from turns import Turns
@@ -104,14 +104,14 @@ class Engine:
         self._controls = Controls()
         self._packed = Packed()  # filled by `load_for_zerogpu`
         # Each mode's way from a resolved request to a picture; what all modes share is in `_work`.
-        self._modes: Mapping[type[Request], Callable[[weights.Chosen, Request], Drawing]] = {
+        self._modes: Mapping[type[Request], Callable[[inventory.Chosen, Request], Drawing]] = {
             TextToImage: self._text_to_image,
             ControlNet: self._structure_to_image,
             Upscale: self._upscale,
         }
         self._upscale_speed: dict[str, float] = {}  # seconds per operation as measured, by upscaler
 
-    def weights_in_use(self, mode: str, model: str, asked: WeightsChoice = "auto") -> weights.Chosen:
+    def weights_in_use(self, mode: str, model: str, asked: WeightsChoice = "auto") -> inventory.Chosen:
         """Return which weights a request would use; a request's own choice comes before the process's.
 
         Raises:
@@ -119,7 +119,7 @@ class Engine:
         """
         if self._packed:
             return self._packed.of(mode, model, asked)
-        return weights.choose(asked if asked != "auto" else self.settings.weights, mode, model)
+        return inventory.choose(asked if asked != "auto" else self.settings.weights, mode, model)
 
     def memory_in_use(self) -> str:
         """Say what of the real weights stays in memory, once a request has loaded them; empty before and otherwise."""
@@ -286,7 +286,7 @@ class Engine:
         self._forecast.learn(request, chosen.kind, drawn.image.size, seconds)
 
         fingerprints = {
-            part: self._packed.fingerprints.get(part) or weights.fingerprint(files)
+            part: self._packed.fingerprints.get(part) or checkpoint.fingerprint(files)
             for part, files in chosen.files.items()
         }
         fingerprints |= drawn.fingerprints
@@ -307,7 +307,7 @@ class Engine:
             notes=drawn.notes,
         )
 
-    def _within_memory(self, chosen: weights.Chosen, request: Request) -> Drawing:
+    def _within_memory(self, chosen: inventory.Chosen, request: Request) -> Drawing:
         """Draw; where the memory does not suffice, once more under a tighter plan, which then stays."""
         try:
             return (yield from self._modes[type(request)](chosen, request))
@@ -324,7 +324,7 @@ class Engine:
         note = Note("less_memory", f"The memory did not suffice at first; drawn with a tighter plan: {plan}.")
         return replace(drawn, notes=(*drawn.notes, note))
 
-    def _text_to_image(self, chosen: weights.Chosen, request: TextToImage) -> Drawing:
+    def _text_to_image(self, chosen: inventory.Chosen, request: TextToImage) -> Drawing:
         file = lora_use.file_of(request, chosen.kind)
         pipeline = yield from self._ready(chosen, request, (request.width, request.height))
         prompt, left_open = mini_notes.completed(request, chosen.kind)
@@ -342,7 +342,7 @@ class Engine:
         notes = (*picture.notes, *worn.notes, *left_open, *mini_notes.about(request, chosen.kind))
         return Drawn(picture.image, notes, worn.inputs, lora=worn.lora)
 
-    def _structure_to_image(self, chosen: weights.Chosen, request: ControlNet) -> Drawing:
+    def _structure_to_image(self, chosen: inventory.Chosen, request: ControlNet) -> Drawing:
         yield Stage("preprocessing", PREPROCESSORS[request.preprocessor].title)
         control = self.control_image(request)
         file = lora_use.file_of(request, chosen.kind)
@@ -365,7 +365,7 @@ class Engine:
         notes = (*control.notes, *picture.notes, *worn.notes, *left_open, *mini_notes.about(request, chosen.kind))
         return Drawn(picture.image, notes, {"image": control.digest, **worn.inputs}, lora=worn.lora)
 
-    def _upscale(self, chosen: weights.Chosen, request: Upscale) -> Drawing:
+    def _upscale(self, chosen: inventory.Chosen, request: Upscale) -> Drawing:
         opened = upscaling.open_input(Path(request.image))
         size = upscaling.size_after(opened.image.size)
         pipeline = (yield from self._ready(chosen, request, size)) if request.denoise else None
@@ -412,7 +412,7 @@ class Engine:
         return done
 
     def _ready(
-        self, chosen: weights.Chosen, request: Request, size: tuple[int, int] | None = None
+        self, chosen: inventory.Chosen, request: Request, size: tuple[int, int] | None = None
     ) -> Generator[Event, None, Pipeline]:
         """Return the pipeline with the request's models loaded, built anew where the kind of weights changed.
 
@@ -454,7 +454,9 @@ class Engine:
         yield from self._pipeline.load(chosen, request.model)
         return self._pipeline
 
-    def _expect(self, chosen: weights.Chosen, request: Request, size: tuple[int, int]) -> Generator[Event, None, None]:
+    def _expect(
+        self, chosen: inventory.Chosen, request: Request, size: tuple[int, int]
+    ) -> Generator[Event, None, None]:
         """Say what a request will take, where that is long; refuse what is hopeless."""
         expected = self._forecast.check(request, chosen.kind, size, self._device, self._plan)
         log.info("estimate: %s (%s throughput)", expected, expected.source)

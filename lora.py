@@ -21,9 +21,9 @@ from typing import Any, Literal
 
 import architectures
 import lora_dialects
-from checkpoint import Header, parse_header
 from core import bounded
 from core.errors import RequestError
+from hub.checkpoint import Header, parse_header
 from lora_dialects import SIZES, BadLayerError, Parsed, SizeName, Source
 
 Base = Literal["turbo", "base"]

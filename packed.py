@@ -5,17 +5,17 @@ Packing may delete the files, so what is asked about them later has to be known 
 
 from __future__ import annotations
 
-import weights
 from core.errors import RequestError, WeightsMissing
 from core.request import WeightsChoice
 from core.sizes import WeightsKind
+from hub import checkpoint, inventory
 
 
 class Packed:
     """The weights that were loaded before the launch, all of one kind; false while there are none."""
 
     def __init__(self) -> None:
-        self._chosen: dict[tuple[str, str], weights.Chosen] = {}
+        self._chosen: dict[tuple[str, str], inventory.Chosen] = {}
         self.fingerprints: dict[str, str] = {}  # by part
 
     def __bool__(self) -> bool:
@@ -26,12 +26,12 @@ class Packed:
         """Of all of them."""
         return next(iter(self._chosen.values())).kind
 
-    def add(self, mode: str, model: str, chosen: weights.Chosen) -> None:
+    def add(self, mode: str, model: str, chosen: inventory.Chosen) -> None:
         """Note what a mode draws with; the files are still there."""
         self._chosen[mode, model] = chosen
-        self.fingerprints |= {part: weights.fingerprint(files) for part, files in chosen.files.items()}
+        self.fingerprints |= {part: checkpoint.fingerprint(files) for part, files in chosen.files.items()}
 
-    def of(self, mode: str, model: str, asked: WeightsChoice) -> weights.Chosen:
+    def of(self, mode: str, model: str, asked: WeightsChoice) -> inventory.Chosen:
         """Return what a mode draws with.
 
         Raises:

@@ -43,10 +43,10 @@ from core.events import Note, Stage, Step, TileDone
 from core.request import Model
 from core.sizes import WeightsKind
 from device import MemoryPlan
+from hub.inventory import Chosen
 from image_to_image import InputImageUnit, redraw
 from loader import StudioPipe
 from tokens import TEXT_TOKENS
-from weights import Chosen
 
 log = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-import weights
 from core.errors import RequestError
 from core.events import Note
 from core.request import PREPROCESSORS, Preprocess, Preprocessor
 from core.sizes import ImageSizes
+from hub import inventory
 
 MAX_PIXELS = 80_000_000  # 240 MB as RGB; below Pillow's own bound (89 million), so that the sentence is ours
 MAX_FILE_BYTES = 256 << 20
@@ -406,7 +406,7 @@ def _gray(image: Image.Image) -> Image.Image:
 
 
 def _depth(image: Image.Image) -> Image.Image:
-    found = weights.find("depth")  # before torch is imported
+    found = inventory.find("depth")  # before torch is imported
     import depth
 
     return depth.depth(image, found.files[0])

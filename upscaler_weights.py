@@ -21,9 +21,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 import ncnn_weights
-import places
-import weights
 from core.errors import RequestError, WeightsMissing
+from hub import checkpoint, inventory, parts, places
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +90,10 @@ def find(choice: str, environ: Mapping[str, str] = os.environ) -> Source:
             file = Path(own)
             if file.suffix.lower() not in SUFFIXES or not file.is_file():
                 raise RequestError(SETTING, own, f"a model file that exists and ends in {' or '.join(SUFFIXES)}")
-            return Source(file.stem, weights.fingerprint([file]), file)
-        found = next(one for one in weights.inventory(environ) if one.part.name == "upscaler")
+            return Source(file.stem, checkpoint.fingerprint([file]), file)
+        found = next(one for one in inventory.find_all(environ) if one.part.name == "upscaler")
         if found.present:
-            return Source(packaged.title, weights.fingerprint(found.files), found.files[0])
+            return Source(packaged.title, checkpoint.fingerprint(found.files), found.files[0])
     package_file(packaged)
     return Source(packaged.title, f"sha256:{packaged.state_digest}", packaged=packaged)
 
@@ -170,7 +169,7 @@ def package_file(packaged: Packaged) -> Path:
 
 def _missing(packaged: Packaged, why: str) -> WeightsMissing:
     command = "bash run.sh doctor"  # sets up what is missing first
-    part = weights.PARTS["upscaler"]
+    part = parts.PARTS["upscaler"]
     return WeightsMissing(
         f"{packaged.title} cannot be used: {why}; removing .venv and running {command} installs it anew",
         missing=[part.title],

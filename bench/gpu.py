@@ -39,7 +39,7 @@ environment.prepare_environment(os.environ)
 import host_memory
 import preflight
 import upscaling
-import weights
+from hub import inventory
 
 PROMPT = "a fox on a black background"
 CARDS = (8, 12, 16, 24, 48, 80)  # GB of the cards that plans are measured for, below the real one's
@@ -102,7 +102,7 @@ class Bench:
                 self.chosen[mode] = memory.write(folder, mode)
             else:
                 modes = {"turbo": mode, "base": "generate"}
-                self.chosen[mode] = {model: weights.choose("mini", modes[model], model) for model in modes}
+                self.chosen[mode] = {model: inventory.choose("mini", modes[model], model) for model in modes}
         self.chosen["upscale"] = self.chosen["generate"]  # Real-ESRGAN comes with a package
 
     def build(self, plan: device.MemoryPlan) -> object:

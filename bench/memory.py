@@ -31,7 +31,8 @@ from core import environment
 
 environment.prepare_environment(os.environ)
 
-import weights
+from hub import inventory
+from hub.parts import MINI_ROOT, PARTS
 from tests.helpers import sparse
 
 
@@ -111,18 +112,18 @@ def main() -> None:
     print(json.dumps(facts, default=str))
 
 
-def write(folder: Path, mode: str) -> dict[str, weights.Chosen]:
+def write(folder: Path, mode: str) -> dict[str, inventory.Chosen]:
     """Write both models' files, and find them as the program does; return the choice for each model."""
     parts = {"turbo": "Tongyi-MAI/Z-Image-Turbo", "base": "Tongyi-MAI/Z-Image"}
     for part, repo in (*parts.items(), ("text_encoder", parts["turbo"]), ("vae", parts["turbo"])):
         sparse.write_part(folder / repo, part)
     sparse.write_part(folder / parts["turbo"], "tokenizer")
-    sparse.write_part(folder / weights.PARTS["controlnet"].repo, "controlnet")
+    sparse.write_part(folder / PARTS["controlnet"].repo, "controlnet")
     found = {}
     for model in parts:
-        chosen = weights.choose("full", mode if model == "turbo" else "generate", model, root=folder, environ={})
+        chosen = inventory.choose("full", mode if model == "turbo" else "generate", model, root=folder, environ={})
         # A tokenizer cannot be left out: the miniature's ids are ids of the real one too.
-        chosen.files["tokenizer"] = (weights.MINI_ROOT / "Z-Image-Turbo" / "tokenizer",)
+        chosen.files["tokenizer"] = (MINI_ROOT / "Z-Image-Turbo" / "tokenizer",)
         found[model] = chosen
     return found
 

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 import preview
-import weights
 from core.request import TextToImage
+from hub import inventory
 from pipeline import Picture, Pipeline
 
 THINGS = ("apple", "fox", "house", "umbrella", "car", "tree", "turtle", "lion")
@@ -34,7 +34,7 @@ GROUNDS = ("blue", "green", "purple", "black", "white", "yellow", "red", "orange
 def built() -> Pipeline:
     """Return the miniature's pipeline."""
     pipeline = Pipeline("cpu", torch.float32, keep_both=True)
-    for _ in pipeline.load(weights.choose("mini", TextToImage.mode, "turbo"), "turbo"):
+    for _ in pipeline.load(inventory.choose("mini", TextToImage.mode, "turbo"), "turbo"):
         pass
     return pipeline
 

@@ -78,9 +78,9 @@ def warm_pictures(runs: int) -> dict[str, list[float]]:
     from diffusers import ZImagePipeline as DiffusersPipeline
     from transformers import AutoTokenizer, Qwen3Model
 
-    import weights
     from core.request import TextToImage
     from engine import Engine, Settings
+    from hub import parts
 
     engine = Engine(Settings(weights="mini", device="cpu"))
     requests = {model: TextToImage.parse(prompt=PROMPT, seed=7, model=model) for model in ("turbo", "base")}
@@ -88,7 +88,7 @@ def warm_pictures(runs: int) -> dict[str, list[float]]:
         engine.draw(request)
     pipe = engine._pipeline.pipe
     plain_unit = ZImageUnit_PromptEmbedder()
-    turbo = weights.MINI_ROOT / "Z-Image-Turbo"
+    turbo = parts.MINI_ROOT / "Z-Image-Turbo"
     diffusers_pipe = DiffusersPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(turbo / "scheduler"),
         vae=None,

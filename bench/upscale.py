@@ -41,10 +41,10 @@ from PIL import Image
 import tiles
 import upscaler_weights
 import upscaling
-import weights
 from core.request import UPSCALER_OVERLAP, TextToImage, Upscale
 from core.sizes import IMAGE_SIZES
 from engine import Engine, Settings
+from hub import inventory
 from vae_tiles import FACTOR
 
 if TYPE_CHECKING:
@@ -298,7 +298,7 @@ def mini_pipeline() -> Pipeline:
     from pipeline import Pipeline
 
     built = Pipeline("cpu", torch.float32, keep_both=True)
-    whole(built.load(weights.choose("mini", Upscale.mode, "turbo"), "turbo"))
+    whole(built.load(inventory.choose("mini", Upscale.mode, "turbo"), "turbo"))
     return built
 
 

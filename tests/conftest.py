@@ -28,12 +28,12 @@ def pipeline():
     """The miniature's pipeline with both transformers loaded."""
     import torch
 
-    import weights
+    from hub import inventory
     from pipeline import Pipeline
 
     built = Pipeline("cpu", torch.float32, keep_both=True)
     for model in ("base", "turbo"):
-        for _ in built.load(weights.choose("mini", TextToImage.mode, model), model):
+        for _ in built.load(inventory.choose("mini", TextToImage.mode, model), model):
             pass
     return built
 

@@ -15,10 +15,11 @@ from diffsynth.core.quant.config import register_quant_method
 
 import adapter
 import lora
-import weights
 from adapter import Adapter, Adapters, applied
 from core.errors import RequestError
 from core.events import Step
+from hub import inventory
+from hub.parts import MINI_ROOT
 from pipeline import Pipeline
 from tests.helpers import loras
 from tests.helpers.loras import random_pairs, write
@@ -245,7 +246,7 @@ def test_latents_agree_with_diffusers(pipeline: Pipeline, dialect: str, tmp_path
     from transformers import AutoTokenizer, Qwen3Model
 
     path = write(tmp_path / "style.safetensors", loras.NAMES[dialect](PAIRS))
-    turbo = weights.MINI_ROOT / "Z-Image-Turbo"
+    turbo = MINI_ROOT / "Z-Image-Turbo"
     theirs = DiffusersPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(turbo / "scheduler"),
         vae=None,
@@ -300,7 +301,7 @@ def test_dora_agrees_with_peft(pipeline: Pipeline, tmp_path: Path) -> None:
 def reload(lora_copies: int = COPIES) -> Pipeline:
     built = Pipeline("cpu", torch.float32, keep_both=True, lora_copies=lora_copies)
     for model in ("base", "turbo"):
-        list(built.load(weights.choose("mini", "generate", model), model))
+        list(built.load(inventory.choose("mini", "generate", model), model))
     return built
 
 

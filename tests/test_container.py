@@ -12,8 +12,8 @@ import yaml
 import app
 import cli
 import install
-import places
 from allowed_hosts import AllowedHosts
+from hub import places
 
 ROOT = Path(__file__).parent.parent
 HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent))

@@ -10,10 +10,10 @@ from PIL import Image, ImageDraw
 
 import pose
 import preprocess
-import weights
 from core.errors import RequestError, WeightsMissing
 from core.request import PREPROCESSORS, Preprocess
 from core.sizes import IMAGE_SIZES
+from hub import inventory, parts
 
 ROOT = Path(__file__).parent.parent
 PORTRAIT = ROOT / "tests" / "data" / "astronaut.jpg"
@@ -227,7 +227,7 @@ def depth_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_depth_runs_and_fills_the_range(depth_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("Z_IMAGE_MODELS", str(depth_folder))
-    assert weights.find("depth").source == "explicit folder"
+    assert inventory.find("depth").source == "explicit folder"
     made = control(kind="mini", preprocessor="depth")
     pixels = np.asarray(made.image)
     assert (made.image.mode, made.image.size) == ("RGB", (128, 128))
@@ -274,7 +274,7 @@ def test_depth_without_its_model_stops_with_what_how_big_and_how(tmp_path: Path,
     text = str(refused.value)
     assert text.startswith("the preprocessor Depth needs a model that is not on this machine")
     assert "(99 MB)" in text
-    assert f"{weights.FETCH} depth" in text
+    assert f"{parts.FETCH} depth" in text
 
 
 def test_a_depth_model_that_is_cut_short_is_not_used(depth_folder: Path, tmp_path: Path, monkeypatch) -> None:
@@ -285,7 +285,7 @@ def test_a_depth_model_that_is_cut_short_is_not_used(depth_folder: Path, tmp_pat
         path.write_bytes(file.read(1_000_000))
     monkeypatch.setenv("Z_IMAGE_MODELS", str(tmp_path))
     with pytest.raises(WeightsMissing, match="is cut short"):
-        weights.find("depth")
+        inventory.find("depth")
 
 
 def test_a_file_that_lacks_tensors_is_no_depth_model(tmp_path: Path) -> None:

@@ -17,14 +17,14 @@ from PIL import Image, ImageDraw
 
 import mini
 import preprocess
-import weights
-from checkpoint import model_hash
 from core import metadata
 from core.errors import WeightsMissing
 from core.events import Failure, Stage
 from core.request import CONTROLNET_STEPS, ControlNet, Preprocess, TextToImage
 from core.sizes import IMAGE_SIZES
 from engine import Engine, Settings
+from hub import inventory, parts
+from hub.checkpoint import model_hash
 from pipeline import SIGMA_SHIFT, Pipeline
 from tests.helpers import sparse
 
@@ -33,7 +33,7 @@ PROMPT = "a fox on a black background"
 
 def load(mode: str, dtype: torch.dtype = torch.float32) -> Pipeline:
     built = Pipeline("cpu", dtype, keep_both=True)
-    for _ in built.load(weights.choose("mini", mode, "turbo"), "turbo"):
+    for _ in built.load(inventory.choose("mini", mode, "turbo"), "turbo"):
         pass
     return built
 
@@ -188,7 +188,7 @@ def test_latents_agree_with_diffusers(edges: Image.Image) -> None:
         def encode(self, pictures: torch.Tensor) -> SimpleNamespace:
             return SimpleNamespace(latents=ours.pipe.vae_encoder(pictures))
 
-    turbo = weights.MINI_ROOT / "Z-Image-Turbo"
+    turbo = parts.MINI_ROOT / "Z-Image-Turbo"
     theirs = ZImageControlNetPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(turbo / "scheduler"),
         vae=Encoder(),
@@ -221,17 +221,17 @@ def test_latents_agree_with_diffusers(edges: Image.Image) -> None:
 
 
 def test_the_miniatures_controlnet_is_what_its_hash_says() -> None:
-    (file,) = weights.choose("mini", "controlnet", "turbo").files["controlnet"]
+    (file,) = inventory.choose("mini", "controlnet", "turbo").files["controlnet"]
     assert model_hash([file]) == mini.CONTROLNET_HASH
     assert file.stat().st_size < 9_000_000
 
 
 def test_the_full_size_controlnet_is_detected_and_loaded_by_the_same_code(tmp_path: Path) -> None:
     """A sparse file with the official names and shapes: what is loaded from it is zeros."""
-    sparse.write_part(tmp_path / weights.PARTS["controlnet"].repo, "controlnet")
-    found = weights.find("controlnet", environ={}, root=tmp_path)
+    sparse.write_part(tmp_path / parts.PARTS["controlnet"].repo, "controlnet")
+    found = inventory.find("controlnet", environ={}, root=tmp_path)
     assert model_hash(found.files) == "1677708d40029ab380a95f6c731a57d7"
-    chosen = weights.Chosen("full", {"controlnet": found.files}, "", "")
+    chosen = inventory.Chosen("full", {"controlnet": found.files}, "", "")
     built = Pipeline("cpu", torch.bfloat16, keep_both=True)
     # Everything else counts as loaded: this is about one part.
     built.pipe.tokenizer = built.pipe.text_encoder = built.pipe.vae_decoder = object()
@@ -248,15 +248,15 @@ def test_without_its_controlnet_the_miniature_says_so(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     empty = tmp_path / "mini"
     empty.mkdir()
-    for entry in weights.MINI_ROOT.iterdir():
+    for entry in parts.MINI_ROOT.iterdir():
         if entry.name != mini.CONTROLNET_FOLDER.name:
             (empty / entry.name).symlink_to(entry)
-    monkeypatch.setattr(weights, "MINI_ROOT", empty)
+    monkeypatch.setattr(inventory, "MINI_ROOT", empty)
     *_, failure = engine.run(ask(sketch))
     assert isinstance(failure, Failure)
     assert (failure.code, failure.exit_code) == ("weights_missing", WeightsMissing.exit_code)
     assert "the embedded miniature has no controlnet" in failure.text
-    assert weights.FETCH in failure.text
+    assert parts.FETCH in failure.text
     # Its control image can be looked at all the same, at the miniature's size.
     assert engine.control_image(Preprocess.parse(image=str(sketch))).image.size == (128, 128)
     assert engine.draw(TextToImage.parse(prompt=PROMPT, steps=1)).size == (128, 128)
@@ -282,7 +282,7 @@ def test_a_picture_follows_and_says_what_it_is_made_of(engine: Engine, sketch: P
     assert described["mode"] == "controlnet"
     assert described["inputs"] == {"image": preprocess.digest(sketch)}
     assert described["request"]["image"] == "sketch.png"  # not where it lay
-    assert set(described["weights"]["fingerprints"]) == set(weights.needs("controlnet", "turbo"))
+    assert set(described["weights"]["fingerprints"]) == set(parts.needs("controlnet", "turbo"))
     path = tmp_path / "picture.png"
     metadata.save(result, path)
     found = metadata.read_png(path)
@@ -374,7 +374,7 @@ def test_a_missing_depth_model_never_falls_back_on_the_raw_picture(
 
 def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, weights.ROOT / "cli.py", *map(str, arguments), "--weights", "mini", "--offline"],
+        [sys.executable, parts.ROOT / "cli.py", *map(str, arguments), "--weights", "mini", "--offline"],
         cwd=cwd,
         capture_output=True,
         text=True,

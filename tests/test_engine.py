@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import weights
 from core import metadata
 from core.errors import QueueFull, RequestError, WeightsMissing
 from core.events import Failure, Queued, Result, Stage, Step
 from core.request import TextToImage
 from engine import Engine, Settings
+from hub import parts
 from turns import Turns
 
 
@@ -70,7 +70,7 @@ def test_picture_names_its_weights_and_replays_itself(draw, tmp_path: Path) -> N
     sidecar = metadata.save(result, path)
     assert sidecar.is_file()
     found = metadata.read_png(path)
-    assert set(found.fingerprints) == set(weights.needs("generate", "base"))
+    assert set(found.fingerprints) == set(parts.needs("generate", "base"))
     assert draw(**found.values).png == result.png
 
 

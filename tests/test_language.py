@@ -19,12 +19,12 @@ import mini_notes
 import preprocess
 import sanity
 import ui_words
-import weights
 from core import errors
 from core.errors import QueueFull, RequestError
 from core.events import Failure, Note, Stage
 from core.request import MODELS, MODES, PREPROCESSORS, UPSCALERS, Preprocess, TextToImage
 from core.sizes import IMAGE_SIZES
+from hub import inventory
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(language.FOLDER.glob("*.json"))
@@ -161,7 +161,7 @@ def sentences_of_the_program() -> set[str]:
         *(f"LoRA for {facts.title}" for facts in MODELS.values()),
         f"Width and height: {IMAGE_SIZES['mini']}.",
         f"Refined from {HOLE} of the schedule; steps: {HOLE}.",
-        f"the {weights.MINIATURE} has no {HOLE}",
+        f"the {inventory.MINIATURE} has no {HOLE}",
         f"a .safetensors file of up to {HOLE} GiB",
         ui_words.idle("Describe a picture", "Generate"),
         ui_words.idle("Choose an image, describe a picture", "Generate"),

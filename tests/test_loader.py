@@ -12,8 +12,8 @@ import torch
 
 import device
 import loader
-import weights
 from device import MemoryPlan, Placement, memory_plan
+from hub import inventory
 from pipeline import Picture, Pipeline
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,7 @@ def draw(built: Pipeline, model: str, mode: str = "generate") -> Picture:
     from PIL import Image
 
     mode_of_model = mode if model == "turbo" else "generate"
-    chosen = weights.choose("mini", mode_of_model, model)
+    chosen = inventory.choose("mini", mode_of_model, model)
     for _ in built.load(chosen, model):
         pass
     control = (Image.linear_gradient("L").resize((128, 128)).convert("RGB"), 0.8) if mode == "controlnet" else None
@@ -221,7 +221,7 @@ def test_a_machine_too_small_is_refused_before_anything_is_read(
 
     if space:
         monkeypatch.setenv("SPACE_ID", space)
-    full = weights.Chosen("full", {}, "nowhere", "no file is opened")
+    full = inventory.Chosen("full", {}, "nowhere", "no file is opened")
     engine = Engine(Settings(device="cpu", memory_gb=1))
     monkeypatch.setattr(engine, "weights_in_use", lambda *_: full)  # no real weights on a test machine
     *_, last = engine.run(TextToImage(prompt="a fox", seed=1))

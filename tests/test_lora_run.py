@@ -10,15 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-import checkpoint
 import cli
 import lora
-import weights
 from core.errors import RequestError
 from core.events import Failure, Result, Stage, Step
 from core.metadata import parse_a1111, save
 from core.request import TextToImage
 from engine import Engine, Settings
+from hub import checkpoint, parts
 from tests.helpers import loras
 from tests.helpers.loras import random_pairs, write
 
@@ -211,9 +210,9 @@ def test_a_bare_name_is_looked_for_in_the_folders(tmp_path: Path, monkeypatch: p
 
 def test_examples_belong_to_the_transformer_that_lies_beside_them() -> None:
     """A LoRA does what it was trained for on the very weights it was trained on: train it again when they change."""
-    for file in (weights.MINI_ROOT / "loras").glob("*"):
+    for file in (parts.MINI_ROOT / "loras").glob("*"):
         header = checkpoint.read_header(file)
-        base = weights.MINI_ROOT / header.metadata["trained_on"]
+        base = parts.MINI_ROOT / header.metadata["trained_on"]
         assert header.metadata["trained_on_fingerprint"] == checkpoint.fingerprint([base]), file.name
         report = lora.read(file).report
         assert (report.size, report.left_out) == ("mini", ())

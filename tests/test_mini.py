@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
 import mini
 import mini_prompt
+from hub import checkpoint
 from train_mini import chinese, evaluate, text_encoder
 from train_mini.scenes import LAYOUTS, AtlasPainter, Scene
 from train_mini.scenes import test_scenes as scenes_to_test

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-import weights
+from hub import parts
 from tests.helpers import sparse
 from tests.helpers.browsing import (
     PATIENCE,
@@ -152,7 +152,7 @@ def test_a_hopeless_request_offers_the_nearest_size_that_fits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for part in ("turbo", "text_encoder", "vae", "tokenizer"):
-        sparse.write_part(tmp_path / weights.PARTS[part].repo, part)
+        sparse.write_part(tmp_path / parts.PARTS[part].repo, part)
     monkeypatch.setenv("Z_IMAGE_MODELS", str(tmp_path))
     served = server("--weights", "full", "--offline", "--memory", "4")
     context = browser.new_context(viewport={"width": 1280, "height": 800})

@@ -14,9 +14,10 @@ import torch
 from diffsynth.models.model_loader import ModelPool
 from diffsynth.pipelines.z_image import ZImagePipeline, ZImageUnit_PromptEmbedder
 
-import weights
 from core.events import Stage, Step
 from device import memory_plan
+from hub import inventory
+from hub.parts import MINI_ROOT
 from pipeline import SIGMA_SHIFT, TEXT_TOKENS, Picture, Pipeline
 
 PROMPT = "a large fox on a black background"
@@ -87,8 +88,8 @@ def test_latents_agree_with_diffusers(pipeline: Pipeline, model: str, steps: int
         from diffusers import ZImagePipeline as DiffusersPipeline
     from transformers import AutoTokenizer, Qwen3Model
 
-    turbo = weights.MINI_ROOT / "Z-Image-Turbo"
-    own = turbo if model == "turbo" else weights.MINI_ROOT / "Z-Image"
+    turbo = MINI_ROOT / "Z-Image-Turbo"
+    own = turbo if model == "turbo" else MINI_ROOT / "Z-Image"
     theirs = DiffusersPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(own / "scheduler"),
         vae=None,
@@ -204,7 +205,7 @@ def test_one_transformer_at_a_time_where_memory_is_short(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(built, "_read", watched)
     for model in ("turbo", "base", "turbo"):
-        for _ in built.load(weights.choose("mini", "generate", model), model):
+        for _ in built.load(inventory.choose("mini", "generate", model), model):
             pass
         assert list(built.transformers) == [model]
         alive.add(built.transformers[model])
@@ -213,7 +214,7 @@ def test_one_transformer_at_a_time_where_memory_is_short(monkeypatch: pytest.Mon
 
 
 def test_loaded_parts_are_not_loaded_again(pipeline: Pipeline) -> None:
-    assert list(pipeline.load(weights.choose("mini", "generate", "base"), "base")) == []
+    assert list(pipeline.load(inventory.choose("mini", "generate", "base"), "base")) == []
     assert pipeline.pipe.dit is pipeline.transformers["base"]
 
 
@@ -229,9 +230,9 @@ def test_pipeline_parts_are_diffsynths_own(pipeline: Pipeline) -> None:
 def test_nothing_of_diffsynths_reaches_stdout() -> None:
     code = (
         "import os; from core import environment; environment.prepare_environment(os.environ)\n"
-        "import torch, weights; from pipeline import Pipeline\n"
+        "import torch; from hub import inventory; from pipeline import Pipeline\n"
         "built = Pipeline('cpu', torch.float32, keep_both=True)\n"
-        "list(built.load(weights.choose('mini', 'generate', 'turbo'), 'turbo'))\n"
+        "list(built.load(inventory.choose('mini', 'generate', 'turbo'), 'turbo'))\n"
         "list(built.text_to_image(prompt='fox', negative_prompt='', steps=1, cfg=1.0, width=128, height=128, seed=1))\n"
     )
     done = subprocess.run(
@@ -253,7 +254,7 @@ def test_bf16_on_a_cpu_draws_the_same_picture_nearly() -> None:
         parts = plan.parts | {"vae": dataclasses.replace(plan.parts["vae"], held=vae)}
         plan = dataclasses.replace(plan, parts=parts, vae_dtype=vae)
         built = Pipeline("cpu", getattr(torch, dtype), keep_both=True, plan=plan)
-        list(built.load(weights.choose("mini", "generate", "turbo"), "turbo"))
+        list(built.load(inventory.choose("mini", "generate", "turbo"), "turbo"))
         picture, _ = run(built, "turbo", prompt="a red apple")
         assert str(next(built.pipe.dit.parameters()).dtype) == f"torch.{dtype}"
         assert str(next(built.pipe.vae_decoder.parameters()).dtype) == f"torch.{vae}"

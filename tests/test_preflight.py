@@ -34,12 +34,12 @@ def test_operations_agree_with_torchs_own_count(control: bool) -> None:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    import weights
+    from hub import inventory
     from pipeline import Pipeline
 
     built = Pipeline("cpu", torch.float32, keep_both=False)
     mode = "controlnet" if control else "generate"
-    for _ in built.load(weights.choose("mini", mode, "turbo"), "turbo"):
+    for _ in built.load(inventory.choose("mini", mode, "turbo"), "turbo"):
         pass
     inputs = {
         "latents": torch.zeros(1, 16, 16, 16),
@@ -182,15 +182,15 @@ def test_the_miniature_is_never_hopeless() -> None:
 def test_an_enlargement_that_would_take_days_is_refused_before_anything_is_drawn(tmp_path, monkeypatch) -> None:
     from PIL import Image
 
-    import weights
     from core.events import Failure
     from core.request import Upscale
     from engine import Engine, Settings
+    from hub import inventory
 
     Image.new("RGB", (2048, 2048)).save(tmp_path / "large.png")
     engine = Engine(Settings(device="cpu", memory_gb=64))
     # No real weights on a test machine; none is opened before the request is judged.
-    monkeypatch.setattr(engine, "weights_in_use", lambda *_: weights.Chosen("full", {}, "nowhere", ""))
+    monkeypatch.setattr(engine, "weights_in_use", lambda *_: inventory.Chosen("full", {}, "nowhere", ""))
     monkeypatch.setattr(preflight.os, "cpu_count", lambda: 2)  # a figure for two cores, whatever this machine has
     *_, last = engine.run(Upscale(image=str(tmp_path / "large.png"), steps=50))
     assert isinstance(last, Failure) and last.code == "bad_request"

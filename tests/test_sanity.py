@@ -159,10 +159,10 @@ def test_a_lossy_attention_backend_is_replaced(own: Engine, monkeypatch: pytest.
 
 
 def test_safe_mode_is_left_as_it_was_entered() -> None:
-    import weights
+    from hub import inventory
 
     built = Pipeline("cpu", torch.float32, keep_both=True)
-    for _ in built.load(weights.choose("mini", "generate", "turbo"), "turbo"):
+    for _ in built.load(inventory.choose("mini", "generate", "turbo"), "turbo"):
         pass
     assert not built.safe_mode_differs()
     built.pipe.vae_decoder.to(torch.bfloat16)

@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub.utils import filter_repo_objects
 
 import app
-import weights
+from hub import parts
 from tests.helpers import sparse
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +41,7 @@ def preloaded() -> dict[str, list[str]]:
     return {repo: patterns.split(",") for repo, patterns in lines}
 
 
-def files_of(part: weights.Part) -> list[str]:
+def files_of(part: parts.Part) -> list[str]:
     """Return names that the part has on the hub."""
     if part.pattern.endswith("*.safetensors"):
         count = SHARDS.get(part.name, 3)
@@ -68,8 +68,8 @@ def test_the_front_matter_names_what_a_space_needs() -> None:
     assert len(front["short_description"]) <= 60  # the hub's limit
 
 
-@pytest.mark.parametrize("part", weights.PARTS.values(), ids=lambda part: part.name)
-def test_every_part_is_preloaded_with_its_small_files(part: weights.Part) -> None:
+@pytest.mark.parametrize("part", parts.PARTS.values(), ids=lambda part: part.name)
+def test_every_part_is_preloaded_with_its_small_files(part: parts.Part) -> None:
     globs = preloaded()[part.repo]
     for name in files_of(part):
         assert any(fnmatchcase(name, glob) for glob in globs), f"{name} of {part.repo} is not preloaded"
@@ -78,7 +78,7 @@ def test_every_part_is_preloaded_with_its_small_files(part: weights.Part) -> Non
 
 
 def test_nothing_is_preloaded_that_no_part_has() -> None:
-    assert set(preloaded()) == {part.repo for part in weights.PARTS.values()}
+    assert set(preloaded()) == {part.repo for part in parts.PARTS.values()}
 
 
 def test_the_space_brings_the_package_spaces() -> None:
@@ -105,7 +105,7 @@ def test_one_command_deploys_what_runs_and_nothing_else() -> None:
 
 
 def test_links_that_cannot_be_made_keep_no_space_from_starting(tmp_path, monkeypatch, caplog) -> None:
-    sparse.write_hub_snapshot(tmp_path / "hub", weights.PARTS["vae"].repo, ["vae"])
+    sparse.write_hub_snapshot(tmp_path / "hub", parts.PARTS["vae"].repo, ["vae"])
     (tmp_path / "models").write_text("a file in the way")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("DIFFSYNTH_MODEL_BASE_PATH", str(tmp_path / "models"))

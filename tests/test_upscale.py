@@ -18,7 +18,6 @@ import preprocess
 import upscaler
 import upscaler_weights
 import upscaling
-import weights
 from bench import upscale as bench
 from core.errors import RequestError
 from core.events import Failure, Result, Stage, Step, TileDone
@@ -27,6 +26,7 @@ from core.request import Upscale
 from core.sizes import IMAGE_SIZES
 from device import MemoryPlan, memory_plan
 from engine import Engine, Settings
+from hub import inventory
 from image_to_image import InputImageUnit
 from pipeline import Pipeline
 from tests.test_loader import plan_with
@@ -266,7 +266,7 @@ def test_a_large_frame_is_refined_in_many_tiles_without_seams(pipeline) -> None:
 def test_it_refines_the_same_under_vram_management(pipeline) -> None:
     managed = Pipeline("cpu", torch.float32, keep_both=True, plan=plan_with("disk"))
     for one in (pipeline, managed):  # other tests may have left the shared one with Base
-        bench.whole(one.load(weights.choose("mini", Upscale.mode, "turbo"), "turbo"))
+        bench.whole(one.load(inventory.choose("mini", Upscale.mode, "turbo"), "turbo"))
     image = bench.photograph("coffee", 192)
     plain, found = (
         bench.whole(one.image_to_image(image=image, prompt="a fox", steps=2, denoise=0.5, seed=5, side=128))

@@ -9,8 +9,8 @@ from safetensors.numpy import load_file
 
 import ncnn_weights
 import upscaler_weights
-import weights
 from core.errors import RequestError, WeightsMissing
+from hub import parts, places
 from tests.helpers.sparse import write_hub_snapshot
 
 FAST = upscaler_weights.PACKAGED["fast"]
@@ -112,8 +112,8 @@ def test_where_it_is_looked_for(tmp_path: Path) -> None:
     packaged = upscaler_weights.find("best", environ)
     assert packaged.file is None and packaged.packaged is upscaler_weights.PACKAGED["best"]
 
-    cache = weights.hub_cache(environ)
-    write_hub_snapshot(cache, weights.PARTS["upscaler"].repo, ["upscaler"])
+    cache = places.hub_cache(environ)
+    write_hub_snapshot(cache, parts.PARTS["upscaler"].repo, ["upscaler"])
     cached = upscaler_weights.find("best", environ)
     assert cached.file is not None and cached.file.is_relative_to(cache)
     assert upscaler_weights.find("fast", environ).file is None

@@ -22,18 +22,18 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 import preflight
-import weights
 import zerogpu
 from core.errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalError
 from core.events import Result
 from core.request import ControlNet, TextToImage, Upscale
 from engine import Engine, Settings
+from hub.parts import PARTS
 from tests.helpers import sparse
 from zerogpu import Task
 
 ROOT = Path(__file__).parent.parent
 SPACE = ROOT / "tests" / "helpers" / "zerogpu_space.py"
-VAE = weights.PARTS["vae"]
+VAE = PARTS["vae"]
 NATIVE = (1024, 1024)
 
 

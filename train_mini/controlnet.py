@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import mini
 import preprocess
-from checkpoint import fingerprint
+from hub.checkpoint import fingerprint
 
 from . import autoencoder
 from .base import rate

@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw
 
 import mini
 import preprocess
-import weights
 from core.request import CONTROLNET_STEPS
+from hub import inventory
 from pipeline import Pipeline
 
 from .captions import describe
@@ -41,7 +41,7 @@ class Controlled:
 
     def __init__(self, device: str = "cpu") -> None:
         self.pipeline = Pipeline(device, torch.float32, keep_both=False)
-        for _ in self.pipeline.load(weights.choose("mini", "controlnet", "turbo"), "turbo"):
+        for _ in self.pipeline.load(inventory.choose("mini", "controlnet", "turbo"), "turbo"):
             pass
 
     def paint(self, prompt: str, seed: int, control: Image.Image, scale: float) -> np.ndarray:

@@ -19,10 +19,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-import checkpoint
 import mini
 import mini_prompt
-import weights
+from hub import checkpoint, inventory
 from pipeline import Pipeline
 
 log = logging.getLogger("train_mini.lora")
@@ -80,7 +79,7 @@ def prompts(count: int, seed: int) -> list[str]:
 def load() -> Pipeline:
     """Return the miniature's pipeline with Turbo."""
     built = Pipeline("cpu", torch.float32, keep_both=True)
-    list(built.load(weights.choose("mini", "generate", "turbo"), "turbo"))
+    list(built.load(inventory.choose("mini", "generate", "turbo"), "turbo"))
     return built
 
 
@@ -154,7 +153,7 @@ def train(built: Pipeline, s: Schedule) -> dict[str, torch.Tensor]:
 
 def export(state: dict[str, torch.Tensor], target: Path) -> Path:
     """Write the LoRA as ComfyUI and DiffSynth name it, in bfloat16, with the digest of what it was trained on."""
-    turbo = weights.choose("mini", "generate", "turbo").files["turbo"]
+    turbo = inventory.choose("mini", "generate", "turbo").files["turbo"]
     metadata = {
         "format": "pt",
         "modelspec.title": "Gold",

@@ -19,11 +19,11 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.file_download import _create_symlink, http_get, repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
-from checkpoint import digest_of
 from core.errors import DownloadError
 from core.whole_file import write_whole
-from hub import RemoteFile, Report, hex_digits, plain_name, wanted
-from weights import Part
+from hub.checkpoint import digest_of
+from hub.parts import Part
+from hub.remote import RemoteFile, Report, hex_digits, plain_name, wanted
 
 REVISION = "main"
 CACHE_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n"  # by which backup tools know what they need not keep

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pytest
 
-import download
-import links
-import weights
+from hub import download, inventory, links
+from hub.parts import Part
+from hub.verify import Reading, Verdict, known_digest, verify
 from tests.helpers.hub_server import digest
 from tests.helpers.sparse import COMMIT, TOKENIZER, write_sparse
-from verify import Reading, Verdict, known_digest, verify
-from weights import Part
 
 REPO = "owner/tiny-model"
 NEWER = "b" * 40
@@ -62,7 +60,7 @@ def snapshot(repo: Path) -> Path:
 
 def registry(*snapshots: Path) -> list[Part]:
     """Return a registry of the tiny model; its hash is that of the first snapshot's files."""
-    known = weights.model_hash(sorted((snapshots[0] / "transformer").glob("*.safetensors")))
+    known = inventory.model_hash(sorted((snapshots[0] / "transformer").glob("*.safetensors")))
     return [
         Part("model", REPO, "transformer/*.safetensors", 1000, "a test", known),
         Part("tokenizer", REPO, "tokenizer/*", 1000, "a test"),
@@ -80,7 +78,7 @@ def test_every_file_of_a_part_is_linked_and_found_there(snapshot, environ, here)
     for path in here.iterdir():
         assert path.is_symlink() and path.samefile(snapshot / "transformer" / path.name)
     assert {path.name for path in (here.parent / "tokenizer").iterdir()} == set(TOKENIZER)
-    assert [one.source for one in weights.inventory(environ, parts=parts)] == ["models folder"] * 2
+    assert [one.source for one in inventory.find_all(environ, parts=parts)] == ["models folder"] * 2
     assert links.link(environ, parts) == []
 
 
@@ -170,7 +168,7 @@ def test_without_any_links_it_is_said_and_files_are_used_where_they_lie(snapshot
         done = links.link(environ, registry(snapshot), refuse)
         assert {one.action for one in done} == {"impossible"}
         assert "used where it lies" in done[0].reason
-        assert [one.source for one in weights.inventory(environ, parts=registry(snapshot))] == [
+        assert [one.source for one in inventory.find_all(environ, parts=registry(snapshot))] == [
             "Hugging Face cache"
         ] * 2
 
@@ -197,13 +195,13 @@ def test_one_wrong_byte_is_found_and_the_file_makes_room(snapshot, environ) -> N
     with open(path, "r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\xff")
-    assert weights.inventory(environ, parts=parts)[0].present
+    assert inventory.find_all(environ, parts=parts)[0].present
     model, tokenizer = verdicts(environ, parts)
     assert (model.state, tokenizer.state) == ("broken", "whole")
     assert [one.name for one in model.broken] == [path.name]
     assert "holds something else than the hub gave" in model.problems[0]
     assert download.drop(model.broken) == (list(model.broken), [])
-    found = weights.inventory(environ, parts=parts)[0]
+    found = inventory.find_all(environ, parts=parts)[0]
     assert not found.present and "link to nothing" in found.problems[0]
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import hub_mirror
+from hub import space_cache
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 REPO = "models--Tongyi-MAI--Z-Image-Turbo"
 COMMIT = "c" * 40
 NOBODY = 65534
@@ -58,7 +58,7 @@ def check_whole(target: Path) -> None:
 
 
 def test_blobs_are_hard_links_and_refs_are_copies(cache: Path, tmp_path: Path) -> None:
-    done = hub_mirror.mirror(cache, tmp_path / "mirror")
+    done = space_cache.mirror(cache, tmp_path / "mirror")
     check_whole(tmp_path / "mirror")
     assert (done.hard_links, done.symlinks, done.snapshots, done.refs, done.problems) == (2, 0, 2, 2, ())
     assert (tmp_path / "mirror" / REPO / "blobs" / LARGE).samefile(cache / REPO / "blobs" / LARGE)
@@ -68,11 +68,11 @@ def test_blobs_are_hard_links_and_refs_are_copies(cache: Path, tmp_path: Path) -
 
 def test_a_second_run_changes_nothing_and_keeps_what_came_since(cache: Path, tmp_path: Path) -> None:
     target = tmp_path / "mirror"
-    hub_mirror.mirror(cache, target)
+    space_cache.mirror(cache, target)
     (target / REPO / "refs" / "main").write_text("d" * 40)
     before = {path: path.lstat().st_ino for path in target.rglob("*")}
-    again = hub_mirror.mirror(cache, target)
-    assert again == hub_mirror.Mirrored()
+    again = space_cache.mirror(cache, target)
+    assert again == space_cache.Mirrored()
     assert {path: path.lstat().st_ino for path in target.rglob("*")} == before
     assert (target / REPO / "refs" / "main").read_text() == "d" * 40
 
@@ -82,32 +82,32 @@ def test_across_file_systems_blobs_are_symlinks(cache: Path) -> None:
     if not elsewhere.is_dir() or elsewhere.stat().st_dev == cache.stat().st_dev:
         pytest.skip("needs a second file system at /dev/shm")
     with tempfile.TemporaryDirectory(dir=elsewhere) as folder:
-        done = hub_mirror.mirror(cache, Path(folder))
+        done = space_cache.mirror(cache, Path(folder))
         assert (done.hard_links, done.symlinks) == (0, 2)
         check_whole(Path(folder))
-        assert hub_mirror.mirror(cache, Path(folder)) == hub_mirror.Mirrored()
+        assert space_cache.mirror(cache, Path(folder)) == space_cache.Mirrored()
 
 
 def test_it_survives_that_packing_deletes_blobs(cache: Path, tmp_path: Path) -> None:
     target = tmp_path / "mirror"
-    hub_mirror.mirror(cache, target)
+    space_cache.mirror(cache, target)
     (cache / REPO / "blobs" / LARGE).unlink()  # as ZeroGPU does with what it has packed
     check_whole(target)
     (target / REPO / "blobs" / LARGE).unlink()  # or by the name in the mirror
     shutil.copy(target / REPO / "blobs" / SMALL, cache / REPO / "blobs" / LARGE)
-    assert hub_mirror.mirror(cache, target).hard_links == 1
+    assert space_cache.mirror(cache, target).hard_links == 1
 
 
 def test_a_broken_link_is_made_anew(cache: Path, tmp_path: Path) -> None:
     target = tmp_path / "mirror"
-    hub_mirror.mirror(cache, target)
+    space_cache.mirror(cache, target)
     blob = target / REPO / "blobs" / LARGE
     blob.unlink()
     blob.symlink_to(tmp_path / "gone")
     link = target / REPO / "snapshots" / COMMIT / "transformer" / "config.json"
     link.unlink()
     link.symlink_to("nowhere")
-    hub_mirror.mirror(cache, target)
+    space_cache.mirror(cache, target)
     check_whole(target)
 
 
@@ -115,7 +115,7 @@ def test_absolute_links_stay_inside_the_mirror(cache: Path, tmp_path: Path) -> N
     link = cache / REPO / "snapshots" / COMMIT / "transformer" / "config.json"
     link.unlink()
     link.symlink_to(cache / REPO / "blobs" / SMALL)
-    hub_mirror.mirror(cache, tmp_path / "mirror")
+    space_cache.mirror(cache, tmp_path / "mirror")
     copied = tmp_path / "mirror" / REPO / "snapshots" / COMMIT / "transformer" / "config.json"
     assert os.readlink(copied) == f"../../../blobs/{SMALL}"
 
@@ -123,14 +123,17 @@ def test_absolute_links_stay_inside_the_mirror(cache: Path, tmp_path: Path) -> N
 def test_a_cache_of_files_without_links_is_mirrored_too(cache: Path, tmp_path: Path) -> None:
     file = cache / REPO / "snapshots" / COMMIT / "plain.json"
     file.write_text("[]")
-    hub_mirror.mirror(cache, tmp_path / "mirror")
+    space_cache.mirror(cache, tmp_path / "mirror")
     assert (tmp_path / "mirror" / REPO / "snapshots" / COMMIT / "plain.json").read_text() == "[]"
 
 
 def test_many_may_start_at_once(cache: Path, tmp_path: Path) -> None:
     for index in range(200):
         (cache / REPO / "blobs" / f"{index:040x}").write_text(str(index))
-    code = "import sys, pathlib, hub_mirror; hub_mirror.mirror(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))"
+    code = (
+        "import sys, pathlib; from hub import space_cache; "
+        "space_cache.mirror(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))"
+    )
     command = [sys.executable, "-c", code, str(cache), str(tmp_path / "mirror")]
     runs = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) for _ in range(4)]
     said = [run.communicate()[1].decode() for run in runs]
@@ -162,16 +165,16 @@ def test_a_build_users_cache_is_used_through_a_mirror(environ: dict[str, str]) -
     code = """
 import json, os, shutil, sys, tempfile
 from huggingface_hub import hf_hub_download
-import hub_mirror
+from hub import space_cache
 os.setgid(65534), os.setuid(65534)  # after the imports: this user may not be able to read Python's own folder
-done = hub_mirror.settle(os.environ)
+done = space_cache.settle(os.environ)
 hub = os.environ["HF_HUB_CACHE"]
 name = "transformer/model.safetensors"
 path = hf_hub_download("Tongyi-MAI/Z-Image-Turbo", name, cache_dir=hub, local_files_only=True)
 refs = os.path.join(hub, "models--Tongyi-MAI--Z-Image-Turbo", "refs", "main")
 open(refs, "a").close()
 names = ("HF_HOME", "HF_HUB_CACHE", "ZEROGPU_MMAP_AUTOPRUNE_PATTERN")
-print(json.dumps({"done": vars(done), "path": path, "again": hub_mirror.settle(os.environ),
+print(json.dumps({"done": vars(done), "path": path, "again": space_cache.settle(os.environ),
                   **{name: os.environ.get(name) for name in names}}))
 """
     with homes() as (home, cache):
@@ -186,7 +189,7 @@ print(json.dumps({"done": vars(done), "path": path, "again": hub_mirror.settle(o
         )
         assert done.returncode == 0, done.stderr
         facts = json.loads(done.stdout.splitlines()[-1])
-        target = home / hub_mirror.FOLDER
+        target = home / space_cache.MIRROR_FOLDER
         check_whole(target / "hub")
         assert facts["HF_HOME"] == str(target)
         assert facts["HF_HUB_CACHE"] == str(target / "hub")
@@ -203,9 +206,9 @@ print(json.dumps({"done": vars(done), "path": path, "again": hub_mirror.settle(o
 
 def test_a_cache_of_our_own_is_used_where_it_lies(cache: Path, tmp_path: Path) -> None:
     environ = {"HOME": str(tmp_path), "HF_HUB_CACHE": str(cache)}
-    assert hub_mirror.settle(environ) is None
+    assert space_cache.settle(environ) is None
     assert environ["HF_HUB_CACHE"] == str(cache)
-    assert hub_mirror.settle({"HOME": str(tmp_path / "empty")}) is None
+    assert space_cache.settle({"HOME": str(tmp_path / "empty")}) is None
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can make another user's files")
@@ -217,9 +220,9 @@ def test_what_cannot_be_read_is_named_and_the_rest_mirrored() -> None:
         (cache / REPO / "blobs" / SMALL).chmod(0o600)
         code = """
 import os
-import hub_mirror
+from hub import space_cache
 os.setgid(65534), os.setuid(65534)
-print(*hub_mirror.settle(os.environ).problems, sep="\\n")
+print(*space_cache.settle(os.environ).problems, sep="\\n")
 """
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_", "HUGGING"))}
         environ = {**kept, "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -228,4 +231,4 @@ print(*hub_mirror.settle(os.environ).problems, sep="\\n")
         )
         assert f"{secret} cannot be read" in done.stdout
         assert f"{cache / REPO / 'blobs' / SMALL} cannot be read" in done.stdout
-        assert (home / hub_mirror.FOLDER / "hub" / REPO / "blobs" / LARGE).read_bytes() == b"weights"
+        assert (home / space_cache.MIRROR_FOLDER / "hub" / REPO / "blobs" / LARGE).read_bytes() == b"weights"

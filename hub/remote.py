@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from core.errors import DownloadError
-from weights import Part
+from hub.parts import Part
 
 NAMES = ("huggingface", "modelscope")
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import DownloadError, NotWritten
-from hub import Hub, RemoteFile
-from weights import Part, size_text
+from hub.parts import Part, size_text
+from hub.remote import Hub, RemoteFile
 
 WORKERS = 4  # files at once; one stream from a hub's servers seldom fills a fast line
 ROOM = 500_000_000  # bytes that are left free on the disk
@@ -62,10 +62,10 @@ class _StoppedError(Exception):
 def connect(name: str) -> Hub:
     """Return a hub, one of NAMES, as the environment sets it up (endpoint, token, cache)."""
     if name == "modelscope":
-        from hub_modelscope import ModelScope
+        from hub.modelscope import ModelScope
 
         return ModelScope()
-    from hub_huggingface import HuggingFace
+    from hub.huggingface import HuggingFace
 
     return HuggingFace()
 

@@ -14,11 +14,11 @@ import pytest
 from gradio_client import Client
 from PIL import Image
 
-import weights
+from hub.parts import PARTS
 from tests.helpers import sparse
 from tests.helpers.hub_server import Fault, Hub
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 REPO, FILE = "lllyasviel/Annotators", "RealESRGAN_x4plus.pth"
 SIZE = 67_040_989
 
@@ -206,7 +206,7 @@ def test_with_everything_there_nothing_is_fetched(environ, tmp_path) -> None:
     """Full-size files without data: what only looks at them cannot tell."""
     cache = tmp_path / "hf" / "hub"
     repos: dict[str, list[str]] = {}
-    for part in weights.PARTS.values():
+    for part in PARTS.values():
         repos.setdefault(part.repo, []).append(part.name)
     for repo, parts in repos.items():
         sparse.write_hub_snapshot(cache, repo, parts)

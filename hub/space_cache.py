@@ -16,11 +16,11 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import places
+from hub import places
 
 log = logging.getLogger(__name__)
 
-FOLDER = Path(".cache") / "z-image-studio" / "huggingface"  # under the home folder
+MIRROR_FOLDER = Path(".cache") / "z-image-studio" / "huggingface"  # under the home folder
 # Why a hard link is not possible and a symlink is: another file system, one without them, too many, or a file that
 # the kernel lets its owner alone link (fs.protected_hardlinks, usual in containers).
 _NO_HARD_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -46,7 +46,7 @@ def settle(environ: MutableMapping[str, str] = os.environ) -> Mirrored | None:
     cache = places.hub_cache(environ)
     if not cache.is_dir() or _writable(cache):
         return None
-    target = home / FOLDER
+    target = home / MIRROR_FOLDER
     done = mirror(cache, target / "hub")
     environ["HF_HOME"], environ["HF_HUB_CACHE"] = str(target), str(target / "hub")
     # ZeroGPU deletes blobs that it has packed, to save room. Of these there would be no room saved, and where they are

@@ -12,16 +12,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import download
-import hub
-import links
-import verify
-import weights
+import hub.remote
 from core.errors import DownloadError, RequestError, WeightsMissing
-from weights import PARTS, Part, size_text
+from hub import download, links, verify
+from hub.inventory import Found, fetch_command, find_all, weights_missing
+from hub.parts import PARTS, Part, needs, size_text
 
 ALL = "all"
-DEFAULT = weights.needs("generate", "turbo")
+DEFAULT = needs("generate", "turbo")
 HELP = f"""parts of the real weights: {", ".join(PARTS)}, or {ALL}. Without any, `list` takes all, `verify` what
 is there, `download` what text to image with Turbo needs ({size_text(sum(PARTS[name].size for name in DEFAULT))})"""
 
@@ -31,32 +29,32 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser("models", parents=[common], help="the real weights: list, download, verify")
     parser.add_argument("action", nargs="?", choices=list(_ACTIONS), default="list")
     parser.add_argument("parts", nargs="*", metavar="PART", help=HELP)
-    parser.add_argument("--hub", choices=hub.NAMES, default=hub.NAMES[0], help="where to download from")
+    parser.add_argument("--hub", choices=hub.remote.NAMES, default=hub.remote.NAMES[0], help="where to download from")
     parser.add_argument("--repair", action="store_true", help="with download: first read what is there in full, too")
     parser.set_defaults(run=lambda args: _ACTIONS[args.action](args))
 
 
-def inventory_lines(inventory: Sequence[weights.Found] | None = None) -> list[str]:
+def inventory_lines(inventory: Sequence[Found] | None = None) -> list[str]:
     """Say of each part of the real weights whether it is here, and where."""
     lines = []
-    for found in weights.inventory() if inventory is None else inventory:
+    for found in find_all() if inventory is None else inventory:
         where = f"in the {found.source}" if found.present else "missing"
         lines.append(": ".join([f"{found.part.name}: {found.part.title}", where, *found.problems]))
     return lines
 
 
 def _list(args: argparse.Namespace) -> int:
-    found = weights.inventory(parts=_parts(args.parts, tuple(PARTS)))
+    found = find_all(parts=_parts(args.parts, tuple(PARTS)))
     if args.json:
         _print({"models": [_facts(one) for one in found]})
         return 0
     print("\n".join(inventory_lines(found)))
     if missing := [one for one in found if not one.present]:
-        _say(f"To fetch what is missing ({_sum(missing)}): {weights.fetch_command(missing)}")
+        _say(f"To fetch what is missing ({_sum(missing)}): {fetch_command(missing)}")
     return 0
 
 
-def _facts(found: weights.Found) -> dict[str, Any]:
+def _facts(found: Found) -> dict[str, Any]:
     return {
         "part": found.part.name,
         "repository": found.part.repo,
@@ -74,9 +72,9 @@ def _download(args: argparse.Namespace) -> int:
     parts = _parts(args.parts, DEFAULT)
     if args.repair:
         _drop_broken(parts)
-    missing = [one for one in weights.inventory(parts=parts) if not one.present]
+    missing = [one for one in find_all(parts=parts) if not one.present]
     if missing and _offline():
-        raise weights.weights_missing(missing, "offline (--offline or HF_HUB_OFFLINE), so nothing is fetched")
+        raise weights_missing(missing, "offline (--offline or HF_HUB_OFFLINE), so nothing is fetched")
     fetched, size, folder = [], 0, None
     if missing:
         for event in download.fetch([one.part for one in missing], download.connect(args.hub)):
@@ -93,8 +91,8 @@ def _download(args: argparse.Namespace) -> int:
                 case download.Fetched(file, path):
                     fetched.append(str(path))
                     _say(f"{file.repo}/{file.name} is whole")
-        if lacking := [one for one in weights.inventory(parts=parts) if not one.present]:
-            raise weights.weights_missing(lacking, "the hub's files are here now, and not what they should be")
+        if lacking := [one for one in find_all(parts=parts) if not one.present]:
+            raise weights_missing(lacking, "the hub's files are here now, and not what they should be")
     made = links.link(parts=parts)
     for one in made:
         if one.reason:
@@ -132,12 +130,12 @@ def _verify(args: argparse.Namespace) -> int:
             for problem in one.problems:
                 print(f"  {problem}")
     if not verdicts:
-        raise weights.weights_missing(weights.inventory(parts=[PARTS[name] for name in DEFAULT]))
+        raise weights_missing(find_all(parts=[PARTS[name] for name in DEFAULT]))
     if not bad:
         if args.json:
             _print({"models": [_verdict_facts(one) for one in verdicts]})
         return 0
-    command = f"{weights.fetch_command(bad)} --repair"
+    command = f"{fetch_command(bad)} --repair"
     raise WeightsMissing(
         f"not whole: {', '.join(one.part.name for one in bad)}; to mend them ({_sum(bad)} at most): {command}",
         models=[_verdict_facts(one) for one in verdicts],
@@ -210,7 +208,7 @@ def _offline() -> bool:
     return is_offline_mode()
 
 
-def _sum(found: Sequence[weights.Found]) -> str:
+def _sum(found: Sequence[Found]) -> str:
     return size_text(sum(one.part.size for one in found))
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from checkpoint import entries
+from hub.checkpoint import entries
 
-MODELS_ROOT = Path(__file__).resolve().parent / "models"
+MODELS_ROOT = Path(__file__).resolve().parent.parent / "models"
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from modelscope_hub import FileInfo, HubApi, HubConfig, ProgressCallback, get_de
 from modelscope_hub import errors as hub_errors
 
 from core.errors import DownloadError
-from hub import RemoteFile, Report, hex_digits, plain_name, wanted
-from weights import Part
+from hub.parts import Part
+from hub.remote import RemoteFile, Report, hex_digits, plain_name, wanted
 
 REVISION = "master"
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import places
-from checkpoint import entries
-from weights import PARTS, Found, Part, inventory
+from hub import places
+from hub.checkpoint import entries
+from hub.inventory import Found, find_all
+from hub.parts import PARTS, Part
 
 Action = Literal["linked", "repaired", "kept", "removed", "impossible"]
 
@@ -47,7 +48,7 @@ def link(
         symlink: makes a symbolic link: target, path.
     """
     done: list[Link] = []
-    for found in inventory(environ, parts=parts, places=places.CACHES):
+    for found in find_all(environ, parts=parts, places=places.CACHES):
         if found.present:
             done += _link_part(found, places.models_root(environ) / found.part.repo, _cache_roots(environ), symlink)
     return done

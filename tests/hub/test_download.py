@@ -9,15 +9,13 @@ from pathlib import Path
 
 import pytest
 
-import checkpoint
-import download
-import weights
 from core.errors import DownloadError
-from download import Fetched, Planned, Progress
-from hub_huggingface import HuggingFace
+from hub import checkpoint, download, inventory
+from hub.download import Fetched, Planned, Progress
+from hub.huggingface import HuggingFace
+from hub.parts import Part
 from tests.helpers.hub_server import COMMIT, Fault, Hub, digest
 from tests.helpers.sparse import write_sparse
-from weights import Part
 
 REPO = "owner/tiny-model"
 SHARDS = [f"transformer/model-0000{number}-of-00002.safetensors" for number in (1, 2)]
@@ -58,7 +56,7 @@ def parts(content: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -
     for name in SHARDS:
         (folder / Path(name).name).write_bytes(content[name])
     size = sum(len(content[name]) for name in SHARDS)
-    known = weights.model_hash(sorted(folder.iterdir()))
+    known = inventory.model_hash(sorted(folder.iterdir()))
     return {
         "model": Part("model", REPO, "transformer/*.safetensors", size, "a test", known),
         "single": Part("single", REPO, "single.pth", 300_000, "a test"),
@@ -87,9 +85,9 @@ def client(hub: Hub, environ: dict[str, str]) -> HuggingFace:
 
 
 @pytest.fixture
-def found(parts: dict[str, Part], environ: dict[str, str]) -> Callable[[], list[weights.Found]]:
+def found(parts: dict[str, Part], environ: dict[str, str]) -> Callable[[], list[inventory.Found]]:
     """What a look at this machine gives now."""
-    return lambda: weights.inventory(environ, parts=parts.values())
+    return lambda: inventory.find_all(environ, parts=parts.values())
 
 
 def run(parts: dict[str, Part], client: HuggingFace, **options: object) -> list[download.Event]:
@@ -447,7 +445,7 @@ def modelscope(hub: Hub, environ: dict[str, str]):
     """The other hub, which calls the repository by another owner's name."""
     from modelscope_hub import HubConfig
 
-    from hub_modelscope import ModelScope
+    from hub.modelscope import ModelScope
 
     hub.repos = {"other/tiny-model": hub.repos[REPO]}
     home = Path(environ["HOME"])
@@ -465,7 +463,7 @@ def test_modelscope_fills_its_own_cache_and_is_found(hub, modelscope, parts, con
     assert {one.file.name for one in events if isinstance(one, Fetched)} == NAMES | {"single.pth"}
     assert events[-1].done == events[-1].total
     assert all(one.path.read_bytes() == content[one.file.name] for one in events if isinstance(one, Fetched))
-    found = weights.inventory(environ, parts=wanted.values())
+    found = inventory.find_all(environ, parts=wanted.values())
     assert [one.source for one in found] == ["ModelScope cache"] * 2
     assert run(wanted, modelscope)[0].left == 0
 

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-import checkpoint
-import weights
 from core.errors import RequestError, WeightsMissing
+from hub import checkpoint, inventory, parts, places
 from tests.helpers import sparse
 from tests.helpers.sparse import COMMIT, write_hub_snapshot, write_part, write_sparse
 
@@ -33,7 +32,7 @@ def full_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_hub_snapshot(cache, TURBO, TURBO_PARTS)
     write_hub_snapshot(cache, BASE, ["base"])
     for part in ("controlnet", "depth", "upscaler"):
-        write_hub_snapshot(cache, weights.PARTS[part].repo, [part])
+        write_hub_snapshot(cache, parts.PARTS[part].repo, [part])
     return cache
 
 
@@ -83,8 +82,8 @@ def copy_cache(full_cache: Path, to: Path, *repos: str) -> None:
         shutil.copytree(full_cache / name, to / name, symlinks=True, copy_function=copy)
 
 
-def found(environ: Mapping[str, str], part: str, root: Path | None = None) -> weights.Found:
-    return next(one for one in weights.inventory(environ, root) if one.part.name == part)
+def found(environ: Mapping[str, str], part: str, root: Path | None = None) -> inventory.Found:
+    return next(one for one in inventory.find_all(environ, root) if one.part.name == part)
 
 
 # --- the registry against the real models
@@ -94,23 +93,23 @@ def found(environ: Mapping[str, str], part: str, root: Path | None = None) -> we
 def test_sizes_and_hashes_are_those_of_diffsynths_models(part: str, full_cache: Path, environ: dict[str, str]) -> None:
     shapes = sparse.official_shapes(part)
     dtype = sparse.LAYOUT[part][1]
-    assert sum(map(math.prod, shapes.values())) * sparse.BYTES[dtype] == weights.PARTS[part].size
+    assert sum(map(math.prod, shapes.values())) * sparse.BYTES[dtype] == parts.PARTS[part].size
     files = found(cached(environ, full_cache), part).files
-    assert weights.model_hash(files) == weights.PARTS[part].hash
-    assert weights.PARTS[part].hash in weights.KNOWN_HASHES
+    assert inventory.model_hash(files) == parts.PARTS[part].hash
+    assert parts.PARTS[part].hash in parts.KNOWN_HASHES
 
 
 def test_size_of_the_depth_model_is_that_of_its_shapes(full_cache: Path, environ: dict[str, str]) -> None:
-    assert sum(map(math.prod, sparse.official_shapes("depth").values())) * 4 == weights.PARTS["depth"].size
-    assert weights.find("depth", cached(environ, full_cache)).source == "Hugging Face cache"
+    assert sum(map(math.prod, sparse.official_shapes("depth").values())) * 4 == parts.PARTS["depth"].size
+    assert inventory.find("depth", cached(environ, full_cache)).source == "Hugging Face cache"
 
 
 def test_a_part_that_is_missing_is_named_with_its_use(environ: dict[str, str]) -> None:
     with pytest.raises(
         WeightsMissing, match=r"^the preprocessor Depth needs a model .* \(99 MB\); to fetch them"
     ) as why:
-        weights.find("depth", environ)
-    assert why.value.values["bytes"] == weights.PARTS["depth"].size
+        inventory.find("depth", environ)
+    assert why.value.values["bytes"] == parts.PARTS["depth"].size
 
 
 def test_diffsynth_registers_and_computes_the_same_hashes(
@@ -119,18 +118,18 @@ def test_diffsynth_registers_and_computes_the_same_hashes(
     from diffsynth.configs import MODEL_CONFIGS
     from diffsynth.core.loader.file import hash_model_file
 
-    assert set(weights.KNOWN_HASHES) <= {config["model_hash"] for config in MODEL_CONFIGS}
+    assert set(parts.KNOWN_HASHES) <= {config["model_hash"] for config in MODEL_CONFIGS}
     # And by the names that the pipeline asks for.
     known = {(config["model_hash"], config["model_name"]) for config in MODEL_CONFIGS}
     fetched = {"turbo": "z_image_dit", "base": "z_image_dit", "text_encoder": "z_image_text_encoder"}
     fetched |= {"controlnet": "z_image_controlnet", "vae": "flux_vae_decoder"}
-    assert {(weights.PARTS[part].hash, name) for part, name in fetched.items()} <= known
-    assert (weights.PARTS["vae"].hash, "flux_vae_encoder") in known
+    assert {(parts.PARTS[part].hash, name) for part, name in fetched.items()} <= known
+    assert (parts.PARTS["vae"].hash, "flux_vae_encoder") in known
     for part in ("turbo", "vae"):
         files = found(cached(environ, full_cache), part).files
-        assert weights.model_hash(files) == hash_model_file([str(file) for file in files])
+        assert inventory.model_hash(files) == hash_model_file([str(file) for file in files])
     write_sparse(tmp_path / "tiny.safetensors", TINY)
-    assert weights.model_hash([tmp_path / "tiny.safetensors"]) == hash_model_file(str(tmp_path / "tiny.safetensors"))
+    assert inventory.model_hash([tmp_path / "tiny.safetensors"]) == hash_model_file(str(tmp_path / "tiny.safetensors"))
 
 
 def test_the_sparse_files_are_the_published_ones_but_for_their_data(full_cache: Path, environ: dict[str, str]) -> None:
@@ -149,12 +148,12 @@ def test_the_sparse_files_are_the_published_ones_but_for_their_data(full_cache: 
 
 def test_auto_takes_the_real_weights_from_the_hugging_face_cache(full_cache: Path, environ: dict[str, str]) -> None:
     environ["HF_HOME"] = str(full_cache.parent)
-    for mode, model in weights.NEEDS:
-        chosen = weights.choose("auto", mode, model, environ=environ)
+    for mode, model in parts.NEEDS:
+        chosen = inventory.choose("auto", mode, model, environ=environ)
         assert (chosen.kind, chosen.source) == ("full", "Hugging Face cache")
-        assert tuple(chosen.files) == weights.needs(mode, model)
+        assert tuple(chosen.files) == parts.needs(mode, model)
         assert all(path.exists() for files in chosen.files.values() for path in files)
-    chosen = weights.choose("auto", "generate", "turbo", environ=environ)
+    chosen = inventory.choose("auto", "generate", "turbo", environ=environ)
     assert chosen.reason == "the real weights: 32.8 GB from the Hugging Face cache"
     snapshot = full_cache / "models--Tongyi-MAI--Z-Image-Turbo" / "snapshots" / COMMIT
     assert chosen.files["tokenizer"] == (snapshot / "tokenizer",)
@@ -163,10 +162,10 @@ def test_auto_takes_the_real_weights_from_the_hugging_face_cache(full_cache: Pat
 
 def test_with_nothing_on_disk_auto_takes_the_miniature(environ: dict[str, str], mini_root: Path) -> None:
     for model in ("turbo", "base"):
-        chosen = weights.choose("auto", "generate", model, environ=environ, mini_root=mini_root)
+        chosen = inventory.choose("auto", "generate", model, environ=environ, mini_root=mini_root)
         assert (chosen.kind, chosen.source) == ("mini", "embedded miniature")
         assert all(mini_root in path.parents for files in chosen.files.values() for path in files)
-        assert chosen.reason.endswith(f"{weights.FETCH} {model} text_encoder vae tokenizer")
+        assert chosen.reason.endswith(f"{parts.FETCH} {model} text_encoder vae tokenizer")
     repo = "Z-Image" if model == "base" else "Z-Image-Turbo"
     assert chosen.files["base"] == (mini_root / repo / "transformer" / "diffusion_pytorch_model.safetensors",)
     assert chosen.files["text_encoder"] == (mini_root / "Z-Image-Turbo" / "text_encoder" / "model.safetensors",)
@@ -175,31 +174,31 @@ def test_with_nothing_on_disk_auto_takes_the_miniature(environ: dict[str, str], 
 
 def test_with_turbo_alone_base_says_what_is_missing(full_cache: Path, environ: dict[str, str], mini_root: Path) -> None:
     copy_cache(full_cache, hub(environ), TURBO)
-    assert weights.choose("auto", "generate", "turbo", environ=environ, mini_root=mini_root).kind == "full"
+    assert inventory.choose("auto", "generate", "turbo", environ=environ, mini_root=mini_root).kind == "full"
     for weights_asked in ("auto", "full"):
         with pytest.raises(WeightsMissing) as raised:
-            weights.choose(weights_asked, "generate", "base", environ=environ, mini_root=mini_root)
+            inventory.choose(weights_asked, "generate", "base", environ=environ, mini_root=mini_root)
         assert "Tongyi-MAI/Z-Image/transformer/*.safetensors (12.3 GB)" in str(raised.value)
-        assert str(raised.value).endswith(f"{weights.FETCH} base")
-        assert raised.value.values["bytes"] == weights.PARTS["base"].size
+        assert str(raised.value).endswith(f"{parts.FETCH} base")
+        assert raised.value.values["bytes"] == parts.PARTS["base"].size
     with pytest.raises(WeightsMissing, match=r"8steps\.safetensors \(6\.7 GB\)"):
-        weights.choose("auto", "controlnet", "turbo", environ=environ, mini_root=mini_root)
-    assert weights.choose("mini", "generate", "base", environ=environ, mini_root=mini_root).kind == "mini"
+        inventory.choose("auto", "controlnet", "turbo", environ=environ, mini_root=mini_root)
+    assert inventory.choose("mini", "generate", "base", environ=environ, mini_root=mini_root).kind == "mini"
 
 
 def test_full_and_miniature_parts_are_never_mixed(full_cache: Path, environ: dict[str, str], mini_root: Path) -> None:
     copy_cache(full_cache, hub(environ), TURBO)
     shutil.rmtree(hub(environ) / "models--Tongyi-MAI--Z-Image-Turbo" / "snapshots" / COMMIT / "vae")
-    chosen = weights.choose("auto", "generate", "turbo", environ=environ, mini_root=mini_root)
+    chosen = inventory.choose("auto", "generate", "turbo", environ=environ, mini_root=mini_root)
     assert all(mini_root in path.parents for files in chosen.files.values() for path in files)
     assert "to fetch the real weights (168 MB): " in chosen.reason
 
 
 def test_full_without_the_weights_is_refused(environ: dict[str, str], mini_root: Path) -> None:
     with pytest.raises(WeightsMissing) as raised:
-        weights.choose("full", "generate", "turbo", environ=environ, mini_root=mini_root)
+        inventory.choose("full", "generate", "turbo", environ=environ, mini_root=mini_root)
     for part in TURBO_PARTS:
-        assert weights.PARTS[part].title in str(raised.value)
+        assert parts.PARTS[part].title in str(raised.value)
     assert "to fetch them (32.8 GB): " in str(raised.value)
 
 
@@ -207,20 +206,20 @@ def test_mini_is_taken_beside_real_weights_and_says_so(
     full_cache: Path, environ: dict[str, str], mini_root: Path
 ) -> None:
     environ |= cached(environ, full_cache)
-    chosen = weights.choose("mini", "generate", "turbo", environ=environ, mini_root=mini_root)
+    chosen = inventory.choose("mini", "generate", "turbo", environ=environ, mini_root=mini_root)
     assert chosen.kind == "mini"
     assert "the real weights are on this machine too" in chosen.reason
 
 
 def test_a_missing_miniature_is_named(full_cache: Path, environ: dict[str, str], mini_root: Path) -> None:
     with pytest.raises(WeightsMissing, match="miniature has no controlnet, and the real weights"):
-        weights.choose("auto", "controlnet", "turbo", environ=environ, mini_root=mini_root)
+        inventory.choose("auto", "controlnet", "turbo", environ=environ, mini_root=mini_root)
     (mini_root / "Z-Image-Turbo" / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x10")
     with pytest.raises(WeightsMissing, match=r"has no vae \(.*not a safetensors file\)"):
-        weights.choose("mini", "generate", "base", environ=environ, mini_root=mini_root)
+        inventory.choose("mini", "generate", "base", environ=environ, mini_root=mini_root)
     environ |= cached(environ, full_cache)
     with pytest.raises(WeightsMissing, match="use --weights full"):
-        weights.choose("mini", "generate", "turbo", environ=environ, mini_root=mini_root)
+        inventory.choose("mini", "generate", "turbo", environ=environ, mini_root=mini_root)
 
 
 def test_unknown_choices_are_refused(environ: dict[str, str]) -> None:
@@ -231,11 +230,11 @@ def test_unknown_choices_are_refused(environ: dict[str, str]) -> None:
         (("auto", "controlnet", "base"), "model"),
     ):
         with pytest.raises(RequestError) as raised:
-            weights.choose(*arguments, environ=environ)
+            inventory.choose(*arguments, environ=environ)
         assert raised.value.values["field"] == bad
     environ["Z_IMAGE_MODELS"] = str(Path(environ["HOME"]) / "typo")
     with pytest.raises(RequestError, match="Z_IMAGE_MODELS"):
-        weights.choose("auto", "generate", "turbo", environ=environ)
+        inventory.choose("auto", "generate", "turbo", environ=environ)
 
 
 # --- where
@@ -261,7 +260,7 @@ def test_places_are_looked_in_in_order(environ: dict[str, str], tmp_path: Path) 
         assert folder in one.files[0].parents
     write_part(tmp_path / "argument" / TURBO, "tokenizer")
     assert tmp_path / "argument" in found(environ, "tokenizer", tmp_path / "argument").files[0].parents
-    assert [place.name for place in weights.PLACES] == [
+    assert [place.name for place in inventory.PLACES] == [
         "explicit folder",
         "models folder",
         "Hugging Face cache",
@@ -286,7 +285,7 @@ def test_the_hugging_face_cache_is_where_its_library_has_it(
     settings: dict[str, str], folder: str, environ: dict[str, str], tmp_path: Path
 ) -> None:
     environ |= {name: value.format(tmp_path) for name, value in settings.items()}
-    assert weights.hub_cache(environ) == tmp_path / folder
+    assert places.hub_cache(environ) == tmp_path / folder
     if "HF_HOME" in settings and not settings["HF_HOME"]:
         return  # the library takes an empty HF_HOME for the current folder
     code = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
@@ -327,7 +326,7 @@ def test_an_explicit_folder_may_leave_out_the_owner(environ: dict[str, str], tmp
 def test_parts_from_several_places_are_named(full_cache: Path, environ: dict[str, str], tmp_path: Path) -> None:
     environ |= cached(environ, full_cache)
     write_part(tmp_path / "models" / TURBO, "turbo", dtype="BF16")
-    chosen = weights.choose("full", "generate", "turbo", environ=environ)
+    chosen = inventory.choose("full", "generate", "turbo", environ=environ)
     assert chosen.source == "models folder and Hugging Face cache"
     assert "20.5 GB" in chosen.reason  # a copy in bf16 is as good, and half the size
 
@@ -412,7 +411,7 @@ def test_a_shard_cut_short(folder: Path, environ: dict[str, str], mini_root: Pat
     cut(folder / SECOND)
     assert "2,336,146,727 of 2,336,146,728 bytes" in problem(environ)
     # The user is told why the download that they made does not count.
-    chosen = weights.choose("auto", "generate", "base", environ=environ, mini_root=mini_root)
+    chosen = inventory.choose("auto", "generate", "base", environ=environ, mini_root=mini_root)
     assert "is cut short" in chosen.reason
 
 
@@ -541,20 +540,20 @@ def test_headers_from_outside_are_not_trusted(content: bytes, expected: str, tmp
 def test_a_changed_file_is_looked_at_again(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     write_sparse(path, TINY)
-    before = weights.model_hash([path]), weights.fingerprint([path])
+    before = inventory.model_hash([path]), checkpoint.fingerprint([path])
     write_sparse(path, {**TINY, "d": (2,)})
-    assert weights.model_hash([path]) != before[0]
-    assert weights.fingerprint([path]) != before[1]
+    assert inventory.model_hash([path]) != before[0]
+    assert checkpoint.fingerprint([path]) != before[1]
 
 
 # --- inventory
 
 
 def test_the_inventory_lists_every_part(full_cache: Path, environ: dict[str, str]) -> None:
-    assert [one.part.name for one in weights.inventory(environ)] == list(weights.PARTS)
-    assert not any(one.present for one in weights.inventory(environ))
+    assert [one.part.name for one in inventory.find_all(environ)] == list(parts.PARTS)
+    assert not any(one.present for one in inventory.find_all(environ))
     environ |= cached(environ, full_cache)
-    for one in weights.inventory(environ):
+    for one in inventory.find_all(environ):
         assert one.present and one.problems == () and one.source == "Hugging Face cache"
         if one.part.name != "tokenizer":  # the stand-in is smaller
             assert one.part.size <= one.size < one.part.size + 200_000
@@ -565,52 +564,54 @@ def test_the_inventory_lists_every_part(full_cache: Path, environ: dict[str, str
 
 def test_blobs_of_the_hub_are_known_by_their_names(full_cache: Path, environ: dict[str, str]) -> None:
     (vae,) = found(cached(environ, full_cache), "vae").files
-    assert weights.fingerprint([vae]) == f"sha256:{vae.resolve().name}"
-    three = weights.fingerprint(found(cached(environ, full_cache), "turbo").files)
+    assert checkpoint.fingerprint([vae]) == f"sha256:{vae.resolve().name}"
+    three = checkpoint.fingerprint(found(cached(environ, full_cache), "turbo").files)
     assert three.startswith("sha256x3:")
 
 
 def test_small_files_are_hashed_whole(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"abc")
     expected = hashlib.sha256(b"abc").hexdigest()
-    assert weights.fingerprint([tmp_path / "a.safetensors"]) == f"sha256:{expected}"
+    assert checkpoint.fingerprint([tmp_path / "a.safetensors"]) == f"sha256:{expected}"
 
 
 def test_large_files_are_sampled_and_say_so(tmp_path: Path) -> None:
     path = tmp_path / "one" / "big.safetensors"
     write_sparse(path, {"a": (200_000_000,)})
-    plain = weights.fingerprint([path])
+    plain = checkpoint.fingerprint([path])
     assert plain.startswith("sampled:")
     # Wherever it lies, whatever it is called, through a link or not.
     (tmp_path / "other").symlink_to(path)
-    assert weights.fingerprint([tmp_path / "other"]) == plain
+    assert checkpoint.fingerprint([tmp_path / "other"]) == plain
     twin = tmp_path / "twin.safetensors"
     write_sparse(twin, {"a": (200_000_000,)})
-    assert weights.fingerprint([twin]) == plain
+    assert checkpoint.fingerprint([twin]) == plain
     # The header, the first and the last block count.
     for position in (20, checkpoint.read_header(twin).data_start, twin.stat().st_size - 1):
         write_sparse(twin, {"a": (200_000_000,)})
         with twin.open("r+b") as file:
             file.seek(position)
             file.write(b"t" if position == 20 else b"\1")
-        assert weights.fingerprint([twin]) != plain
+        assert checkpoint.fingerprint([twin]) != plain
 
 
 def test_a_tokenizers_folder_has_a_fingerprint_of_its_files(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_part(tmp_path / name, "tokenizer")
     (tmp_path / "two" / "tokenizer" / ".DS_Store").write_bytes(b"x")
-    assert weights.fingerprint([tmp_path / "one" / "tokenizer"]) == weights.fingerprint(
+    assert checkpoint.fingerprint([tmp_path / "one" / "tokenizer"]) == checkpoint.fingerprint(
         [tmp_path / "two" / "tokenizer"]
     )
     (tmp_path / "two" / "tokenizer" / "merges.txt").write_bytes(b"other")
-    assert weights.fingerprint([tmp_path / "one" / "tokenizer"]) != weights.fingerprint(
+    assert checkpoint.fingerprint([tmp_path / "one" / "tokenizer"]) != checkpoint.fingerprint(
         [tmp_path / "two" / "tokenizer"]
     )
 
 
 def test_importing_the_module_loads_nothing_heavy() -> None:
-    code = "import sys, weights; print([n for n in ('torch', 'diffsynth', 'huggingface_hub') if n in sys.modules])"
-    root = Path(weights.__file__).parent
+    code = (
+        "import sys, hub.inventory; print([n for n in ('torch', 'diffsynth', 'huggingface_hub') if n in sys.modules])"
+    )
+    root = Path(inventory.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from checkpoint import digest_of, flat
-from weights import PARTS, Found, Part, inventory
+from hub.checkpoint import digest_of, flat
+from hub.inventory import Found, find_all
+from hub.parts import PARTS, Part
 
 State = Literal["whole", "broken", "missing"]
 
@@ -52,7 +53,7 @@ def verify(
     Raises:
         RequestError: an explicit folder that does not exist.
     """
-    for found in inventory(environ, root, parts=parts):
+    for found in find_all(environ, root, parts=parts):
         if not found.present:
             yield Verdict(found, "broken" if found.problems else "missing", found.problems)
             continue

@@ -1,0 +1,125 @@
+"""Which weights there are: the parts that a pipeline is made of, and which of them each mode needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import RequestError
+from hub.checkpoint import fingerprint as fingerprint
+from hub.places import hub_cache as hub_cache
+
+ROOT = Path(__file__).resolve().parent.parent
+MINI_ROOT = ROOT / "weights" / "mini"
+FETCH = "run.bat models download" if os.name == "nt" else "bash run.sh models download"
+
+# DiffSynth tells models apart by these (diffsynth/configs/model_configs.py, 2.1.12); see `model_hash`.
+_TRANSFORMER = "fc3a8a1247fe185ce116ccbe0e426c28"
+_TEXT_ENCODER = "0f050f62a88876fea6eae0a18dac5a2e"
+_VAE = "1aafa3cc91716fb6b300cc1cd51b85a3"
+_CONTROLNET = "1677708d40029ab380a95f6c731a57d7"
+KNOWN_HASHES: Mapping[str, str] = {
+    _TRANSFORMER: "a Z-Image transformer (Base or Turbo)",
+    _TEXT_ENCODER: "the text encoder",
+    _VAE: "the VAE",
+    _CONTROLNET: "the ControlNet",
+    "aa3563718e5c3ecde3dfbb020ca61180": "the Z-Image-Omni-Base transformer",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that a pipeline is made of.
+
+    `pattern` is a glob inside `repo`; `also` are other names that the repository goes by (ModelScope's). `size` is what
+    is fetched and lies on disk, in bytes: tensors as published, without the headers' few kilobytes. `hash` is the
+    `model_hash` that the files must have; a part without one is known by its size alone.
+    """
+
+    name: str
+    repo: str
+    pattern: str
+    size: int
+    needed_by: str
+    hash: str | None = None
+    also: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Say what is to be fetched, and how much of it."""
+        return f"{self.repo}/{self.pattern} ({size_text(self.size)})"
+
+
+_TURBO, _BASE = "Tongyi-MAI/Z-Image-Turbo", "Tongyi-MAI/Z-Image"
+
+# Sizes: numbers of the official shapes x bytes each. The hub holds Turbo's transformer in fp32 (3 shards) and Base's
+# in bf16 (2 shards); both take 12.3 GB in memory as bf16. Upscaler: the published file. Tokenizer: the hub's listing.
+PARTS: Mapping[str, Part] = {
+    part.name: part
+    for part in (
+        Part(
+            "turbo",
+            _TURBO,
+            "transformer/*.safetensors",
+            24_619_634_944,
+            "text to image with Turbo, ControlNet, upscale",
+            _TRANSFORMER,
+        ),
+        Part("base", _BASE, "transformer/*.safetensors", 12_309_817_472, "text to image with Base", _TRANSFORMER),
+        Part("text_encoder", _TURBO, "text_encoder/*.safetensors", 8_044_936_192, "everything", _TEXT_ENCODER),
+        # DiffSynth's model_configs.py names vae/vae/… in a comment; the repository has it here.
+        Part("vae", _TURBO, "vae/diffusion_pytorch_model.safetensors", 167_639_366, "everything", _VAE),
+        Part("tokenizer", _TURBO, "tokenizer/*", 15_900_000, "everything"),
+        Part(
+            "controlnet",
+            "alibaba-pai/Z-Image-Turbo-Fun-Controlnet-Union-2.1",
+            "Z-Image-Turbo-Fun-Controlnet-Union-2.1-8steps.safetensors",
+            6_712_451_584,
+            "ControlNet",
+            _CONTROLNET,
+            also=("PAI/Z-Image-Turbo-Fun-Controlnet-Union-2.1",),
+        ),
+        # Published in fp32. No hash: later releases of transformers name its tensors anew when they read it.
+        Part(
+            "depth",
+            "depth-anything/Depth-Anything-V2-Small-hf",
+            "model.safetensors",
+            99_140_356,
+            "the preprocessor Depth",
+        ),
+        Part("upscaler", "lllyasviel/Annotators", "RealESRGAN_x4plus.pth", 67_040_989, "upscale"),
+    )
+}
+
+_SHARED = ("text_encoder", "vae", "tokenizer")
+# What each mode needs with each model; a pair that is not here does not exist.
+NEEDS: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("generate", "turbo"): ("turbo", *_SHARED),
+    ("generate", "base"): ("base", *_SHARED),
+    ("controlnet", "turbo"): ("turbo", *_SHARED, "controlnet"),
+    ("upscale", "turbo"): ("turbo", *_SHARED),  # and Real-ESRGAN, which is no part of a kind: `upscaler_weights`
+}
+
+
+def needs(mode: str, model: str) -> tuple[str, ...]:
+    """Return the names of the parts that a mode ("generate", "controlnet", "upscale") needs with a model.
+
+    Raises:
+        RequestError: there is no such mode, or it does not run with that model.
+    """
+    if (mode, model) in NEEDS:
+        return NEEDS[mode, model]
+    models = [known for of, known in NEEDS if of == mode]
+    if models:
+        raise RequestError("model", model, f"{' or '.join(models)} in mode {mode}")
+    raise RequestError("mode", mode, ", ".join(sorted({of for of, _ in NEEDS})))
+
+
+# --- sentences ---------------------------------------------------------------------------------------------------
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes in decimal GB or MB, as the hub shows it."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
