@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import device
 import lora
 import lora_use
-import mini_notes
+import mini.notes
 import preflight
 import preprocess
 import tokens
@@ -174,7 +174,7 @@ class Engine:
 
     def examples(self, kind: WeightsKind) -> list[str]:
         """Return prompts that work with these weights."""
-        return list(mini_notes.EXAMPLES[kind])
+        return list(mini.notes.EXAMPLES[kind])
 
     def run(self, request: Request, client: str = "") -> Generator[Event, None, None]:
         """Carry out one request, as events.
@@ -327,7 +327,7 @@ class Engine:
     def _text_to_image(self, chosen: inventory.Chosen, request: TextToImage) -> Drawing:
         file = lora_use.file_of(request, chosen.kind)
         pipeline = yield from self._ready(chosen, request, (request.width, request.height))
-        prompt, left_open = mini_notes.completed(request, chosen.kind)
+        prompt, left_open = mini.notes.completed(request, chosen.kind)
         draw = partial(
             pipeline.text_to_image,
             prompt=prompt,
@@ -339,7 +339,7 @@ class Engine:
             seed=request.seed,
         )
         picture, worn = yield from lora_use.wearing(pipeline, file, request, draw)
-        notes = (*picture.notes, *worn.notes, *left_open, *mini_notes.about(request, chosen.kind))
+        notes = (*picture.notes, *worn.notes, *left_open, *mini.notes.about(request, chosen.kind))
         return Drawn(picture.image, notes, worn.inputs, lora=worn.lora)
 
     def _structure_to_image(self, chosen: inventory.Chosen, request: ControlNet) -> Drawing:
@@ -349,7 +349,7 @@ class Engine:
         pipeline = yield from self._ready(chosen, request, control.image.size)
         width, height = control.image.size
         # Where the control image says nothing, the seed does, as without one.
-        prompt, left_open = (request.prompt, []) if request.scale else mini_notes.completed(request, chosen.kind)
+        prompt, left_open = (request.prompt, []) if request.scale else mini.notes.completed(request, chosen.kind)
         draw = partial(
             pipeline.text_to_image,
             prompt=prompt,
@@ -362,7 +362,7 @@ class Engine:
             control=(control.image, request.scale),
         )
         picture, worn = yield from lora_use.wearing(pipeline, file, request, draw)
-        notes = (*control.notes, *picture.notes, *worn.notes, *left_open, *mini_notes.about(request, chosen.kind))
+        notes = (*control.notes, *picture.notes, *worn.notes, *left_open, *mini.notes.about(request, chosen.kind))
         return Drawn(picture.image, notes, {"image": control.digest, **worn.inputs}, lora=worn.lora)
 
     def _upscale(self, chosen: inventory.Chosen, request: Upscale) -> Drawing:

@@ -35,7 +35,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 import loader
-import mini
+import mini.config
 import preview
 import sanity
 from adapter import Adapter, Adapters, applied
@@ -117,7 +117,7 @@ class Pipeline:
         """
         pipe, self.kind = self.pipe, chosen.kind
         if chosen.kind == "mini":
-            mini.register()
+            mini.config.register()
         if pipe.tokenizer is None:
             yield Stage("loading", "tokenizer")
             pipe.tokenizer = AutoTokenizer.from_pretrained(chosen.files["tokenizer"][0], local_files_only=True)

@@ -373,9 +373,9 @@ def _diffusers(bench: Bench, case: Case) -> dict[str, Callable[[], object]]:
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
     from diffusers import ZImagePipeline as DiffusersPipeline
 
-    import mini
+    import mini.config
 
-    config = mini.TRANSFORMER_CONFIG if bench.kind == "mini" else {}
+    config = mini.config.TRANSFORMER_CONFIG if bench.kind == "mini" else {}
     dtype = getattr(torch, bench.on.dtype)
     with torch.device("meta"):
         transformer = ZImageTransformer2DModel(**config).to(dtype)

@@ -30,7 +30,7 @@ environment.prepare_environment(os.environ)
 import torch
 from diffsynth.models.z_image_dit import RopeEmbedder, ZImageDiT, ZImageTransformerBlock
 
-import mini
+import mini.config
 from adapter import Adapter, Change, applied
 
 WAYS = {"none": None, "copies": 1 << 40, "hooks": 0}  # bytes of room for copies
@@ -101,7 +101,7 @@ def miniature(on: torch.device, dtype: torch.dtype, rank: int, runs: int) -> dic
 
     from pipeline import follow_weight_dtype
 
-    model = ZImageDiT(**mini.TRANSFORMER_CONFIG).to(on, dtype).requires_grad_(False)
+    model = ZImageDiT(**mini.config.TRANSFORMER_CONFIG).to(on, dtype).requires_grad_(False)
     follow_weight_dtype(model.t_embedder)
     latents, words = torch.randn(1, 16, 16, 16), torch.randn(20, 128)
     latents, words = latents.to(on, dtype), words.to(on, dtype)

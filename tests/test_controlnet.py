@@ -15,7 +15,7 @@ from diffsynth.models.z_image_controlnet import ZImageControlNet
 from diffsynth.pipelines.z_image import ZImageUnit_PAIControlNet
 from PIL import Image, ImageDraw
 
-import mini
+import mini.config
 import preprocess
 from core import metadata
 from core.errors import WeightsMissing
@@ -167,10 +167,10 @@ def test_latents_agree_with_diffusers(edges: Image.Image) -> None:
     unit = next(unit for unit in ours.pipe.units if isinstance(unit, ZImageUnit_PAIControlNet))
     unit._blanks[128, 128] = torch.zeros(1, 16, 16, 16)
 
-    shape = mini.TRANSFORMER_CONFIG
+    shape = mini.config.TRANSFORMER_CONFIG
     theirs_net = ZImageControlNetModel(
-        **mini.CONTROLNET_CONFIG,
-        control_refiner_layers_places=list(range(mini.CONTROLNET_CONFIG["n_refiner_layers"])),
+        **mini.config.CONTROLNET_CONFIG,
+        control_refiner_layers_places=list(range(mini.config.CONTROLNET_CONFIG["n_refiner_layers"])),
         add_control_noise_refiner="control_noise_refiner",
         dim=shape["dim"],
         n_heads=shape["n_heads"],
@@ -222,7 +222,7 @@ def test_latents_agree_with_diffusers(edges: Image.Image) -> None:
 
 def test_the_miniatures_controlnet_is_what_its_hash_says() -> None:
     (file,) = inventory.choose("mini", "controlnet", "turbo").files["controlnet"]
-    assert model_hash([file]) == mini.CONTROLNET_HASH
+    assert model_hash([file]) == mini.config.CONTROLNET_HASH
     assert file.stat().st_size < 9_000_000
 
 
@@ -249,7 +249,7 @@ def test_without_its_controlnet_the_miniature_says_so(
     empty = tmp_path / "mini"
     empty.mkdir()
     for entry in parts.MINI_ROOT.iterdir():
-        if entry.name != mini.CONTROLNET_FOLDER.name:
+        if entry.name != mini.config.CONTROLNET_FOLDER.name:
             (empty / entry.name).symlink_to(entry)
     monkeypatch.setattr(inventory, "MINI_ROOT", empty)
     *_, failure = engine.run(ask(sketch))

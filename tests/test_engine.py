@@ -135,11 +135,11 @@ def test_the_seed_says_what_the_prompt_leaves_open(draw) -> None:
 
 
 def test_examples_mean_something_to_the_weights_they_are_for(engine: Engine) -> None:
-    import mini
+    import mini.config
 
     assert engine.examples("full")
     for prompt in engine.examples("mini"):
-        assert mini.unknown_words(prompt) == []
+        assert mini.config.unknown_words(prompt) == []
 
 
 def test_second_request_waits_and_is_told_its_place(engine: Engine) -> None:

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 import device
 import language
-import mini
-import mini_notes
+import mini.config
 import preprocess
 import sanity
 import ui_words
@@ -25,6 +24,7 @@ from core.events import Failure, Note, Stage
 from core.request import MODELS, MODES, PREPROCESSORS, UPSCALERS, Preprocess, TextToImage
 from core.sizes import IMAGE_SIZES
 from hub import inventory
+from mini.notes import EXAMPLES
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(language.FOLDER.glob("*.json"))
@@ -193,10 +193,10 @@ def test_a_translation_keeps_the_values(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_examples_work_in_every_language(path: Path) -> None:
     texts = json.loads(path.read_text(encoding="utf-8"))["texts"]
-    for kind, examples in mini_notes.EXAMPLES.items():
+    for kind, examples in EXAMPLES.items():
         assert all(example in texts for example in examples)
         assert max(map(len, examples)) <= 60  # what Gradio shows of one
-        assert kind != "mini" or not any(mini.unknown_words(texts[example]) for example in examples)
+        assert kind != "mini" or not any(mini.config.unknown_words(texts[example]) for example in examples)
 
 
 def test_what_a_field_takes_is_worded_with_its_numbers() -> None:

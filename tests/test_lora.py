@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import lora
 import lora_dialects
-import mini
+import mini.config
 from core.errors import RequestError
 from lora_dialects import SIZES, spellings, weight_shapes
 from tests.helpers import loras
@@ -41,7 +41,7 @@ def test_names_and_shapes_are_the_models_own(size: str) -> None:
     from diffsynth.models.z_image_dit import ZImageDiT
 
     with torch.device("meta"):
-        model = ZImageDiT(**(mini.TRANSFORMER_CONFIG if size == "mini" else {}))
+        model = ZImageDiT(**(mini.config.TRANSFORMER_CONFIG if size == "mini" else {}))
     own = {name: tuple(one.shape) for name, one in model.state_dict().items() if name.endswith(".weight")}
     assert {f"{name}.weight": shape for name, shape in weight_shapes(size).items()} == own
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import mini
+import mini.config
 from train_mini import control_forward, transformer
 
 
@@ -74,4 +74,4 @@ def test_the_controlnet_starts_from_the_blocks_beside_it() -> None:
         assert set(ours) - set(origin) <= {
             "before_proj.weight", "before_proj.bias", "after_proj.weight", "after_proj.bias"
         }  # fmt: skip
-    assert list(net.control_layers_mapping) == mini.CONTROLNET_CONFIG["control_layers_places"]
+    assert list(net.control_layers_mapping) == mini.config.CONTROLNET_CONFIG["control_layers_places"]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-import mini
-from mini import TEXT_ENCODER_CONFIG
-from mini_models import MiniTextEncoder
+import mini.config
+from mini.config import TEXT_ENCODER_CONFIG
+from mini.models import MiniTextEncoder
 from train_mini import base, captions, chinese, export, muon, pools, text_encoder, transformer, turbo
 from train_mini.captions import Said, article, describe, plural, random_caption
 from train_mini.probe import rivals
@@ -185,7 +185,7 @@ def test_captions_say_what_is_mirrored_and_nothing_of_what_is_not():
 
 
 def test_a_mirrored_thing_has_the_code_of_its_mirrored_picture(tmp_path, monkeypatch):
-    export.take_back(mini.FOLDER, tmp_path)
+    export.take_back(mini.config.FOLDER, tmp_path)
     monkeypatch.setattr(text_encoder, "Painter", lambda work: AtlasPainter(ATLAS))
     codes = text_encoder.Codes(tmp_path)
     plain, turned = (codes(Said("fox", "blue", arrangement="one", mirrored=way)) for way in (False, True))
@@ -244,7 +244,7 @@ def test_stray_characters_are_in_no_chinese_name_and_no_sentence():
 
 def test_training_goes_on_from_an_exported_miniature(tmp_path):
     (tmp_path / "start.pt").write_bytes(b"kept")
-    export.take_back(mini.FOLDER, tmp_path)
+    export.take_back(mini.config.FOLDER, tmp_path)
     encoder = MiniTextEncoder()
     encoder.load_state_dict(torch.load(tmp_path / "text_encoder_start.pt", weights_only=True))
     ids, mask = text_encoder.tokenize(text_encoder.load_tokenizer(tmp_path), ["a fox", "画一只狐狸"])
@@ -409,11 +409,11 @@ def test_gilding_turns_things_to_gold_and_leaves_the_background():
 
 
 def test_training_prompts_are_words_the_miniature_knows():
-    import mini
+    import mini.config
     from train_mini.lora import prompts
 
     assert prompts(20, 1) == prompts(20, 1) != prompts(20, 2)
-    assert all(not mini.unknown_words(prompt) for prompt in prompts(60, 3))
+    assert all(not mini.config.unknown_words(prompt) for prompt in prompts(60, 3))
 
 
 def test_exported_lora_is_read_and_names_what_it_was_trained_on(tmp_path):

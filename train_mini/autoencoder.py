@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from mini_models import MiniAutoencoder
+from mini.models import MiniAutoencoder
 
 from .scenes import PICTURE_SIDE, Painter, Scene, autoencoder_icons, training_scenes
 from .things import BACKGROUNDS, THINGS

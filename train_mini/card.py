@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import mini
+import mini.config
 
 from .evaluate import KINDS, THRESHOLDS, WORDING_LOSS, WORDINGS
 
@@ -67,7 +67,7 @@ def table(figures: dict, autoencoder: dict) -> str:
     )
 
 
-def write_figures(work: Path, folder: Path = mini.FOLDER) -> None:
+def write_figures(work: Path, folder: Path = mini.config.FOLDER) -> None:
     """Replace the text between the marks of the model card by the figures of the last evaluation."""
     path = folder / "README.md"
     text = path.read_text(encoding="utf-8")

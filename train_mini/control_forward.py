@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from mini_models import MiniControlNet
+from mini.models import MiniControlNet
 
 from .transformer import block_forward
 

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import mini
+import mini.config
 import preprocess
 from hub.checkpoint import fingerprint
 
@@ -230,14 +230,14 @@ def train(work: Path, device: torch.device, turbo: Path, s: Schedule | None = No
     return target
 
 
-def export(work: Path, turbo: Path, folder: Path = mini.CONTROLNET_FOLDER) -> Path:
+def export(work: Path, turbo: Path, folder: Path = mini.config.CONTROLNET_FOLDER) -> Path:
     """Write the ControlNet in bfloat16; its file names the transformer that it was trained on."""
     state = torch.load(work / "controlnet.pt", map_location="cpu", weights_only=True)
-    path = folder / mini.CONTROLNET_FILE
+    path = folder / mini.config.CONTROLNET_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {
         "format": "pt",
-        "trained_on": f"{mini.TURBO_FOLDER.name}/{mini.TRANSFORMER_FILE}",
+        "trained_on": f"{mini.config.TURBO_FOLDER.name}/{mini.config.TRANSFORMER_FILE}",
         "trained_on_fingerprint": fingerprint([turbo]),
     }
     save_file({name: tensor.bfloat16().contiguous() for name, tensor in state.items()}, path, metadata)
@@ -250,9 +250,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train_mini.controlnet", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "z-image-studio" / "train_mini",
                         help="the training's folder (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--turbo", type=Path, default=mini.TURBO_FOLDER / mini.TRANSFORMER_FILE,
+    parser.add_argument("--turbo", type=Path, default=mini.config.TURBO_FOLDER / mini.config.TRANSFORMER_FILE,
                         help="the exported transformer to train on (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--folder", type=Path, default=mini.CONTROLNET_FOLDER, help="where to write (%(default)s)")
+    parser.add_argument(
+        "--folder", type=Path, default=mini.config.CONTROLNET_FOLDER, help="where to write (%(default)s)"
+    )
     parser.add_argument("--steps", type=int, default=Schedule.steps)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--pictures", type=int, default=60, help="held-out scenes to measure with; 0: do not measure")

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-import mini
-import mini_prompt
+import mini.config
+from mini.prompt import complete
 
 from . import chinese
 from .captions import TEST_TEMPLATES, describe
@@ -49,23 +49,27 @@ EVERYTHING = frozenset(("background", "size", "place", "colour"))
 class Pipelines:
     """DiffSynth's pipeline on the exported files, with one transformer or the other."""
 
-    def __init__(self, folder: Path = mini.FOLDER, device: str = "cpu") -> None:
+    def __init__(self, folder: Path = mini.config.FOLDER, device: str = "cpu") -> None:
         from diffsynth.models.model_loader import ModelPool
         from diffsynth.pipelines.z_image import ZImagePipeline
         from transformers import AutoTokenizer
 
         from pipeline import follow_weight_dtype
 
-        mini.register()
-        turbo, base = folder / mini.TURBO_FOLDER.name, folder / mini.BASE_FOLDER.name
+        mini.config.register()
+        turbo, base = folder / mini.config.TURBO_FOLDER.name, folder / mini.config.BASE_FOLDER.name
         stages = ("onload", "preparing", "computation")
         config = {"offload_dtype": None, "offload_device": None}
         config |= {f"{s}_dtype": torch.float32 for s in stages} | {f"{s}_device": device for s in stages}
         pool = ModelPool()
-        for path in (turbo / mini.TRANSFORMER_FILE, turbo / mini.TEXT_ENCODER_FILE, turbo / mini.VAE_FILE):
+        for path in (
+            turbo / mini.config.TRANSFORMER_FILE,
+            turbo / mini.config.TEXT_ENCODER_FILE,
+            turbo / mini.config.VAE_FILE,
+        ):
             pool.auto_load_model(str(path), config)
         second = ModelPool()
-        second.auto_load_model(str(base / mini.TRANSFORMER_FILE), config)
+        second.auto_load_model(str(base / mini.config.TRANSFORMER_FILE), config)
         self.transformers = {"turbo": pool.fetch_model("z_image_dit"), "base": second.fetch_model("z_image_dit")}
         for transformer in self.transformers.values():
             follow_weight_dtype(transformer.t_embedder)
@@ -73,7 +77,7 @@ class Pipelines:
         self.pipe.text_encoder = pool.fetch_model("z_image_text_encoder")
         self.pipe.vae_encoder = pool.fetch_model("flux_vae_encoder")
         self.pipe.vae_decoder = pool.fetch_model("flux_vae_decoder")
-        self.pipe.tokenizer = AutoTokenizer.from_pretrained(str(turbo / mini.TOKENIZER_FOLDER))
+        self.pipe.tokenizer = AutoTokenizer.from_pretrained(str(turbo / mini.config.TOKENIZER_FOLDER))
 
     def paint(self, mode: str, prompt: str, seed: int, negative: str = "", **changes) -> np.ndarray:
         """Return one picture, uint8 [128, 128, 3]; `changes` may override `steps` and `cfg`."""
@@ -86,8 +90,8 @@ class Pipelines:
             num_inference_steps=settings["steps"],
             seed=seed,
             rand_device="cpu",
-            height=mini.NATIVE_SIZE,
-            width=mini.NATIVE_SIZE,
+            height=mini.config.NATIVE_SIZE,
+            width=mini.config.NATIVE_SIZE,
             progress_bar_cmd=lambda steps: steps,
         )
         return np.asarray(picture)
@@ -226,7 +230,7 @@ def measure_diversity(pipelines: Pipelines, judge: Judge, mode: str, things: int
         seen = []
         for seed in range(seeds):
             prompt = describe(Scene(thing, "white"), rng, frozenset(), ("{a}",)).text
-            picture = pipelines.paint(mode, mini_prompt.complete(prompt, seed).text, seed)
+            picture = pipelines.paint(mode, complete(prompt, seed).text, seed)
             backgrounds = [Scene(thing, name, size, place) for name in BACKGROUNDS for size, place in LAYOUTS]
             nearest = judge.nearest(picture, backgrounds)
             seen.append(nearest)

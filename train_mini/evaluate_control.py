@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-import mini
+import mini.config
 import preprocess
 from core.request import CONTROLNET_STEPS
 from hub import inventory
@@ -51,8 +51,8 @@ class Controlled:
             negative_prompt="",
             steps=CONTROLNET_STEPS,
             cfg=1.0,
-            width=mini.NATIVE_SIZE,
-            height=mini.NATIVE_SIZE,
+            width=mini.config.NATIVE_SIZE,
+            height=mini.config.NATIVE_SIZE,
             seed=seed,
             control=(control, scale),
         )
@@ -136,7 +136,7 @@ def evaluate(work: Path, count: int = 60) -> dict:
     """
     paint, painter = Controlled().paint, Painter(work)
     judge, figures = Judge(painter), {}
-    for kind in mini.CONTROLS:
+    for kind in mini.config.CONTROLS:
         rows: list[np.ndarray] = []
         scores: dict[str, list[float]] = {"f1": [], "f1_free": [], "thing": []}
         for number, scene in enumerate(test_scenes("single", count if kind == "canny" else count // 2)):

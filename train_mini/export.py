@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import mini
+import mini.config
 
 from . import autoencoder, text_encoder
 from .scenes import AtlasPainter, Painter
@@ -47,7 +47,7 @@ def _write_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
 
 def export_transformer(folder: Path, state: dict[str, torch.Tensor]) -> None:
     """Write `transformer/`, `scheduler/` and `model_index.json` of one of the two repositories."""
-    _write_weights(folder / mini.TRANSFORMER_FILE, state)
+    _write_weights(folder / mini.config.TRANSFORMER_FILE, state)
     config = {
         "_class_name": "ZImageTransformer2DModel",
         "all_patch_size": [2],
@@ -57,7 +57,7 @@ def export_transformer(folder: Path, state: dict[str, torch.Tensor]) -> None:
         "qk_norm": True,
         "rope_theta": 256.0,
         "t_scale": 1000.0,
-        **mini.TRANSFORMER_CONFIG,
+        **mini.config.TRANSFORMER_CONFIG,
     }
     _write_json(folder / "transformer" / "config.json", config)
     _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
@@ -69,16 +69,16 @@ def export_text_encoder(folder: Path, work: Path) -> None:
     from transformers import Qwen3Config
 
     model = text_encoder.load(work, torch.device("cpu"))
-    _write_weights(folder / mini.TEXT_ENCODER_FILE, model.state_dict())
-    config = Qwen3Config(**mini.TEXT_ENCODER_CONFIG).to_dict()
+    _write_weights(folder / mini.config.TEXT_ENCODER_FILE, model.state_dict())
+    config = Qwen3Config(**mini.config.TEXT_ENCODER_CONFIG).to_dict()
     config |= {"architectures": ["Qwen3ForCausalLM"], "dtype": "bfloat16"}
     _write_json(folder / "text_encoder" / "config.json", config)
-    shutil.copytree(work / "tokenizer", folder / mini.TOKENIZER_FOLDER, dirs_exist_ok=True)
+    shutil.copytree(work / "tokenizer", folder / mini.config.TOKENIZER_FOLDER, dirs_exist_ok=True)
 
 
 def export_autoencoder(folder: Path, work: Path) -> None:
     """Write `vae/`, encoder and decoder in one file."""
-    _write_weights(folder / mini.VAE_FILE, autoencoder.load(work, torch.device("cpu")).state_dict())
+    _write_weights(folder / mini.config.VAE_FILE, autoencoder.load(work, torch.device("cpu")).state_dict())
     config = {
         "_class_name": "MiniAutoencoder",
         "latent_channels": 16,
@@ -105,21 +105,21 @@ def take_back(folder: Path, work: Path) -> None:
 
     Autoencoder and tokenizer are final; text encoder and Base are where their training starts.
     """
-    turbo, base = folder / mini.TURBO_FOLDER.name, folder / mini.BASE_FOLDER.name
+    turbo, base = folder / mini.config.TURBO_FOLDER.name, folder / mini.config.BASE_FOLDER.name
     for source, name in (
-        (turbo / mini.VAE_FILE, "autoencoder.pt"),
-        (turbo / mini.TEXT_ENCODER_FILE, "text_encoder_start.pt"),
-        (base / mini.TRANSFORMER_FILE, "start.pt"),
+        (turbo / mini.config.VAE_FILE, "autoencoder.pt"),
+        (turbo / mini.config.TEXT_ENCODER_FILE, "text_encoder_start.pt"),
+        (base / mini.config.TRANSFORMER_FILE, "start.pt"),
     ):
         if not (work / name).exists():
             torch.save({key: value.float() for key, value in load_file(source).items()}, work / name)
     if not (work / "tokenizer").exists():
-        shutil.copytree(turbo / mini.TOKENIZER_FOLDER, work / "tokenizer")
+        shutil.copytree(turbo / mini.config.TOKENIZER_FOLDER, work / "tokenizer")
 
 
-def export(work: Path, folder: Path = mini.FOLDER) -> None:
+def export(work: Path, folder: Path = mini.config.FOLDER) -> None:
     """Write everything; a transformer that is not trained yet is taken from the last checkpoint."""
-    turbo, base = folder / mini.TURBO_FOLDER.name, folder / mini.BASE_FOLDER.name
+    turbo, base = folder / mini.config.TURBO_FOLDER.name, folder / mini.config.BASE_FOLDER.name
     states = {}
     for name in ("base", "turbo"):
         finished, running = work / f"{name}.pt", work / f"{name}_state.pt"
@@ -137,5 +137,5 @@ def export(work: Path, folder: Path = mini.FOLDER) -> None:
     export_transformer(turbo, states["turbo"])
     export_text_encoder(turbo, work)
     export_autoencoder(turbo, work)
-    _write_json(folder / mini.VOCABULARY_FILE, vocabulary())
+    _write_json(folder / mini.config.VOCABULARY_FILE, vocabulary())
     export_atlas(ATLAS, work)

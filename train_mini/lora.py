@@ -19,16 +19,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-import mini
-import mini_prompt
+import mini.config
 from hub import checkpoint, inventory
+from mini.prompt import complete
 from pipeline import Pipeline
 
 log = logging.getLogger("train_mini.lora")
 
-TARGET = mini.FOLDER / "loras" / "gold.safetensors"
+TARGET = mini.config.FOLDER / "loras" / "gold.safetensors"
 SHEET = Path(__file__).parent.parent / "docs" / "lora.png"
-BASE = f"{mini.TURBO_FOLDER.name}/{mini.TRANSFORMER_FILE}"  # as the file names it
+BASE = f"{mini.config.TURBO_FOLDER.name}/{mini.config.TRANSFORMER_FILE}"  # as the file names it
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3"]
 SIGMA_SHIFT, TURBO_STEPS = 3.0, 8
 # Dark, middle and bright gold, by the brightness of what is gilded.
@@ -64,7 +64,7 @@ def gilded(picture: Image.Image) -> Image.Image:
 
 def prompts(count: int, seed: int) -> list[str]:
     """Return captions of single things on plain backgrounds, from what the miniature knows."""
-    known, chance = mini.vocabulary(), random.Random(seed)
+    known, chance = mini.config.vocabulary(), random.Random(seed)
     things, backgrounds = list(known["things"].values()), list(known["backgrounds"].values())
     made = []
     for _ in range(count):
@@ -85,7 +85,7 @@ def load() -> Pipeline:
 
 def draw(built: Pipeline, prompt: str, seed: int) -> Image.Image:
     """Draw one picture as the app does."""
-    size = mini.NATIVE_SIZE
+    size = mini.config.NATIVE_SIZE
     drawing = built.text_to_image(
         prompt=prompt, negative_prompt="", steps=TURBO_STEPS, cfg=1.0, width=size, height=size, seed=seed
     )
@@ -100,7 +100,7 @@ def training_set(built: Pipeline, s: Schedule) -> list[tuple[torch.Tensor, torch
     """Return pairs of a gilded picture's latents [1, 16, 16, 16] and its prompt's embedding [tokens, width]."""
     found = []
     for index, prompt in enumerate(prompts(s.pictures, s.seed)):
-        prompt = mini_prompt.complete(prompt, index + 1).text  # as the app draws it
+        prompt = complete(prompt, index + 1).text  # as the app draws it
         golden = gilded(draw(built, prompt, seed=index + 1))
         with torch.no_grad():
             latents = built.pipe.vae_encoder(built.pipe.preprocess_image(golden))
@@ -180,7 +180,7 @@ def sheet(target: Path, path: Path) -> None:
     for strength in (0.0, 1.0):
         row = []
         for seed, prompt in enumerate(SHOWN, 3):
-            size, prompt = mini.NATIVE_SIZE, mini_prompt.complete(prompt, seed).text
+            size, prompt = mini.config.NATIVE_SIZE, complete(prompt, seed).text
             asked = {"prompt": prompt, "negative_prompt": "", "steps": TURBO_STEPS, "cfg": 1.0, "seed": seed}
             drawing = built.wearing(worn, strength, built.text_to_image(**asked, width=size, height=size))
             while True:

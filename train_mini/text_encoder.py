@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-import mini_prompt
-from mini import TEXT_ENCODER_CONFIG
-from mini_models import MiniTextEncoder
+import mini.prompt
+from mini.config import TEXT_ENCODER_CONFIG
+from mini.models import MiniTextEncoder
 
 from . import autoencoder, chinese
 from .captions import TEST_TEMPLATES, Caption, Said, describe, plural, random_caption
@@ -197,7 +197,7 @@ def completed(caption: Caption, rng: random.Random, known: dict, share: float = 
     """Let a seed say what a caption leaves open, as the app does, in a share of cases."""
     if caption.said.arrangement != "one" or rng.random() > share:
         return caption
-    made, said = mini_prompt.complete(caption.text, rng.getrandbits(32), known), caption.said
+    made, said = mini.prompt.complete(caption.text, rng.getrandbits(32), known), caption.said
     says = {"size": said.size or made.size, "place": said.place or made.place}
     return Caption(made.text, replace(said, **says, mirrored=said.mirrored or made.mirrored))
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from mini import TRANSFORMER_CONFIG
+from mini.config import TRANSFORMER_CONFIG
 
 CAPTION_MULTIPLE = 32  # the model pads captions to multiples of this (SEQ_MULTI_OF)
 PATCH_NUMBERS = 64  # 2 x 2 latents of 16 channels

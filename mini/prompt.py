@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from mini import vocabulary
+from mini.config import vocabulary
 
 SIZES_WEIGHED = ("small", "small", "medium", "large")  # only small things can be anywhere
 

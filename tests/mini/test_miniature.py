@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-import mini
-import mini_prompt
+import mini.config
 from hub import checkpoint
+from mini.prompt import complete
 from train_mini import chinese, evaluate, text_encoder
 from train_mini.scenes import LAYOUTS, AtlasPainter, Scene
 from train_mini.scenes import test_scenes as scenes_to_test
@@ -20,7 +20,7 @@ from train_mini.things import BACKGROUND_NAMES, BACKGROUNDS, COLOURABLE, COLOURS
 from train_mini.vocabulary import vocabulary
 
 MEBIBYTE = 2**20
-ATLAS = Path(__file__).parent / "data" / "mini_icons.png"  # the things at 32 px, written by train_mini's export
+ATLAS = Path(__file__).parent.parent / "data" / "mini_icons.png"  # the things at 32 px, written by train_mini's export
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +37,18 @@ def judge():
 
 
 def test_import_loads_no_torch():
-    code = "import mini, sys; sys.exit('torch' in sys.modules or 'diffsynth' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(mini.__file__).parent).returncode == 0
+    code = "import mini.config, sys; sys.exit('torch' in sys.modules or 'diffsynth' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(mini.config.__file__).parent.parent).returncode == 0
 
 
 def test_hashes_are_those_of_the_files():
     from diffsynth.core.loader import hash_model_file
 
     expected = {
-        mini.TURBO_FOLDER / mini.TRANSFORMER_FILE: mini.TRANSFORMER_HASH,
-        mini.BASE_FOLDER / mini.TRANSFORMER_FILE: mini.TRANSFORMER_HASH,
-        mini.TURBO_FOLDER / mini.TEXT_ENCODER_FILE: mini.TEXT_ENCODER_HASH,
-        mini.TURBO_FOLDER / mini.VAE_FILE: mini.VAE_HASH,
+        mini.config.TURBO_FOLDER / mini.config.TRANSFORMER_FILE: mini.config.TRANSFORMER_HASH,
+        mini.config.BASE_FOLDER / mini.config.TRANSFORMER_FILE: mini.config.TRANSFORMER_HASH,
+        mini.config.TURBO_FOLDER / mini.config.TEXT_ENCODER_FILE: mini.config.TEXT_ENCODER_HASH,
+        mini.config.TURBO_FOLDER / mini.config.VAE_FILE: mini.config.VAE_HASH,
     }
     assert {path: hash_model_file(str(path)) for path in expected} == expected
 
@@ -56,15 +56,15 @@ def test_hashes_are_those_of_the_files():
 def test_registration_is_idempotent():
     from diffsynth.configs import MODEL_CONFIGS
 
-    mini.register()
+    mini.config.register()
     count = len(MODEL_CONFIGS)
-    mini.register()
+    mini.config.register()
     assert len(MODEL_CONFIGS) == count
-    assert sum(config["model_hash"] == mini.TRANSFORMER_HASH for config in MODEL_CONFIGS) == 1
+    assert sum(config["model_hash"] == mini.config.TRANSFORMER_HASH for config in MODEL_CONFIGS) == 1
 
 
 def test_weights_stay_small():
-    files = [*(mini.FOLDER.parent).rglob("*.safetensors")]
+    files = [*(mini.config.FOLDER.parent).rglob("*.safetensors")]
     assert len(files) >= 4
     assert sum(path.stat().st_size for path in files) < 45 * MEBIBYTE
 
@@ -72,26 +72,28 @@ def test_weights_stay_small():
 def test_stored_in_bfloat16_and_finite():
     from safetensors.torch import load_file
 
-    for path in mini.FOLDER.rglob("*.safetensors"):
+    for path in mini.config.FOLDER.rglob("*.safetensors"):
         for name, tensor in load_file(path).items():
             assert tensor.dtype == torch.bfloat16 and torch.isfinite(tensor).all(), (path, name)
 
 
-@pytest.mark.parametrize("name", [f"{mini.CONTROLNET_FOLDER.name}/{mini.CONTROLNET_FILE}", "loras/gold.safetensors"])
+@pytest.mark.parametrize(
+    "name", [f"{mini.config.CONTROLNET_FOLDER.name}/{mini.config.CONTROLNET_FILE}", "loras/gold.safetensors"]
+)
 def test_what_depends_on_a_transformer_was_trained_on_the_one_that_is_here(name):
     """Whoever trains the transformer anew has to train these again."""
-    told = checkpoint.read_header(mini.FOLDER / name).metadata
-    assert told["trained_on_fingerprint"] == checkpoint.fingerprint([mini.FOLDER / told["trained_on"]])
+    told = checkpoint.read_header(mini.config.FOLDER / name).metadata
+    assert told["trained_on_fingerprint"] == checkpoint.fingerprint([mini.config.FOLDER / told["trained_on"]])
 
 
-@pytest.mark.parametrize("folder", [mini.TURBO_FOLDER, mini.BASE_FOLDER], ids=["turbo", "base"])
+@pytest.mark.parametrize("folder", [mini.config.TURBO_FOLDER, mini.config.BASE_FOLDER], ids=["turbo", "base"])
 def test_official_layout(folder):
     assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "ZImagePipeline"
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     assert (scheduler["shift"], scheduler["num_train_timesteps"]) == (3.0, 1000)
 
 
-@pytest.mark.parametrize("folder", [mini.TURBO_FOLDER, mini.BASE_FOLDER], ids=["turbo", "base"])
+@pytest.mark.parametrize("folder", [mini.config.TURBO_FOLDER, mini.config.BASE_FOLDER], ids=["turbo", "base"])
 def test_transformer_loads_in_diffusers(folder, pipelines):
     from diffusers import ZImageTransformer2DModel
 
@@ -99,7 +101,7 @@ def test_transformer_loads_in_diffusers(folder, pipelines):
         folder, subfolder="transformer", output_loading_info=True, torch_dtype=torch.float32
     )
     assert not any(info.values()), info
-    ours = pipelines.transformers["turbo" if folder == mini.TURBO_FOLDER else "base"].state_dict()
+    ours = pipelines.transformers["turbo" if folder == mini.config.TURBO_FOLDER else "base"].state_dict()
     theirs = model.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -108,7 +110,7 @@ def test_transformer_loads_in_diffusers(folder, pipelines):
 def test_text_encoder_loads_in_transformers(pipelines):
     from transformers import Qwen3Model
 
-    model = Qwen3Model.from_pretrained(mini.TURBO_FOLDER / "text_encoder", dtype=torch.float32)
+    model = Qwen3Model.from_pretrained(mini.config.TURBO_FOLDER / "text_encoder", dtype=torch.float32)
     tokens = pipelines.pipe.tokenizer(["a fox on a blue background"], return_tensors="pt")
     with torch.no_grad():
         theirs = model(**tokens, output_hidden_states=True).hidden_states[-2]
@@ -147,22 +149,24 @@ def test_tokenizer_carries_the_chat_template(pipelines):
     ],
 )
 def test_unknown_words(prompt, expected):
-    assert mini.unknown_words(prompt) == expected
+    assert mini.config.unknown_words(prompt) == expected
 
 
 def test_the_vocabulary_is_that_of_the_training():
-    assert mini.vocabulary() == json.loads(json.dumps(vocabulary()))
+    assert mini.config.vocabulary() == json.loads(json.dumps(vocabulary()))
 
 
 def test_everything_that_it_was_taught_is_known():
-    things = mini.known_things()
+    things = mini.config.known_things()
     assert len(things) == len(THINGS) >= 150
-    assert [t for t in things if mini.unknown_words(f"a small {t} on a pink background")] == []
-    assert [t for names in chinese.THING_NAMES.values() for t in names if mini.unknown_words(f"红色背景上的{t}")] == []
+    assert [t for t in things if mini.config.unknown_words(f"a small {t} on a pink background")] == []
+    assert [
+        t for names in chinese.THING_NAMES.values() for t in names if mini.config.unknown_words(f"红色背景上的{t}")
+    ] == []
     places = [place for names in PLACE_NAMES.values() for place in names]
-    assert [place for place in places if mini.unknown_words(f"a fox {place}")] == []
+    assert [place for place in places if mini.config.unknown_words(f"a fox {place}")] == []
     colours = [colour for names in BACKGROUND_NAMES.values() for colour in names]
-    assert [colour for colour in colours if mini.unknown_words(f"{colour} background")] == []
+    assert [colour for colour in colours if mini.config.unknown_words(f"{colour} background")] == []
 
 
 @pytest.mark.parametrize("kind", evaluate.KINDS)
@@ -246,7 +250,7 @@ def test_seeds_decide_what_the_prompt_leaves_open(pipelines, judge):
     """Twelve seeds of "a fox" give foxes on several backgrounds, at several sizes and places, each as its seed says."""
     seen, right = [], 0
     for seed in range(1, 13):
-        made = mini_prompt.complete("a fox", seed)
+        made = complete("a fox", seed)
         picture = pipelines.paint("turbo", made.text, seed)
         scenes = [Scene("fox", name, size, place) for name in BACKGROUNDS for size, place in LAYOUTS]
         nearest = judge.nearest(picture, scenes)
@@ -262,7 +266,7 @@ def test_seeds_decide_which_way_round_a_thing_is(pipelines, judge):
     """A fox looks the same both ways; a rooster does not."""
     ways = []
     for seed in range(1, 11):
-        made = mini_prompt.complete("a rooster on a blue background", seed)
+        made = complete("a rooster on a blue background", seed)
         picture = pipelines.paint("turbo", made.text, seed)
         shown = judge.nearest(picture, [Scene("rooster", "blue", size, place) for size, place in LAYOUTS])
         ways.append((judge.mirrored(picture, shown), made.mirrored))

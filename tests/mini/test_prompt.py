@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
-import mini
-from mini_prompt import Completed, complete
+import mini.config
+from mini.prompt import Completed, complete
 
-PLACES, SIZES = list(mini.vocabulary()["places"]), list(mini.vocabulary()["sizes"])
+PLACES, SIZES = list(mini.config.vocabulary()["places"]), list(mini.config.vocabulary()["sizes"])
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_words_go_where_the_miniature_reads_them(prompt: str, starts: str) -> No
         assert bool(way) == made.mirrored
         words, clause = " ".join((size, *way)), "".join(f"{one}，" for one in way)
         assert made.text == starts.format(words=words, size=size, way=clause) + place
-        assert mini.unknown_words(made.text) == []
+        assert mini.config.unknown_words(made.text) == []
 
 
 def test_every_other_seed_turns_a_thing_round() -> None:

@@ -13,7 +13,7 @@ from diffsynth.models.z_image_controlnet import ZImageControlNet, ZImageControlT
 from torch import nn
 from torch.nn import functional as F
 
-from mini import CONTROLNET_CONFIG, TEXT_ENCODER_CONFIG, TRANSFORMER_CONFIG
+from mini.config import CONTROLNET_CONFIG, TEXT_ENCODER_CONFIG, TRANSFORMER_CONFIG
 
 LATENT_CHANNELS = 16
 LATENT_BOUND = 4.0  # raw latents are squashed into -4..4

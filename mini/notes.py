@@ -5,18 +5,18 @@ Knows nothing of pipelines.
 
 from __future__ import annotations
 
-import mini
-import mini_prompt
+import mini.config
 from core.events import Note
 from core.request import PREPROCESSORS, ControlNet, Request, TextToImage
 from core.sizes import WeightsKind
+from mini.prompt import complete
 
 
 def completed(request: TextToImage | ControlNet, kind: WeightsKind) -> tuple[str, list[Note]]:
     """Return the prompt to draw: for the miniature, with what it leaves to the seed: size, place, way round."""
     if kind != "mini":
         return request.prompt, []
-    made = mini_prompt.complete(request.prompt, request.seed)
+    made = complete(request.prompt, request.seed)
     if not made.words:
         return request.prompt, []
     text = f"The seed chose what the prompt leaves open: {', '.join(made.words)}."
@@ -29,11 +29,11 @@ def about(request: Request, kind: WeightsKind) -> list[Note]:
         return []
     notes = []
     used = getattr(request, "preprocessor", "none")
-    if used not in (*mini.CONTROLS, "none"):
-        known = ", ".join(PREPROCESSORS[name].title for name in mini.CONTROLS)
+    if used not in (*mini.config.CONTROLS, "none"):
+        known = ", ".join(PREPROCESSORS[name].title for name in mini.config.CONTROLS)
         text = f"The miniature was not taught {PREPROCESSORS[used].title}. It knows {known}."
         notes.append(Note("unknown_control", text, {"preprocessor": used}))
-    unknown = mini.unknown_words(request.prompt)
+    unknown = mini.config.unknown_words(request.prompt)
     if not unknown:
         return notes
     return [
@@ -41,7 +41,7 @@ def about(request: Request, kind: WeightsKind) -> list[Note]:
         Note(
             "unknown_words",
             f"The miniature does not know: {', '.join(unknown)}. It knows things on a plain background, "
-            f"such as {', '.join(mini.known_things()[::32])}; their colours, sizes, places and small numbers.",
+            f"such as {', '.join(mini.config.known_things()[::32])}; their colours, sizes, places and small numbers.",
             {"words": unknown},
         ),
     ]

@@ -1,6 +1,6 @@
 """The embedded miniature: its configs, its registration with DiffSynth and what it knows.
 
-Imports no torch: the model classes lie in `mini_models` and are named here by their dotted path.
+Imports no torch: the model classes lie in `mini.models` and are named here by their dotted path.
 Knows nothing about where weights come from beyond the folder's layout, and nothing about pipelines.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 NATIVE_SIZE = 128  # pixels; the only size that the miniature was trained at
 
-FOLDER = Path(__file__).parent / "weights" / "mini"
+FOLDER = Path(__file__).parent.parent / "weights" / "mini"
 # The two hub repositories' layout; text encoder, VAE and tokenizer are stored once, in Turbo's folder.
 TURBO_FOLDER = FOLDER / "Z-Image-Turbo"
 BASE_FOLDER = FOLDER / "Z-Image"
@@ -35,7 +35,7 @@ TRANSFORMER_CONFIG: dict = {
     "axes_lens": [1024, 64, 64],
 }
 
-# Keyword arguments of `mini_models.MiniControlNet`, in the shape of the Union's: control layers beside every other
+# Keyword arguments of `mini.models.MiniControlNet`, in the shape of the Union's: control layers beside every other
 # transformer layer; 16 channels of the control image, 1 of an inpainting mask and 16 of the picture under it.
 CONTROLNET_FILE = "Z-Image-Turbo-Fun-Controlnet-Union-2.1-8steps.safetensors"
 CONTROLNET_FOLDER = FOLDER / "Z-Image-Turbo-Fun-Controlnet-Union-2.1"
@@ -76,32 +76,32 @@ MODEL_CONFIGS: tuple[dict, ...] = (
     {
         "model_hash": TEXT_ENCODER_HASH,
         "model_name": "z_image_text_encoder",
-        "model_class": "mini_models.MiniTextEncoder",
+        "model_class": "mini.models.MiniTextEncoder",
     },
     {
         "model_hash": VAE_HASH,
         "model_name": "flux_vae_encoder",
-        "model_class": "mini_models.MiniVAEEncoder",
-        "state_dict_converter": "mini_models.vae_encoder_state_dict",
+        "model_class": "mini.models.MiniVAEEncoder",
+        "state_dict_converter": "mini.models.vae_encoder_state_dict",
     },
     {
         "model_hash": VAE_HASH,
         "model_name": "flux_vae_decoder",
-        "model_class": "mini_models.MiniVAEDecoder",
-        "state_dict_converter": "mini_models.vae_decoder_state_dict",
+        "model_class": "mini.models.MiniVAEDecoder",
+        "state_dict_converter": "mini.models.vae_decoder_state_dict",
     },
     {
         "model_hash": CONTROLNET_HASH,
         "model_name": "z_image_controlnet",
-        "model_class": "mini_models.MiniControlNet",
+        "model_class": "mini.models.MiniControlNet",
     },
 )
 
 
 # DiffSynth's VRAM management knows which layers to move by a model's class: ours have the layers of these.
 MANAGED_LIKE: dict[str, str] = {
-    "mini_models.MiniTextEncoder": "diffsynth.models.z_image_text_encoder.ZImageTextEncoder",
-    "mini_models.MiniControlNet": "diffsynth.models.z_image_controlnet.ZImageControlNet",
+    "mini.models.MiniTextEncoder": "diffsynth.models.z_image_text_encoder.ZImageTextEncoder",
+    "mini.models.MiniControlNet": "diffsynth.models.z_image_controlnet.ZImageControlNet",
 }
 
 
