@@ -22,17 +22,17 @@ import lora
 import lora_use
 import mini.notes
 import preflight
-import preprocess
 import tokens
 import upscaling
 import zerogpu
-from controls import Controls
 from core import environment, metadata
 from core.errors import InternalError, OutOfMemory, SpaceOutOfMemory, StudioError, WeightsMissing
 from core.events import Event, Failure, Note, Queued, Result, Stage
 from core.request import MODELS, PREPROCESSORS, ControlNet, Preprocess, Request, TextToImage, Upscale, WeightsChoice
 from core.sizes import IMAGE_SIZES, WeightsKind
 from hub import checkpoint, inventory
+from images import preprocess
+from images.cache import Controls
 from packed import Packed
 from stopwatch import Stopwatch
 from turns import Turns

@@ -18,11 +18,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-import tiles
 import upscaler_weights
 from core.errors import RequestError
 from core.events import TileDone
 from core.request import UPSCALER_OVERLAP
+from images import tiles
 from upscaler_weights import Source
 
 log = logging.getLogger(__name__)

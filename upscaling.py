@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 import preflight
-import preprocess
 import safeguard
-import tiles
 import upscaler_weights
 import vae_tiles
 from core.events import Note, Stage, Step, TileDone
@@ -26,6 +24,8 @@ from core.request import UPSCALE_MAX, UPSCALE_SCALE, UPSCALER_OVERLAP, UPSCALERS
 from core.sizes import IMAGE_SIZES, WeightsKind
 from device import SIZES as PART_BYTES
 from device import Kind, MemoryPlan
+from images import reading
+from images.tiles import Tile, spans
 from vae_tiles import FACTOR
 
 if TYPE_CHECKING:
@@ -37,13 +37,13 @@ TILE_STEP = 64  # so that a quarter of a tile, which neighbours share, is a whol
 SPEED: dict[Kind, float] = {"cpu": 80e9, "mps": 2e12, "cuda": 30e12}
 
 
-def open_input(path: Path) -> preprocess.Opened:
+def open_input(path: Path) -> reading.Opened:
     """Open the picture of a request.
 
     Raises:
         RequestError: it cannot be used, or the result would be larger than UPSCALE_MAX a side.
     """
-    return preprocess.open_image(path, longest=UPSCALE_MAX // UPSCALE_SCALE)
+    return reading.open_image(path, longest=UPSCALE_MAX // UPSCALE_SCALE)
 
 
 def size_after(size: tuple[int, int]) -> tuple[int, int]:
@@ -122,7 +122,7 @@ def operations(size: tuple[int, int], choice: str, side: int) -> float:
 
 
 def _tiles(size: tuple[int, int], side: int) -> int:
-    return math.prod(len(tiles.spans(length, side, UPSCALER_OVERLAP)) for length in size)
+    return math.prod(len(spans(length, side, UPSCALER_OVERLAP)) for length in size)
 
 
 def enlarge(
@@ -149,7 +149,7 @@ def refine(
 ) -> Generator[Stage | Step | TileDone, None, tuple[Image.Image, Picture]]:
     """Draw an enlarged picture again, by a resolved request that wants it; the size stays exactly what it is."""
     sizes = IMAGE_SIZES[kind]
-    padded = preprocess.pad(image, sizes.step, sizes.minimum)
+    padded = reading.pad(image, sizes.step, sizes.minimum)
     side = refinement_side(padded.image.size, kind, plan)
     draw = partial(
         pipeline.image_to_image,
@@ -176,7 +176,7 @@ def refinement_side(size: tuple[int, int], kind: WeightsKind, plan: MemoryPlan) 
     return max(most // TILE_STEP * TILE_STEP, TILE_STEP)
 
 
-def _refinement_cut(size: tuple[int, int], kind: WeightsKind, plan: MemoryPlan) -> list[tiles.Tile]:
+def _refinement_cut(size: tuple[int, int], kind: WeightsKind, plan: MemoryPlan) -> list[Tile]:
     """Return the tiles, in latents, in which a picture of this size is refined."""
     sizes = IMAGE_SIZES[kind]
     width, height = (max(-(-length // sizes.step) * sizes.step, sizes.minimum) for length in size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, TypeVar
 
-import tiles
+from images import tiles
 
 if TYPE_CHECKING:
     import torch

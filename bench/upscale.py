@@ -38,13 +38,13 @@ environment.prepare_environment(os.environ)
 import numpy as np
 from PIL import Image
 
-import tiles
 import upscaler_weights
 import upscaling
 from core.request import UPSCALER_OVERLAP, TextToImage, Upscale
 from core.sizes import IMAGE_SIZES
 from engine import Engine, Settings
 from hub import inventory
+from images import tiles
 from vae_tiles import FACTOR
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from diffsynth.pipelines.z_image import ZImageUnit_PAIControlNet
 from PIL import Image, ImageDraw
 
 import mini.config
-import preprocess
 from core import metadata
 from core.errors import WeightsMissing
 from core.events import Failure, Stage
@@ -25,6 +24,7 @@ from core.sizes import IMAGE_SIZES
 from engine import Engine, Settings
 from hub import inventory, parts
 from hub.checkpoint import model_hash
+from images import preprocess, reading
 from pipeline import SIGMA_SHIFT, Pipeline
 from tests.helpers import sparse
 
@@ -280,7 +280,7 @@ def test_a_picture_follows_and_says_what_it_is_made_of(engine: Engine, sketch: P
     assert [note.code for note in result.notes] == ["image_cut"]  # 2:1 is not possible
     described = result.sidecar
     assert described["mode"] == "controlnet"
-    assert described["inputs"] == {"image": preprocess.digest(sketch)}
+    assert described["inputs"] == {"image": reading.digest(sketch)}
     assert described["request"]["image"] == "sketch.png"  # not where it lay
     assert set(described["weights"]["fingerprints"]) == set(parts.needs("controlnet", "turbo"))
     path = tmp_path / "picture.png"
@@ -328,7 +328,7 @@ def test_the_drawing_uses_the_very_preview(engine: Engine, sketch: Path, monkeyp
 
 
 def test_only_recent_previews_are_kept(engine: Engine, sketch: Path) -> None:
-    from controls import KEPT
+    from images.cache import KEPT
 
     for low in range(KEPT + 3):
         engine.control_image(Preprocess.parse(image=str(sketch), canny_low=low))

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 import device
 import language
 import mini.config
-import preprocess
 import sanity
 import ui_words
 from core import errors
@@ -24,6 +23,7 @@ from core.events import Failure, Note, Stage
 from core.request import MODELS, MODES, PREPROCESSORS, UPSCALERS, Preprocess, TextToImage
 from core.sizes import IMAGE_SIZES
 from hub import inventory
+from images import reading
 from mini.notes import EXAMPLES
 
 ROOT = Path(__file__).parent.parent
@@ -245,7 +245,7 @@ def test_every_memory_plan_is_worded(path: Path) -> None:
 def test_a_real_note_about_a_cut_picture_is_worded() -> None:
     from PIL import Image
 
-    (note,) = preprocess.fit(Image.new("RGB", (1000, 1010)), IMAGE_SIZES["full"]).notes
+    (note,) = reading.fit(Image.new("RGB", (1000, 1010)), IMAGE_SIZES["full"]).notes
     assert "裁去" in ui_words.noted(note, language.say_in("zh"))
 
 

@@ -12,10 +12,10 @@ from gradio_client.exceptions import AppError
 from PIL import Image, ImageDraw
 from playwright.sync_api import Page, expect
 
-import preprocess
 from core import metadata
 from core.request import PREPROCESSORS, ControlNet, Preprocess
 from core.sizes import IMAGE_SIZES
+from images import preprocess, reading
 from tests.helpers.browsing import NARROW, PHONE, Open, shoot
 from tests.helpers.serving import Server, server
 
@@ -83,7 +83,7 @@ def test_upload_preview_and_picture(visit, sketch: Path) -> None:
     chunk = Image.open(io.BytesIO(made)).info["z-image-studio"]
     assert '"mode": "controlnet"' in chunk
     assert '"preprocessor": "scribble"' in chunk
-    assert preprocess.digest(sketch) in chunk
+    assert reading.digest(sketch) in chunk
 
     page.locator("#controlnet-image").get_by_label("Remove Image").click()
     expect(button).to_be_disabled()
@@ -176,9 +176,9 @@ def test_endpoints_take_an_uploaded_picture(client: Client, sketch: Path) -> Non
     file, facts = client.predict(image=handle_file(sketch), preprocessor="gray", api_name="/preprocess")
     gray = preprocess.control(Preprocess.parse(image=str(sketch), preprocessor="gray"), IMAGE_SIZES["mini"])
     assert np.array_equal(np.asarray(Image.open(file)), np.asarray(gray.image))
-    assert facts == {"digest": preprocess.digest(sketch), "notes": []}
+    assert facts == {"digest": reading.digest(sketch), "notes": []}
     file, sidecar = client.predict(image=handle_file(sketch), prompt=PROMPT, seed=7, api_name="/controlnet")
-    assert sidecar["inputs"] == {"image": preprocess.digest(sketch)}
+    assert sidecar["inputs"] == {"image": reading.digest(sketch)}
     assert metadata.read_png(Path(file)).mode == "controlnet"
 
 

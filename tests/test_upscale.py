@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from spandrel.architectures.Compact import Compact
 
 import preflight
-import preprocess
 import upscaler
 import upscaler_weights
 import upscaling
@@ -28,6 +27,7 @@ from device import MemoryPlan, memory_plan
 from engine import Engine, Settings
 from hub import inventory
 from image_to_image import InputImageUnit
+from images import reading
 from pipeline import Pipeline
 from tests.test_loader import plan_with
 
@@ -197,7 +197,7 @@ def test_all_steps_are_taken_and_said_and_it_can_be_replayed(engine: Engine, pic
     (tmp_path / "first.png").write_bytes(result.png)
     found = read_png(tmp_path / "first.png")
     assert b"Steps: 5" in result.png and b"Denoising strength: 0.33" in result.png
-    assert found.inputs["image"] == preprocess.digest(file)
+    assert found.inputs["image"] == reading.digest(file)
     again = engine.draw(found.request().model_copy(update={"image": str(file)}))
     assert again.png == result.png
 

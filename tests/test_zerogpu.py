@@ -175,7 +175,7 @@ def test_what_is_tried_again(task: Task, refusal: Exception, again: dict | None)
 def test_a_task_is_pickled_whole() -> None:
     import pickle
 
-    import preprocess
+    from images import preprocess
 
     prepared = preprocess.Control(Image.new("RGB", (16, 16), "red"), "0" * 64)
     for task in (Task(controlnet(), NATIVE, prepared), Task(Upscale.parse(image="x.png").resolved("full"), (64, 64))):

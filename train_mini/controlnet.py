@@ -22,8 +22,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import mini.config
-import preprocess
 from hub.checkpoint import fingerprint
+from images import preprocess
 
 from . import autoencoder
 from .base import rate

@@ -16,9 +16,9 @@ import torch
 from PIL import Image, ImageDraw
 
 import mini.config
-import preprocess
 from core.request import CONTROLNET_STEPS
 from hub import inventory
+from images import preprocess
 from pipeline import Pipeline
 
 from .captions import describe

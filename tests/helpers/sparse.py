@@ -77,7 +77,7 @@ def _model_class(part: str) -> Callable:
     if part == "depth":
         from transformers import DepthAnythingForDepthEstimation
 
-        import depth
+        from images import depth
 
         return lambda: DepthAnythingForDepthEstimation(depth.config())
     from diffsynth.models.z_image_dit import ZImageDiT

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tiles
+from images import tiles
 
 
 @settings(deadline=None)  # a busy machine is not a fault

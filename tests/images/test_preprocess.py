@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-import pose
-import preprocess
 from core.errors import RequestError, WeightsMissing
 from core.request import PREPROCESSORS, Preprocess
 from core.sizes import IMAGE_SIZES
 from hub import inventory, parts
+from images import pose, preprocess, reading
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 PORTRAIT = ROOT / "tests" / "data" / "astronaut.jpg"
 LIGHT = tuple(name for name in PREPROCESSORS if name not in ("depth", "none"))
 
@@ -95,7 +94,7 @@ def test_pre_processed_is_the_picture_itself(drawing: Path) -> None:
 
 def test_gray_has_no_colours() -> None:
     pixels = np.asarray(control(preprocessor="gray").image).astype(int)
-    luminance = np.asarray(preprocess.fit(Image.open(PORTRAIT), IMAGE_SIZES["full"]).image.convert("L"))
+    luminance = np.asarray(reading.fit(Image.open(PORTRAIT), IMAGE_SIZES["full"]).image.convert("L"))
     assert (pixels[..., 0] == luminance).all()
 
 
@@ -215,7 +214,7 @@ def depth_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from safetensors.torch import save_file
     from transformers import DepthAnythingForDepthEstimation
 
-    import depth
+    from images import depth
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models")
@@ -240,7 +239,7 @@ def test_depth_agrees_with_transformers_own_preprocessing(depth_folder: Path) ->
     import torch
     from transformers import DPTImageProcessorPil
 
-    import depth
+    from images import depth
 
     weights_file = next(depth_folder.rglob("*.safetensors"))
     picture = Image.open(PORTRAIT).convert("RGB").resize((640, 480))
@@ -292,7 +291,7 @@ def test_a_file_that_lacks_tensors_is_no_depth_model(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    import depth
+    from images import depth
 
     save_file(
         {"backbone.embeddings.cls_token": torch.zeros(1, 1, 384)}, tmp_path / "model.safetensors", {"format": "pt"}
@@ -305,7 +304,7 @@ def test_an_unused_preprocessor_costs_no_import() -> None:
     code = f"""
 import os, sys
 from core import environment; environment.prepare_environment(os.environ)
-import preprocess
+from images import preprocess
 from core.request import Preprocess
 from core.sizes import IMAGE_SIZES
 print([name for name in ("cv2", "torch", "transformers", "ai_edge_litert") if name in sys.modules])

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-import preprocess
 from core.errors import RequestError
 from core.sizes import IMAGE_SIZES
-from preprocess import fit, open_image, pad
+from images import reading
+from images.reading import fit, open_image, pad
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255)
 
@@ -67,7 +67,7 @@ def test_photos_stand_upright(saved, orientation: int, name: str) -> None:
     turned = corners((64, 32))
     # What a camera stores that was held so: the inverse of the turn that sets it upright.
     for turn in {6: (Image.Transpose.ROTATE_90,), 8: (Image.Transpose.ROTATE_270,)}.get(
-        orientation, (preprocess._UPRIGHT[orientation],) if orientation > 1 else ()
+        orientation, (reading._UPRIGHT[orientation],) if orientation > 1 else ()
     ):
         turned = turned.transpose(turn)
     exif = Image.Exif()
@@ -187,7 +187,7 @@ def test_decompression_bombs_are_refused_unopened(tmp_path: Path, side: int) -> 
 def test_a_file_of_too_many_bytes_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "huge.png"
     with path.open("wb") as file:
-        file.truncate(preprocess.MAX_FILE_BYTES + 1)
+        file.truncate(reading.MAX_FILE_BYTES + 1)
     with pytest.raises(RequestError, match=r"^image: 'huge.png \(256 MiB\)'.*up to 256 MiB"):
         open_image(path)
 
@@ -242,7 +242,7 @@ def test_fit_gives_a_possible_size(kind: str, size: tuple[int, int]) -> None:
 @given(st.integers(100, 5000), st.integers(100, 5000))
 def test_fit_keeps_the_shape_and_the_area_where_it_can(width: int, height: int) -> None:
     sizes = IMAGE_SIZES["full"]
-    (across, down), scale = preprocess.fitted_size((width, height), sizes)
+    (across, down), scale = reading.fitted_size((width, height), sizes)
     assert across % 16 == down % 16 == 0
     assert sizes.minimum <= min(across, down) <= max(across, down) <= sizes.maximum
     cut = width * scale - across, height * scale - down

@@ -10,9 +10,9 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
-import preprocess
 from core.request import Preprocess
 from core.sizes import ImageSizes
+from images import preprocess, reading
 
 KEPT = 16  # 3 MB each at full size: one or two for every visitor of a busy page
 
@@ -28,7 +28,7 @@ class _Key(NamedTuple):
     @classmethod
     def of(cls, request: Preprocess, sizes: ImageSizes) -> _Key:
         low_high = (request.canny_low, request.canny_high) if request.preprocessor == "canny" else ()
-        return cls(preprocess.digest(Path(request.image)), request.preprocessor, low_high, sizes)
+        return cls(reading.digest(Path(request.image)), request.preprocessor, low_high, sizes)
 
 
 class Controls:

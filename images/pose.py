@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-FOLDER = Path(__file__).parent / "weights" / "blazepose"
+MODELS = Path(__file__).parent.parent / "weights" / "blazepose"
 DETECTOR, LANDMARKS = "pose_detection.tflite", "pose_landmark_full.tflite"
 
 # pose_detection_cpu.pbtxt: side of the square input, and the anchors' grids (stride, anchors per cell).
@@ -110,7 +110,7 @@ def _openpose(landmarks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _interpreter(name: str) -> Any:
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(str(FOLDER / name), num_threads=2)
+    interpreter = Interpreter(str(MODELS / name), num_threads=2)
     interpreter.allocate_tensors()
     return interpreter
 
