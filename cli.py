@@ -23,7 +23,7 @@ from typing import Any, NoReturn, get_args
 import device
 import host_memory
 import hub.command
-import lora
+import lora.file
 import measure
 from core import environment, metadata
 from core.errors import Cancelled, NotWritten, RequestError, StudioError
@@ -234,7 +234,7 @@ def _check_same_lora(found: metadata.Parameters) -> None:
         f"the file that drew this picture (SHA-256 {found.inputs.get('lora', 'unknown')}); give it with --lora FILE"
     )
     try:
-        digest = lora.identify(lora.read(lora.find(name))).digest
+        digest = lora.file.identify(lora.file.read(lora.file.find(name))).digest
     except RequestError:
         raise RequestError("lora", name, wanted) from None
     if digest != found.inputs.get("lora"):
@@ -242,7 +242,7 @@ def _check_same_lora(found: metadata.Parameters) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    if args.file.suffix.lower() == lora.SUFFIX:
+    if args.file.suffix.lower() == lora.file.SUFFIX:
         return _inspect_lora(args)
     found = metadata.read_png(args.file)
     facts = {
@@ -258,8 +258,8 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _inspect_lora(args: argparse.Namespace) -> int:
-    file = lora.read(args.file)
-    identity = lora.identify(file)
+    file = lora.file.read(args.file)
+    identity = lora.file.identify(file)
     facts = {"file": str(args.file), **file.report.facts(), "hash": identity.hash, "sha256": identity.digest}
     if not args.json:
         facts["matched"] = f"{len(file.report.matched)} modules (--json lists them)"

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import device
-import lora
 import lora_use
 import mini.notes
 import preflight
@@ -33,6 +32,7 @@ from core.sizes import IMAGE_SIZES, WeightsKind
 from hub import checkpoint, inventory
 from images import preprocess
 from images.cache import Controls
+from lora.file import Report, read
 from packed import Packed
 from stopwatch import Stopwatch
 from turns import Turns
@@ -136,13 +136,13 @@ class Engine:
             return None
         return tokens.count(files[0], prompt)
 
-    def inspect_lora(self, path: Path) -> lora.Report:
+    def inspect_lora(self, path: Path) -> Report:
         """Return what a LoRA file is, from its header alone.
 
         Raises:
             RequestError: it cannot be used at all.
         """
-        return lora.read(path).report
+        return read(path).report
 
     def control_image(self, request: Preprocess) -> preprocess.Control:
         """Return the control image of a request, of the size that its picture will have.

@@ -9,12 +9,12 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import lora
 import safeguard
 from core import metadata
 from core.events import Event, Note, Stage
 from core.request import MODELS, Request
 from core.sizes import WeightsKind
+from lora.file import LoraFile, find, read
 
 if TYPE_CHECKING:
     from pipeline import Picture, Pipeline, Progress
@@ -29,7 +29,7 @@ class Worn:
     lora: metadata.Lora | None = None
 
 
-def file_of(request: Request, kind: WeightsKind) -> lora.LoraFile | None:
+def file_of(request: Request, kind: WeightsKind) -> LoraFile | None:
     """Return the file of the LoRA that a request names, judged by its header alone: before anything is loaded.
 
     Raises:
@@ -37,13 +37,13 @@ def file_of(request: Request, kind: WeightsKind) -> lora.LoraFile | None:
     """
     if not getattr(request, "lora", ""):
         return None
-    file = lora.read(lora.find(request.lora))
+    file = read(find(request.lora))
     file.report.check_fits(kind)
     return file
 
 
 def wearing(
-    pipeline: Pipeline, file: lora.LoraFile | None, request: Request, draw: Callable[[], Progress]
+    pipeline: Pipeline, file: LoraFile | None, request: Request, draw: Callable[[], Progress]
 ) -> Generator[Event, None, tuple[Picture, Worn]]:
     """Carry out a drawing with the request's LoRA, if it has one, and look at what comes of it."""
     if file is None:

@@ -38,7 +38,6 @@ import loader
 import mini.config
 import preview
 import sanity
-from adapter import Adapter, Adapters, applied
 from core.events import Note, Stage, Step, TileDone
 from core.request import Model
 from core.sizes import WeightsKind
@@ -46,6 +45,7 @@ from device import MemoryPlan
 from hub.inventory import Chosen
 from image_to_image import InputImageUnit, redraw
 from loader import StudioPipe
+from lora.adapter import Adapter, Adapters, applied
 from tokens import TEXT_TOKENS
 
 log = logging.getLogger(__name__)

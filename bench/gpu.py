@@ -170,13 +170,13 @@ class Bench:
 
     def lora(self) -> object:
         """Return a random LoRA of the transformer's size, written once."""
-        import lora
+        from lora.file import read
         from tests.helpers import loras
 
         path = self.folder / "random.safetensors"
         if not path.exists():
             loras.write(path, loras.peft(loras.random_pairs(size=self.kind, gain=0.01)))
-        return lora.read(path)
+        return read(path)
 
     def measure(self, built: object, case: Case) -> dict:
         """Return the seconds of a case, loaded and warm, the memory it took, and what was expected."""

@@ -31,7 +31,7 @@ import torch
 from diffsynth.models.z_image_dit import RopeEmbedder, ZImageDiT, ZImageTransformerBlock
 
 import mini.config
-from adapter import Adapter, Change, applied
+from lora.adapter import Adapter, Change, applied
 
 WAYS = {"none": None, "copies": 1 << 40, "hooks": 0}  # bytes of room for copies
 LAYERS = [f"attention.{one}" for one in ("to_q", "to_k", "to_v", "to_out.0")]

@@ -65,10 +65,10 @@ def test_where_parts_wait_changes_no_picture(at: str, held: str) -> None:
 
 
 def test_a_managed_model_wears_a_lora(tmp_path: Path) -> None:
-    import lora
+    import lora.file
     from tests.helpers import loras
 
-    file = lora.read(loras.write(tmp_path / "one.safetensors", loras.peft(loras.random_pairs())))
+    file = lora.file.read(loras.write(tmp_path / "one.safetensors", loras.peft(loras.random_pairs())))
     found = []
     for plan in (None, plan_with("disk")):
         built = Pipeline("cpu", torch.float32, keep_both=True, plan=plan)

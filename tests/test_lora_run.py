@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import cli
-import lora
+import lora.file
 from core.errors import RequestError
 from core.events import Failure, Result, Stage, Step
 from core.metadata import parse_a1111, save
@@ -62,7 +62,7 @@ def test_picture_carries_name_hash_strength_and_digest(draw, style: Path, tmp_pa
     result = draw(steps=2, lora=str(style), lora_strength=0.75)
     path = tmp_path / "picture.png"
     save(result, path)
-    file = lora.read(style)
+    file = lora.file.read(style)
     data = style.read_bytes()[file.header.data_start :]
     short = hashlib.sha256(data).hexdigest()[:12]
     with Image.open(path) as picture:
@@ -148,7 +148,7 @@ def test_no_file_whatever_its_numbers_takes_away_what_is_loaded(engine: Engine, 
     for value in ("²", "[" * 10_000, "[" * 900 + "1" + "]" * 900, f"[{'9' * 5_000}]"):
         for keys in (adorning, adorning[:1]):
             path = told(**{"ss_tag_frequency": '{"x": {"neon": 2}}', **dict.fromkeys(keys, value)})
-            lora.identify(lora.read(path))
+            lora.file.identify(lora.file.read(path))
         *events, result = engine.run(ask(lora=str(path)))
         assert isinstance(result, Result), result
         assert pixels(result.png) == pixels(drawn)
@@ -195,17 +195,17 @@ def test_a_bare_name_is_looked_for_in_the_folders(tmp_path: Path, monkeypatch: p
     folder = tmp_path / "loras"
     folder.mkdir()
     (folder / "gold.safetensors").touch()
-    monkeypatch.setattr(lora, "FOLDERS", (tmp_path / "absent", folder))
+    monkeypatch.setattr(lora.file, "FOLDERS", (tmp_path / "absent", folder))
     monkeypatch.chdir(tmp_path)
-    assert lora.find("gold") == folder / "gold.safetensors"
-    assert lora.find("gold.safetensors") == folder / "gold.safetensors"
-    assert lora.find("elsewhere/gold") == Path("elsewhere/gold")
-    assert lora.find("silver") == Path("silver")
+    assert lora.file.find("gold") == folder / "gold.safetensors"
+    assert lora.file.find("gold.safetensors") == folder / "gold.safetensors"
+    assert lora.file.find("elsewhere/gold") == Path("elsewhere/gold")
+    assert lora.file.find("silver") == Path("silver")
     for odd in ("x" * 5000, "~nobody-of-that-name/x", "a\0b", "."):
         with pytest.raises(RequestError):
-            lora.read(lora.find(odd))
+            lora.file.read(lora.file.find(odd))
     (tmp_path / "gold.safetensors").touch()
-    assert lora.find("gold.safetensors") == Path("gold.safetensors")
+    assert lora.file.find("gold.safetensors") == Path("gold.safetensors")
 
 
 def test_examples_belong_to_the_transformer_that_lies_beside_them() -> None:
@@ -214,7 +214,7 @@ def test_examples_belong_to_the_transformer_that_lies_beside_them() -> None:
         header = checkpoint.read_header(file)
         base = parts.MINI_ROOT / header.metadata["trained_on"]
         assert header.metadata["trained_on_fingerprint"] == checkpoint.fingerprint([base]), file.name
-        report = lora.read(file).report
+        report = lora.file.read(file).report
         assert (report.size, report.left_out) == ("mini", ())
 
 

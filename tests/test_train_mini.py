@@ -417,13 +417,13 @@ def test_training_prompts_are_words_the_miniature_knows():
 
 
 def test_exported_lora_is_read_and_names_what_it_was_trained_on(tmp_path):
-    import lora
+    import lora.file
     from hub import checkpoint, parts
     from train_mini.lora import export
 
     down, up = torch.ones(2, 192), torch.ones(192, 2)
     state = {"layers.0.attention.to_q.lora_A.weight": down, "layers.0.attention.to_q.lora_B.weight": up}
-    file = lora.read(export(state, tmp_path / "gold.safetensors"))
+    file = lora.file.read(export(state, tmp_path / "gold.safetensors"))
     assert (file.report.matched, file.report.base) == (("layers.0.attention.to_q",), "turbo")
     base = parts.MINI_ROOT / file.header.metadata["trained_on"]
     assert file.header.metadata["trained_on_fingerprint"] == checkpoint.fingerprint([base])

@@ -171,11 +171,11 @@ def export(state: dict[str, torch.Tensor], target: Path) -> Path:
 
 def sheet(target: Path, path: Path) -> None:
     """Write a picture of some things without the LoRA (above) and with it (below), through the app's own way."""
-    import lora
+    import lora.file
 
     built = load()
     built.lora_copies = 1 << 30
-    worn = built.loras.get(lora.read(target))
+    worn = built.loras.get(lora.file.read(target))
     rows = []
     for strength in (0.0, 1.0):
         row = []

@@ -13,13 +13,13 @@ from diffsynth.core.quant import QuantizeConfig
 from diffsynth.core.quant.base import QuantBackend, register_quant_backend
 from diffsynth.core.quant.config import register_quant_method
 
-import adapter
-import lora
-from adapter import Adapter, Adapters, applied
+import lora.file
 from core.errors import RequestError
 from core.events import Step
 from hub import inventory
 from hub.parts import MINI_ROOT
+from lora import adapter
+from lora.adapter import Adapter, Adapters, applied
 from pipeline import Pipeline
 from tests.helpers import loras
 from tests.helpers.loras import random_pairs, write
@@ -33,7 +33,7 @@ AGREEMENT = 2e-4
 
 
 def parsed(path: Path) -> Adapter:
-    return Adapters().get(lora.read(path))
+    return Adapters().get(lora.file.read(path))
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_strength_is_linear(form: str, tmp_path: Path) -> None:
 
 
 def lora_shape(targets: tuple[str, ...]) -> tuple[int, ...]:
-    from lora_dialects import weight_shapes
+    from lora.dialects import weight_shapes
 
     rows, *columns = weight_shapes("mini")[targets[0]]
     return (rows * len(targets), *columns)
@@ -500,26 +500,26 @@ def test_the_same_file_is_read_once_and_a_copy_of_it_only_hashed(
 ) -> None:
     kept = Adapters()
     path = write(tmp_path / "a.safetensors", loras.peft(PAIRS))
-    first = kept.get(lora.read(path))
+    first = kept.get(lora.file.read(path))
     calls = []
     for name in ("identify", "refused"):
-        real = getattr(lora, name)
-        monkeypatch.setattr(lora, name, lambda *values, real=real, name=name: calls.append(name) or real(*values))
+        real = getattr(lora.file, name)
+        monkeypatch.setattr(lora.file, name, lambda *values, real=real, name=name: calls.append(name) or real(*values))
     monkeypatch.setattr(adapter, "_load", lambda *_: calls.append("load"))
-    assert kept.get(lora.read(path)) is first
+    assert kept.get(lora.file.read(path)) is first
     assert calls == []
     copy = tmp_path / "b.safetensors"
     copy.write_bytes(path.read_bytes())
-    assert kept.get(lora.read(copy)) is first
+    assert kept.get(lora.file.read(copy)) is first
     assert calls == ["identify"]
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     kept = Adapters()
     path = write(tmp_path / "a.safetensors", loras.peft(PAIRS))
-    first = kept.get(lora.read(path))
+    first = kept.get(lora.file.read(path))
     write(path, loras.peft(random_pairs(9)))
-    second = kept.get(lora.read(path))
+    second = kept.get(lora.file.read(path))
     assert second.identity != first.identity
     assert not torch.equal(second.changes[0].tensors["up"], first.changes[0].tensors["up"])
 
@@ -528,10 +528,10 @@ def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     kept = Adapters()
     monkeypatch.setattr(adapter, "KEPT_FILES", 2)
     for seed in range(4):
-        kept.get(lora.read(write(tmp_path / f"{seed}.safetensors", loras.peft(random_pairs(seed)))))
+        kept.get(lora.file.read(write(tmp_path / f"{seed}.safetensors", loras.peft(random_pairs(seed)))))
     assert len(kept._kept) == 2
     monkeypatch.setattr(adapter, "KEPT_BYTES", 1)
-    kept.get(lora.read(tmp_path / "0.safetensors"))
+    kept.get(lora.file.read(tmp_path / "0.safetensors"))
     assert len(kept._kept) == 1
 
 
@@ -564,7 +564,7 @@ def test_numbers_of_any_float_are_read_as_they_are(dtype: torch.dtype, tmp_path:
 
 
 def test_a_file_that_goes_away_is_refused(tmp_path: Path) -> None:
-    file = lora.read(write(tmp_path / "a.safetensors", loras.peft(PAIRS)))
+    file = lora.file.read(write(tmp_path / "a.safetensors", loras.peft(PAIRS)))
     file.path.unlink()
     with pytest.raises(RequestError, match="a file that can be read"):
         Adapters().get(file)

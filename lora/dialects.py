@@ -18,7 +18,7 @@ from typing import Literal
 
 Shape = tuple[int, ...]
 SizeName = Literal["full", "mini"]
-Kind = Literal["LoRA", "LoKr", "LoHa", "difference"]
+LayerKind = Literal["LoRA", "LoKr", "LoHa", "difference"]
 
 
 class BadLayerError(ValueError):
@@ -41,7 +41,7 @@ class Size:
 
 
 # Held against DiffSynth's class, built with its defaults and with mini.TRANSFORMER_CONFIG, by tests/test_lora.py.
-SIZES: Mapping[SizeName, Size] = {
+LAYER_SIZES: Mapping[SizeName, Size] = {
     "full": Size("Z-Image", dim=3840, n_layers=30, n_refiner_layers=2, n_heads=30, cap_feat_dim=2560),
     "mini": Size("the embedded miniature", dim=192, n_layers=6, n_refiner_layers=1, n_heads=6, cap_feat_dim=128),
 }
@@ -53,7 +53,7 @@ TIME_WIDTH, TIME_HIDDEN, FREQUENCIES = 256, 1024, 256  # of ZImageDiT's timestep
 @cache
 def weight_shapes(size: SizeName) -> Mapping[str, Shape]:
     """Return the shape of the weight of every module that has one, by the module's name in ZImageDiT."""
-    of = SIZES[size]
+    of = LAYER_SIZES[size]
     dim, time = of.dim, min(of.dim, TIME_WIDTH)
     shapes: dict[str, Shape] = {
         "all_x_embedder.2-1": (dim, PATCH_NUMBERS),
@@ -156,7 +156,7 @@ _PART = re.compile(
     r")$"
 )
 _OTHER = {"w_norm": "diff", "b_norm": "diff_b"}
-_NEEDED: Mapping[Kind, tuple[tuple[tuple[str, ...], ...], ...]] = {
+_NEEDED: Mapping[LayerKind, tuple[tuple[tuple[str, ...], ...], ...]] = {
     # one choice of each row has to be there
     "LoRA": ((("down", "up"),),),
     "LoKr": ((("lokr_w1",), ("lokr_w1_a", "lokr_w1_b")), (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"))),
@@ -186,7 +186,7 @@ class Source:
         return len(self.targets) > 1
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> LayerKind:
         """What its tensors make.
 
         Raises:
@@ -220,7 +220,7 @@ class Source:
         return "/".join(sorted(name.removesuffix(".weight") for name in names))
 
 
-def _kind_of(part: str) -> Kind | None:
+def _kind_of(part: str) -> LayerKind | None:
     if part in ("down", "up", "up_bias"):
         return "LoRA"
     if part.startswith("lokr_w"):
@@ -338,7 +338,7 @@ def target_shape(source: Source, size: SizeName) -> Shape:
     """
     shapes = weight_shapes(size)
     if not all(target in shapes for target in source.targets):
-        raise BadLayerError(f"{source.name!r} has no place in {SIZES[size].title}")
+        raise BadLayerError(f"{source.name!r} has no place in {LAYER_SIZES[size].title}")
     rows, *columns = shapes[source.targets[0]]
     return (rows * len(source.targets), *columns)
 
@@ -364,7 +364,7 @@ def misfits(source: Source, size: SizeName, shapes: Mapping[str, Shape]) -> list
     has = {part: matrix(shapes[tensor]) for part, tensor in source.parts.items()}
     return [
         BadLayerError(
-            f"{source.parts[part]!r} is {_written(shape)}, where {SIZES[size].title} takes {_written(wanted)}"
+            f"{source.parts[part]!r} is {_written(shape)}, where {LAYER_SIZES[size].title} takes {_written(wanted)}"
         )
         for part, shape, wanted in _wanted(kind, whole, has)
         if shape != wanted
@@ -382,7 +382,7 @@ def _written(shape: Shape) -> str:
     return " x ".join(map(str, shape)) or "a single number"
 
 
-def _wanted(kind: Kind, whole: Shape, has: Mapping[str, Shape]) -> Iterator[tuple[str, Shape, Shape]]:
+def _wanted(kind: LayerKind, whole: Shape, has: Mapping[str, Shape]) -> Iterator[tuple[str, Shape, Shape]]:
     """Yield (part, its shape, the shape it must have)."""
     rows, columns = whole[0], whole[1] if len(whole) > 1 else 0
     if kind != "difference" and not columns:

@@ -10,11 +10,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import lora
-import lora_dialects
+import lora.file
 import mini.config
 from core.errors import RequestError
-from lora_dialects import SIZES, spellings, weight_shapes
+from lora import dialects
+from lora.dialects import LAYER_SIZES, spellings, weight_shapes
 from tests.helpers import loras
 from tests.helpers.loras import RANK, random_pairs, write
 
@@ -28,7 +28,7 @@ def tensors(dialect: str) -> loras.Tensors:
 
 def refusal(path: Path) -> str:
     with pytest.raises(RequestError) as refused:
-        lora.read(path)
+        lora.file.read(path)
     assert refused.value.values["field"] == "lora"
     return str(refused.value)
 
@@ -36,7 +36,7 @@ def refusal(path: Path) -> str:
 # --- the transformer's own names ---
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", LAYER_SIZES)
 def test_names_and_shapes_are_the_models_own(size: str) -> None:
     from diffsynth.models.z_image_dit import ZImageDiT
 
@@ -51,7 +51,7 @@ def test_names_and_shapes_are_the_models_own(size: str) -> None:
 
 @pytest.mark.parametrize("dialect", EVERY_NAME)
 def test_every_dialect_is_matched_in_full(dialect: str, tmp_path: Path) -> None:
-    report = lora.read(write(tmp_path / "style.safetensors", tensors(dialect))).report
+    report = lora.file.read(write(tmp_path / "style.safetensors", tensors(dialect))).report
     assert set(report.matched) == set(PAIRS)
     assert len(report.matched) == len(PAIRS)
     assert report.size == "mini"
@@ -73,18 +73,18 @@ def test_every_dialect_is_matched_in_full(dialect: str, tmp_path: Path) -> None:
     ],
 )
 def test_dialect_is_described(dialect: str, said: str, tmp_path: Path) -> None:
-    assert lora.read(write(tmp_path / "style.safetensors", tensors(dialect))).report.dialect == said
+    assert lora.file.read(write(tmp_path / "style.safetensors", tensors(dialect))).report.dialect == said
 
 
 def test_dialect_names_fused_layers_and_dora(tmp_path: Path) -> None:
-    said = lora.read(write(tmp_path / "a.safetensors", tensors("fused qkv"))).report.dialect
+    said = lora.file.read(write(tmp_path / "a.safetensors", tensors("fused qkv"))).report.dialect
     assert said.endswith("fused qkv")
     weights = {f"{name}.weight": torch.zeros(weight_shapes("mini")[name]) for name in PAIRS}
-    said = lora.read(write(tmp_path / "b.safetensors", loras.dora(PAIRS, weights))).report.dialect
+    said = lora.file.read(write(tmp_path / "b.safetensors", loras.dora(PAIRS, weights))).report.dialect
     assert said.startswith("LoRA with DoRA")
 
 
-PREFIXES = ["", *lora_dialects._PREFIXES, "base_model.model.transformer.", "transformer.diffusion_model."]
+PREFIXES = ["", *dialects._PREFIXES, "base_model.model.transformer.", "transformer.diffusion_model."]
 ENDS = [
     *(("down", f"{a}{b}.weight") for a in ("lora_A", "lora_down") for b in ("", ".default", ".my-style")),
     *(("up", f"{a}{b}.weight") for a in ("lora_B", "lora_up") for b in ("", ".default")),
@@ -102,7 +102,7 @@ ENDS = [
 def test_any_spelling_under_any_prefix_with_any_end_is_understood(spelling: str, prefix: str, end: tuple) -> None:
     """`spelling` is flat; a dotted one is the same name with dots, of which `weight_shapes` has the usual ones."""
     part, written = end
-    (source,) = lora_dialects.parse([f"{prefix}{spelling}.{written}"]).sources
+    (source,) = dialects.parse([f"{prefix}{spelling}.{written}"]).sources
     assert source.targets == spellings("full")[spelling]
     assert source.prefix == prefix
     assert source.parts == {part: f"{prefix}{spelling}.{written}"}
@@ -112,13 +112,13 @@ def test_any_spelling_under_any_prefix_with_any_end_is_understood(spelling: str,
     st.sampled_from(sorted(weight_shapes("full"))), st.sampled_from([one for one in PREFIXES if not one.endswith("_")])
 )
 def test_any_module_by_its_own_name_is_understood(module: str, prefix: str) -> None:
-    (source,) = lora_dialects.parse([f"{prefix}{module}.lora_A.weight"]).sources
+    (source,) = dialects.parse([f"{prefix}{module}.lora_A.weight"]).sources
     assert source.targets == (module,)
 
 
 @given(st.text(max_size=60))
 def test_any_name_at_all_is_sorted_somewhere(name: str) -> None:
-    parsed = lora_dialects.parse([name])
+    parsed = dialects.parse([name])
     assert len(parsed.sources) + len(parsed.text_encoder) + len(parsed.rest) == 1
 
 
@@ -126,7 +126,7 @@ def test_fused_layer_stands_for_three_and_repeats_are_left_out(tmp_path: Path) -
     both = tensors("fused qkv") | loras.peft(
         {name: pair for name, pair in PAIRS.items() if ".to_out" not in name and "feed" not in name}
     )
-    report = lora.read(write(tmp_path / "style.safetensors", both)).report
+    report = lora.file.read(write(tmp_path / "style.safetensors", both)).report
     assert set(report.matched) == set(PAIRS)
     assert len(report.repeats) == 6
     assert all(name.endswith("attention.qkv") for name in report.repeats)
@@ -141,7 +141,7 @@ def test_report_says_what_the_metadata_tells(tmp_path: Path) -> None:
         "modelspec.trigger_phrase": "gold outline, \x1b[31mneon\n",
         "modelspec.title": "Gold",
     }
-    report = lora.read(write(tmp_path / "gold style.safetensors", tensors("kohya"), metadata)).report
+    report = lora.file.read(write(tmp_path / "gold style.safetensors", tensors("kohya"), metadata)).report
     assert (report.name, report.title, report.base) == ("gold style", "Gold", "turbo")
     assert report.trigger_words == ("gold outline", "[31mneon")
     assert report.alphas == (RANK, RANK)
@@ -163,7 +163,7 @@ def test_report_says_what_the_metadata_tells(tmp_path: Path) -> None:
     ],
 )
 def test_likely_base(metadata: dict, base: str | None, tmp_path: Path) -> None:
-    assert lora.read(write(tmp_path / "a.safetensors", tensors("none"), metadata)).report.base == base
+    assert lora.file.read(write(tmp_path / "a.safetensors", tensors("none"), metadata)).report.base == base
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_likely_base(metadata: dict, base: str | None, tmp_path: Path) -> None:
     ],
 )
 def test_trigger_words(metadata: dict, words: tuple, tmp_path: Path) -> None:
-    assert lora.read(write(tmp_path / "a.safetensors", tensors("none"), metadata)).report.trigger_words == words
+    assert lora.file.read(write(tmp_path / "a.safetensors", tensors("none"), metadata)).report.trigger_words == words
 
 
 def test_what_is_left_out_is_listed(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_what_is_left_out_is_listed(tmp_path: Path) -> None:
         "lora_te_layers_0_mlp_up_proj.lora_down.weight": torch.ones(RANK, 128),
         "something": torch.ones(1),
     }
-    report = lora.read(write(tmp_path / "a.safetensors", tensors("none") | extra)).report
+    report = lora.file.read(write(tmp_path / "a.safetensors", tensors("none") | extra)).report
     assert report.left_out == ("layers.99.attention.to_q", "something")  # layers first
     assert set(report.text_encoder) == {"text_encoder.layers.0.self_attn.q_proj", "lora_te_layers_0_mlp_up_proj"}
     assert (report.used, report.layers) == (42, 44)
@@ -202,7 +202,7 @@ def test_what_is_left_out_is_listed(tmp_path: Path) -> None:
 
 def test_alpha_is_the_scale_and_may_stand_in_the_metadata(tmp_path: Path) -> None:
     def scales(name: str, found: loras.Tensors, metadata: dict | None = None) -> set[float]:
-        return {layer.scale for layer in lora.read(write(tmp_path / name, found, metadata)).layers}
+        return {layer.scale for layer in lora.file.read(write(tmp_path / name, found, metadata)).layers}
 
     assert scales("a.safetensors", tensors("none")) == {1.0}
     assert scales("b.safetensors", loras.kohya(PAIRS, alpha=1.0)) == {1 / RANK}
@@ -218,7 +218,7 @@ def test_alpha_is_the_scale_and_may_stand_in_the_metadata(tmp_path: Path) -> Non
 
 def test_size_tells_the_real_models_from_the_miniature(tmp_path: Path) -> None:
     module = "layers.17.attention.to_q"
-    big = lora.read(write(tmp_path / "big.safetensors", loras.peft(random_pairs(size="full", modules=[module]))))
+    big = lora.file.read(write(tmp_path / "big.safetensors", loras.peft(random_pairs(size="full", modules=[module]))))
     assert big.report.size == "full"
     big.report.check_fits("full")
     with pytest.raises(RequestError, match="a LoRA for the embedded miniature; this one was made for Z-Image"):
@@ -368,7 +368,7 @@ def shaped(sides: str) -> bytes:
     [
         (b"", b"", None),
         (b"{}", b"", 2**63),
-        (b"{}", b"", lora.MAX_HEADER + 1),
+        (b"{}", b"", lora.file.MAX_HEADER + 1),
         (b"{}", b"", 500),
         (b"[]", b"", None),
         (b"{" * 100_000, b"", None),
@@ -441,33 +441,35 @@ def test_an_alpha_out_of_proportion_is_refused_wherever_it_stands(tmp_path: Path
 
 
 def test_alphas_of_a_config_without_end_are_refused(tmp_path: Path) -> None:
-    config = json.dumps({"lora_alpha": 8, "x": "x" * lora.MAX_CONFIG})
+    config = json.dumps({"lora_alpha": 8, "x": "x" * lora.file.MAX_CONFIG})
     for key in ("lora_adapter_metadata", "ss_network_args"):
         assert key in refusal(with_metadata(tmp_path / "a.safetensors", {key: config}))
 
 
 def test_the_first_pattern_that_fits_counts_however_many_there_are() -> None:
-    source = lora_dialects.Source("transformer.layers.0.attention.to_q", "transformer.", (), {})
+    source = dialects.Source("transformer.layers.0.attention.to_q", "transformer.", (), {})
     patterns = {f"layers.{number}.x": number for number in range(1_000_000)}
     for ends in (("attention.to_q", "to_q"), ("to_q", "layers.0.attention.to_q")):
         alphas = {"o_q": 5, ends[0]: 7, **patterns, ends[1]: 9}
-        declared = lora._Declared(1.0, {name: (place, one) for place, (name, one) in enumerate(alphas.items())}, False)
+        declared = lora.file._Declared(
+            1.0, {name: (place, one) for place, (name, one) in enumerate(alphas.items())}, False
+        )
         assert {declared(source) for _ in range(1_000)} == {7}  # minutes, to go through them each time
-    assert lora._Declared(1.0, {"o_q": (0, 5.0)}, False)(source) == 1.0
+    assert lora.file._Declared(1.0, {"o_q": (0, 5.0)}, False)(source) == 1.0
 
 
 @pytest.mark.parametrize("pictures", ["²", "9" * 5_000, "1e3", "-1", "½"])
 def test_a_number_of_pictures_that_is_none_gives_no_words(pictures: str, tmp_path: Path) -> None:
     metadata = {"ss_tag_frequency": '{"x": {"neon": 20}}', "ss_num_train_images": pictures}
-    assert lora.read(with_metadata(tmp_path / "a.safetensors", metadata)).report.trigger_words == ()
+    assert lora.file.read(with_metadata(tmp_path / "a.safetensors", metadata)).report.trigger_words == ()
 
 
 @pytest.mark.parametrize(
     "text", ["[" * 10_000, "[" * 900 + "1" + "]" * 900, "[" + "9" * 5_000 + "]", "," * 7_000_000, "[" + "1" * 400 + "]"]
 )
 def test_trigger_words_that_are_none_are_left_out(text: str, tmp_path: Path) -> None:
-    report = lora.read(with_metadata(tmp_path / "a.safetensors", {"trigger_words": text})).report
-    assert all(len(word) <= lora.LONGEST_TRIGGER for word in report.trigger_words)
+    report = lora.file.read(with_metadata(tmp_path / "a.safetensors", {"trigger_words": text})).report
+    assert all(len(word) <= lora.file.LONGEST_TRIGGER for word in report.trigger_words)
     assert not any("11111" in word for word in report.trigger_words)
 
 
@@ -476,42 +478,42 @@ def test_metadata_nested_without_end_is_left_out(key: str, tmp_path: Path) -> No
     for depth in (900, 10_000):
         deep = "[" * depth + "]" * depth
         value = f'{{"rs_lora": {deep}, "base_model_name_or_path": {deep}}}'
-        assert lora.read(with_metadata(tmp_path / "a.safetensors", {key: value})).layers[0].scale == 1
+        assert lora.file.read(with_metadata(tmp_path / "a.safetensors", {key: value})).layers[0].scale == 1
 
 
 def test_a_file_that_goes_away_meanwhile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.safetensors", loras.kohya(PAIRS))
-    fitting = lora._fitting
+    fitting = lora.file._fitting
 
     def gone(*arguments: object) -> object:
         path.unlink()
         return fitting(*arguments)
 
-    monkeypatch.setattr(lora, "_fitting", gone)
+    monkeypatch.setattr(lora.file, "_fitting", gone)
     assert "a file that can be read" in refusal(path)
 
 
 def old_prefix(name: str) -> str:
     """The prefix as it was found before: one after the other."""
-    rest, prefixes = name, lora_dialects._PREFIXES
+    rest, prefixes = name, dialects._PREFIXES
     while found := next((one for one in prefixes if rest.startswith(one) and len(rest) > len(one)), None):
         rest = rest.removeprefix(found)
-        if found in lora_dialects._PREFIXES and found.endswith("_"):
-            prefixes = lora_dialects._FLAT_PREFIXES
+        if found in dialects._PREFIXES and found.endswith("_"):
+            prefixes = dialects._FLAT_PREFIXES
     return name.removesuffix(rest)
 
 
-PARTS_OF_NAMES = [*lora_dialects._PREFIXES, *lora_dialects._FLAT_PREFIXES, "layers.0", "x", ".", "\n"]
+PARTS_OF_NAMES = [*dialects._PREFIXES, *dialects._FLAT_PREFIXES, "layers.0", "x", ".", "\n"]
 
 
 @given(st.lists(st.sampled_from(PARTS_OF_NAMES), min_size=1, max_size=6).map("".join))
 def test_piled_prefixes_are_found_as_one_after_the_other(name: str) -> None:
-    assert lora_dialects._prefix(name) == old_prefix(name)
+    assert dialects._prefix(name) == old_prefix(name)
 
 
 def test_names_without_end_are_told_apart() -> None:
     known = ["layers.0.attention.to_q.lora_A.weight", "layers.0.attention.to_q.lora_B.weight"]
-    parsed = lora_dialects.parse([*known, "." * 1_000_000, "lora_unet_" + "_" * 4_000_000 + "x.alpha"])
+    parsed = dialects.parse([*known, "." * 1_000_000, "lora_unet_" + "_" * 4_000_000 + "x.alpha"])
     assert (len(parsed.sources), len(parsed.rest)) == (2, 1)
 
 
@@ -526,7 +528,7 @@ def test_other_kinds_of_file_are_refused(tmp_path: Path) -> None:
     assert "Git LFS pointer" in refusal(pointer)
     sparse = tmp_path / "c.safetensors"
     with open(sparse, "wb") as file:
-        file.truncate(lora.MAX_FILE + 1)
+        file.truncate(lora.file.MAX_FILE + 1)
     assert "up to 4 GiB; this one has 4.0 GiB" in refusal(sparse)
 
 
@@ -556,7 +558,7 @@ def test_a_damaged_file_is_read_or_refused_and_never_crashes(whole: bytes, tmp_p
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(damaged)
     try:
-        assert lora.read(path).report.matched
+        assert lora.file.read(path).report.matched
     except RequestError as refused:
         assert refused.values["field"] == "lora"
 
@@ -567,25 +569,25 @@ def test_a_damaged_file_is_read_or_refused_and_never_crashes(whole: bytes, tmp_p
 def test_hash_is_the_trainers_or_of_the_data(tmp_path: Path) -> None:
     import hashlib
 
-    plain = lora.read(write(tmp_path / "a.safetensors", tensors("none")))
+    plain = lora.file.read(write(tmp_path / "a.safetensors", tensors("none")))
     content = plain.path.read_bytes()
-    found = lora.identify(plain)
+    found = lora.file.identify(plain)
     assert found.hash == hashlib.sha256(content[plain.header.data_start :]).hexdigest()[:12]
     assert found.digest == hashlib.sha256(content).hexdigest()
-    named = lora.read(write(tmp_path / "b.safetensors", tensors("none"), {"sshs_model_hash": "ab" * 32}))
-    assert lora.identify(named).hash == "abababababab"
-    odd = lora.read(write(tmp_path / "c.safetensors", tensors("none"), {"sshs_model_hash": "not, a: hash"}))
-    assert lora.identify(odd).hash == found.hash
+    named = lora.file.read(write(tmp_path / "b.safetensors", tensors("none"), {"sshs_model_hash": "ab" * 32}))
+    assert lora.file.identify(named).hash == "abababababab"
+    odd = lora.file.read(write(tmp_path / "c.safetensors", tensors("none"), {"sshs_model_hash": "not, a: hash"}))
+    assert lora.file.identify(odd).hash == found.hash
     plain.path.write_bytes(content + b"1")
     with pytest.raises(RequestError, match="nobody changes meanwhile"):
-        lora.identify(plain)
+        lora.file.identify(plain)
 
 
 def test_reading_loads_no_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, lora; print([one for one in ('torch', 'safetensors', 'diffsynth') if one in sys.modules])"
+    code = "import sys, lora.file; print([one for one in ('torch', 'safetensors', 'diffsynth') if one in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=loras.__file__.rsplit("/tests", 1)[0],

@@ -19,16 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import architectures
-import lora_dialects
 from core import bounded
 from core.errors import RequestError
 from hub.checkpoint import Header, parse_header
-from lora_dialects import SIZES, BadLayerError, Parsed, SizeName, Source
+from lora import architectures, dialects
+from lora.dialects import LAYER_SIZES, BadLayerError, Parsed, SizeName, Source
 
 Base = Literal["turbo", "base"]
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (ROOT / "loras", ROOT / "weights" / "mini" / "loras")  # the user's own, and the example
 
 SUFFIX = ".safetensors"
@@ -104,7 +103,7 @@ class Report:
             "dialect": self.dialect,
             "rank": _span(self.ranks),
             "alpha": _span(self.alphas),
-            "fits": SIZES[self.size].title,
+            "fits": LAYER_SIZES[self.size].title,
             "trained_on": self.base or "unknown",
             "trigger_words": list(self.trigger_words),
             "layers": f"{self.used} of {self.layers} matched",
@@ -133,7 +132,9 @@ class Report:
             RequestError: its shapes are another size's.
         """
         if size != self.size:
-            raise refused(self.name, f"a LoRA for {SIZES[size].title}; this one was made for {SIZES[self.size].title}")
+            raise refused(
+                self.name, f"a LoRA for {LAYER_SIZES[size].title}; this one was made for {LAYER_SIZES[self.size].title}"
+            )
 
 
 @dataclass(frozen=True)
@@ -175,11 +176,11 @@ def read(path: Path) -> LoraFile:
     name = path.stem
     header, size = _header(path, name)
     try:
-        parsed = lora_dialects.parse(header.tensors)
+        parsed = dialects.parse(header.tensors)
         known = [source for source in parsed.sources if source.targets]
         if not known:
             raise refused(name, f"a LoRA for Z-Image; {_what_else(header, parsed)}")
-        used, repeats = lora_dialects.without_repeats(known)
+        used, repeats = dialects.without_repeats(known)
         fits, ranks = _fitting(used, header, name)
         layers = _layers(path, header, used, ranks)
     except BadLayerError as problem:
@@ -238,7 +239,7 @@ def _fitting(used: Sequence[Source], header: Header, name: str) -> tuple[SizeNam
         BadLayerError: they fit no size, or not all of them fit.
     """
     shapes = header.shapes
-    found = {size: [lora_dialects.misfits(source, size, shapes) for source in used] for size in SIZES}
+    found = {size: [dialects.misfits(source, size, shapes) for source in used] for size in LAYER_SIZES}
     # The size that most layers fit; where none does, the one with the fewest tensors amiss.
     size = min(found, key=lambda size: (sum(map(bool, found[size])), sum(map(len, found[size]))))
     problems = [problem for layer in found[size] for problem in layer]
@@ -246,7 +247,7 @@ def _fitting(used: Sequence[Source], header: Header, name: str) -> tuple[SizeNam
         raise refused(name, f"a LoRA for Z-Image; this looks like one for {other}")
     if problems:
         raise problems[0]
-    return size, {source.name: lora_dialects.rank(source, shapes) for source in used}
+    return size, {source.name: dialects.rank(source, shapes) for source in used}
 
 
 def _layers(path: Path, header: Header, used: Sequence[Source], ranks: Mapping[str, int | None]) -> tuple[Layer, ...]:
@@ -424,7 +425,7 @@ def _what_else(header: Header, parsed: Parsed) -> str:
         return "this file is empty"
     other = architectures.by_names(header.shapes) or _other_kin(header)
     if not parsed.any_layers:
-        if other is None and any(lora_dialects.spellings("full").get(_module(name)) for name in names):
+        if other is None and any(dialects.spellings("full").get(_module(name)) for name in names):
             return "this is a whole transformer, not a LoRA"
         what = f"; its tensors look like {other}" if other else ""
         return f"this file has no LoRA in it{what} (for example {_some(names)})"
