@@ -17,7 +17,6 @@ from PIL import Image
 
 import preflight
 import safeguard
-import upscaler_weights
 import vae_tiles
 from core.events import Note, Stage, Step, TileDone
 from core.request import UPSCALE_MAX, UPSCALE_SCALE, UPSCALER_OVERLAP, UPSCALERS, Upscale
@@ -26,6 +25,7 @@ from device import SIZES as PART_BYTES
 from device import Kind, MemoryPlan
 from images import reading
 from images.tiles import Tile, spans
+from upscaler.weights import Source, find
 from vae_tiles import FACTOR
 
 if TYPE_CHECKING:
@@ -127,15 +127,15 @@ def _tiles(size: tuple[int, int], side: int) -> int:
 
 def enlarge(
     image: Image.Image, choice: str, kind: Kind, plan: MemoryPlan
-) -> Generator[Stage | TileDone, None, tuple[Image.Image, upscaler_weights.Source]]:
+) -> Generator[Stage | TileDone, None, tuple[Image.Image, Source]]:
     """Enlarge a picture to exactly twice its width and height; also returns the network that did it."""
-    source = upscaler_weights.find(choice)
+    source = find(choice)
     yield Stage("loading", source.title)
-    import upscaler
+    import upscaler.network
 
-    model = upscaler.load(source, kind)
-    yield Stage(upscaler.STAGE, source.title)
-    enlarged = yield from upscaler.enlarge(image, model, plan.upscaler_tile)
+    model = upscaler.network.load(source, kind)
+    yield Stage(upscaler.network.STAGE, source.title)
+    enlarged = yield from upscaler.network.enlarge(image, model, plan.upscaler_tile)
     return enlarged, source
 
 
@@ -184,9 +184,7 @@ def _refinement_cut(size: tuple[int, int], kind: WeightsKind, plan: MemoryPlan) 
     return vae_tiles.cut((width // FACTOR, height // FACTOR), side, side // vae_tiles.REDRAWN_SHARE)
 
 
-def notes(
-    request: Upscale, kind: WeightsKind, source: upscaler_weights.Source, size: tuple[int, int], plan: MemoryPlan
-) -> list[Note]:
+def notes(request: Upscale, kind: WeightsKind, source: Source, size: tuple[int, int], plan: MemoryPlan) -> list[Note]:
     """Say what was done to the picture, as far as the request itself does not.
 
     Args:

@@ -38,13 +38,13 @@ environment.prepare_environment(os.environ)
 import numpy as np
 from PIL import Image
 
-import upscaler_weights
 import upscaling
 from core.request import UPSCALER_OVERLAP, TextToImage, Upscale
 from core.sizes import IMAGE_SIZES
 from engine import Engine, Settings
 from hub import inventory
 from images import tiles
+from upscaler.weights import PACKAGED, find, package_file
 from vae_tiles import FACTOR
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def ncnn_output(pixels: np.ndarray, choice: str) -> np.ndarray:
     """Run the package's own files in the ncnn runtime: uint8 [h, w, 3] -> float [4 h, 4 w, 3] in 0..255."""
     import ncnn
 
-    packaged = upscaler_weights.PACKAGED[choice]
-    file = upscaler_weights.package_file(packaged)
+    packaged = PACKAGED[choice]
+    file = package_file(packaged)
     net = ncnn.Net()
     net.opt.use_vulkan_compute = False
     net.opt.num_threads = 1
@@ -116,9 +116,9 @@ def our_output(pixels: np.ndarray, choice: str) -> np.ndarray:
     """Run the same network here, before anything is halved."""
     import torch
 
-    import upscaler
+    import upscaler.network
 
-    model = upscaler.load(upscaler_weights.find(choice, {}), "cpu")
+    model = upscaler.network.load(find(choice, {}), "cpu")
     with torch.inference_mode():
         values = torch.from_numpy(pixels.copy()).float().permute(2, 0, 1)[None] / 255
         return (model(values)[0].permute(1, 2, 0) * 255).numpy()
@@ -131,13 +131,13 @@ def half(choice: str) -> dict[str, float]:
     """
     import torch
 
-    import upscaler
+    import upscaler.network
 
-    model = upscaler.load(upscaler_weights.find(choice, {}), "cpu")
+    model = upscaler.network.load(find(choice, {}), "cpu")
     crops = {name: np.asarray(photograph(name, 32)) for name in PHOTOGRAPHS}
-    whole_numbers = {name: upscaler.twice(crop, model) for name, crop in crops.items()}
+    whole_numbers = {name: upscaler.network.twice(crop, model) for name, crop in crops.items()}
     model.half()
-    halves = {name: upscaler.twice(crop, model) for name, crop in crops.items()}
+    halves = {name: upscaler.network.twice(crop, model) for name, crop in crops.items()}
     model.to(dtype=torch.float32)
     return {name: psnr(whole_numbers[name], halves[name]) for name in crops}
 
@@ -154,12 +154,12 @@ def tiled(choice: str, name: str = "chelsea", side: int = 152, tile: int = 96) -
     Returns the PSNR in dB, and how much steeper the tiled picture is across the middle of the tiles' overlaps than the
     untiled one at the very same place: 1 is no seam.
     """
-    import upscaler
+    import upscaler.network
 
-    model = upscaler.load(upscaler_weights.find(choice, {}), "cpu")
+    model = upscaler.network.load(find(choice, {}), "cpu")
     image = photograph(name, side)
-    plain = np.rint(upscaler.twice(np.asarray(image), model).clip(0, 255))
-    cut = np.asarray(whole(upscaler.enlarge(image, model, tile)), np.float64)
+    plain = np.rint(upscaler.network.twice(np.asarray(image), model).clip(0, 255))
+    cut = np.asarray(whole(upscaler.network.enlarge(image, model, tile)), np.float64)
     borders = seams([span for span in tiles.spans(side, tile, UPSCALER_OVERLAP)], 2)
     return {"psnr": psnr(cut, plain), "seam": steepness(cut, borders) / steepness(plain, borders)}
 
@@ -213,12 +213,12 @@ def quality() -> dict[str, dict[str, dict[str, float]]]:
 
 def enlarged(small: Image.Image) -> dict[str, Image.Image]:
     """Return a picture at twice its size, by the way that enlarged it."""
-    import upscaler
+    import upscaler.network
 
     made = {"Lanczos": upscaling.plain(small)}
     for choice in ("best", "fast"):
-        model = upscaler.load(upscaler_weights.find(choice, {}), "cpu")
-        made[choice] = whole(upscaler.enlarge(small, model, 256))
+        model = upscaler.network.load(find(choice, {}), "cpu")
+        made[choice] = whole(upscaler.network.enlarge(small, model, 256))
     return made
 
 

@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 from spandrel.architectures.Compact import Compact
 
 import preflight
-import upscaler
-import upscaler_weights
+import upscaler.network
 import upscaling
 from bench import upscale as bench
 from core.errors import RequestError
@@ -30,14 +29,15 @@ from image_to_image import InputImageUnit
 from images import reading
 from pipeline import Pipeline
 from tests.test_loader import plan_with
+from upscaler.weights import SETTING, find
 
 ROOT = Path(__file__).parent.parent
 MEMORY_BOUND_GIB = 3.0  # docs/upscaling.md states it
 SEAM_BOUND = 1.25  # how much steeper than elsewhere a refined picture may be on the borders of its tiles
 
 
-def fast() -> upscaler.spandrel.ImageModelDescriptor:
-    return upscaler.load(upscaler_weights.find("fast", {}), "cpu")
+def fast() -> upscaler.network.spandrel.ImageModelDescriptor:
+    return upscaler.network.load(find("fast", {}), "cpu")
 
 
 @pytest.fixture
@@ -94,8 +94,8 @@ def edges(image: object) -> float:
 def test_the_usual_network_is_sharper_than_a_filter_and_keeps_the_picture() -> None:
     small = bench.photograph("chelsea", 44)
     plain = upscaling.plain(small)
-    model = upscaler.load(upscaler_weights.find("best", {}), "cpu")
-    enlarged = bench.whole(upscaler.enlarge(small, model, 256))
+    model = upscaler.network.load(find("best", {}), "cpu")
+    enlarged = bench.whole(upscaler.network.enlarge(small, model, 256))
     assert edges(enlarged) > 1.5 * edges(plain)
     assert bench.psnr(enlarged, plain) > 24  # the same picture still, in its place
 
@@ -109,11 +109,11 @@ def test_any_network_that_doubles_will_do_and_nothing_is_halved_then(tmp_path: P
         torch.save({"params_ema": network.state_dict()}, file)
     else:
         save_file(network.state_dict(), file)
-    model = upscaler.load(upscaler_weights.find("best", {upscaler_weights.SETTING: str(file)}), "cpu")
+    model = upscaler.network.load(find("best", {SETTING: str(file)}), "cpu")
     crop = np.asarray(bench.photograph("coffee", 32))
     with torch.no_grad():
         wanted = network(torch.from_numpy(crop.copy()).float().permute(2, 0, 1)[None] / 255).clamp(0, 1)
-    np.testing.assert_allclose(upscaler.twice(crop, model), wanted[0].permute(1, 2, 0) * 255, atol=1e-3)
+    np.testing.assert_allclose(upscaler.network.twice(crop, model), wanted[0].permute(1, 2, 0) * 255, atol=1e-3)
 
 
 def _networks(folder: Path) -> dict[str, Path]:
@@ -142,9 +142,9 @@ def _networks(folder: Path) -> dict[str, Path]:
     ],
 )
 def test_a_file_that_is_no_such_network_is_refused_and_runs_nothing(tmp_path: Path, name: str, why: str) -> None:
-    source = upscaler_weights.find("best", {upscaler_weights.SETTING: str(_networks(tmp_path)[name])})
+    source = find("best", {SETTING: str(_networks(tmp_path)[name])})
     with pytest.raises(RequestError, match=why):
-        upscaler.load(source, "cpu")
+        upscaler.network.load(source, "cpu")
     assert not (tmp_path / "run").exists()
 
 
@@ -171,7 +171,7 @@ def test_transparent_places_become_white(engine: Engine, tmp_path: Path) -> None
 
 def test_without_denoising_the_picture_is_what_the_network_made(engine: Engine, picture, tmp_path: Path) -> None:
     file = picture(40, 30)
-    wanted = bench.whole(upscaler.enlarge(Image.open(file), fast(), 256))
+    wanted = bench.whole(upscaler.network.enlarge(Image.open(file), fast(), 256))
     result = upscale(engine, file)  # 0 is the miniature's usual
     np.testing.assert_array_equal(pixels(result, tmp_path), np.asarray(wanted))
     assert result.request.denoise == 0

@@ -20,9 +20,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-import ncnn_weights
 from core.errors import RequestError, WeightsMissing
 from hub import checkpoint, inventory, parts, places
+from upscaler import ncnn
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Packaged:
 
     title: str
     stem: str
-    name: Callable[[list[ncnn_weights.Layer]], dict[str, np.ndarray]]
+    name: Callable[[list[ncnn.Layer]], dict[str, np.ndarray]]
     file_digest: str
     state_digest: str
 
@@ -48,14 +48,14 @@ PACKAGED: Mapping[str, Packaged] = {
     "best": Packaged(
         "Real-ESRGAN x4plus",
         "REALESRGAN_X4PLUS_UP4X",
-        ncnn_weights.rrdbnet,
+        ncnn.rrdbnet,
         "713ee713b0353afaa27976f0563a64a5043bd70b9bd8936c2e26e25ebcdbcddf",
         "7fd72e21c88839490584f8dc459c309f087176b5c199c672745ae79d6c6c046c",
     ),
     "fast": Packaged(
         "Real-ESRGAN AnimeVideo v3",
         "REALESRGAN_ANIMAVIDEOV3_UP4X",
-        ncnn_weights.compact,
+        ncnn.compact,
         "548a36f9c3f4ab8da56cd3b13badf23968bee207b396dad14d04b830e5f2ab2d",
         "88c20edef569a44f33d745f82f89ab393c089ce9c30a40698e4b9249111909c0",
     ),
@@ -136,7 +136,7 @@ def _decode(packaged: Packaged) -> dict[str, np.ndarray]:
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != packaged.file_digest:
         raise _missing(packaged, f"{file} is another file than expected (SHA-256 {found})")
-    state = packaged.name(ncnn_weights.read(file.with_suffix(".param")))
+    state = packaged.name(ncnn.read(file.with_suffix(".param")))
     if (found := digest(state)) != packaged.state_digest:
         raise _missing(packaged, f"{file.with_suffix('.param')} is another file than expected ({found})")
     return state

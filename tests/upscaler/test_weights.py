@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-import ncnn_weights
-import upscaler_weights
+import upscaler.weights
 from core.errors import RequestError, WeightsMissing
 from hub import parts, places
 from tests.helpers.sparse import write_hub_snapshot
+from upscaler import ncnn
 
-FAST = upscaler_weights.PACKAGED["fast"]
+FAST = upscaler.weights.PACKAGED["fast"]
 
 
 def write_network(folder: Path, tag: int, numbers: type[np.generic], text: str = "") -> tuple[Path, np.ndarray]:
@@ -22,7 +22,7 @@ def write_network(folder: Path, tag: int, numbers: type[np.generic], text: str =
     data = np.uint32(tag).tobytes() + weight.tobytes()
     data += np.float32([10, 11]).tobytes() + np.float32([0.5, 0.25]).tobytes()
     lines = [
-        ncnn_weights.MAGIC,
+        ncnn.MAGIC,
         "3 3",
         "Input in 0 1 data",
         "Convolution c 1 1 data a 0=2 1=1 5=1 6=6",
@@ -33,10 +33,10 @@ def write_network(folder: Path, tag: int, numbers: type[np.generic], text: str =
     return folder / "net.param", weight
 
 
-@pytest.mark.parametrize(("tag", "numbers"), [(ncnn_weights.HALF, np.float16), (ncnn_weights.FULL, np.float32)])
+@pytest.mark.parametrize(("tag", "numbers"), [(ncnn.HALF, np.float16), (ncnn.FULL, np.float32)])
 def test_weights_are_read_in_either_precision(tmp_path: Path, tag: int, numbers: type[np.generic]) -> None:
     param, weight = write_network(tmp_path, tag, numbers)
-    convolution, slopes = ncnn_weights.read(param)
+    convolution, slopes = ncnn.read(param)
     np.testing.assert_array_equal(convolution.weight, weight.reshape(2, 3, 1, 1))
     np.testing.assert_array_equal(convolution.bias, [10, 11])
     np.testing.assert_array_equal(slopes.weight, [0.5, 0.25])
@@ -45,27 +45,27 @@ def test_weights_are_read_in_either_precision(tmp_path: Path, tag: int, numbers:
 def test_what_is_not_understood_is_refused(tmp_path: Path) -> None:
     param, _ = write_network(tmp_path, 0x0002C056, np.float16)  # ncnn's int8
     with pytest.raises(ValueError, match="0x2c056"):
-        ncnn_weights.read(param)
+        ncnn.read(param)
     param, _ = write_network(tmp_path, 0, np.float32, "InnerProduct p 1 1 a output 0=2")
     with pytest.raises(ValueError, match="InnerProduct"):
-        ncnn_weights.read(param)
+        ncnn.read(param)
     param, _ = write_network(tmp_path, 0, np.float32)
     data = param.with_suffix(".bin").read_bytes()
     param.with_suffix(".bin").write_bytes(data[:-1])
     with pytest.raises(ValueError, match="end too early"):
-        ncnn_weights.read(param)
+        ncnn.read(param)
     param.with_suffix(".bin").write_bytes(data + b"more")
     with pytest.raises(ValueError, match="describes"):
-        ncnn_weights.read(param)
+        ncnn.read(param)
     param.write_text("no network\n0 0\n", encoding="ascii")
     with pytest.raises(ValueError, match=r"no \.param"):
-        ncnn_weights.read(param)
+        ncnn.read(param)
 
 
 def test_names_follow_the_order_of_the_layers() -> None:
     with pytest.raises(ValueError, match="RRDBNet"):
-        ncnn_weights.rrdbnet([ncnn_weights.Layer("PReLU", np.zeros(1))] * 21)
-    state = upscaler_weights.decoded(upscaler_weights.PACKAGED["best"])
+        ncnn.rrdbnet([ncnn.Layer("PReLU", np.zeros(1))] * 21)
+    state = upscaler.weights.decoded(upscaler.weights.PACKAGED["best"])
     assert len(state) == 2 * 351
     assert state["conv_first.weight"].shape == (64, 3, 3, 3)
     assert state["body.22.rdb3.conv5.weight"].shape == (64, 192, 3, 3)
@@ -73,54 +73,54 @@ def test_names_follow_the_order_of_the_layers() -> None:
 
 
 def test_decoded_once_then_kept_and_made_anew_when_it_is_not_whole(tmp_path: Path) -> None:
-    state = upscaler_weights.decoded(FAST, tmp_path)
-    assert upscaler_weights.digest(state) == FAST.state_digest
+    state = upscaler.weights.decoded(FAST, tmp_path)
+    assert upscaler.weights.digest(state) == FAST.state_digest
     (kept,) = tmp_path.iterdir()
     written = kept.stat().st_mtime_ns
-    upscaler_weights.decoded(FAST, tmp_path)
+    upscaler.weights.decoded(FAST, tmp_path)
     assert kept.stat().st_mtime_ns == written
 
     whole = kept.read_bytes()
     for damaged in (whole[:-4] + b"\0\0\0\1", whole[: len(whole) // 2], b""):
         kept.write_bytes(damaged)
-        assert upscaler_weights.digest(upscaler_weights.decoded(FAST, tmp_path)) == FAST.state_digest
-        assert upscaler_weights.digest(load_file(kept)) == FAST.state_digest
+        assert upscaler.weights.digest(upscaler.weights.decoded(FAST, tmp_path)) == FAST.state_digest
+        assert upscaler.weights.digest(load_file(kept)) == FAST.state_digest
     assert list(tmp_path.iterdir()) == [kept]
 
 
 def test_a_place_that_cannot_be_written_to_is_no_hindrance(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    state = upscaler_weights.decoded(FAST, tmp_path / "file")
-    assert upscaler_weights.digest(state) == FAST.state_digest
+    state = upscaler.weights.decoded(FAST, tmp_path / "file")
+    assert upscaler.weights.digest(state) == FAST.state_digest
 
 
 @pytest.mark.parametrize("wrong", ["file_digest", "state_digest"])
 def test_another_file_than_expected_is_not_used(tmp_path: Path, wrong: str) -> None:
     with pytest.raises(WeightsMissing, match="another file than expected"):
-        upscaler_weights.decoded(dataclasses.replace(FAST, **{wrong: "0" * 64}), tmp_path)
+        upscaler.weights.decoded(dataclasses.replace(FAST, **{wrong: "0" * 64}), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_package_that_is_not_whole_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(upscaler_weights, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(upscaler.weights, "PACKAGE", "no_such_package")
     with pytest.raises(WeightsMissing, match="no-such-package is not installed"):
-        upscaler_weights.find("fast", {"HOME": str(tmp_path)})
+        upscaler.weights.find("fast", {"HOME": str(tmp_path)})
 
 
 def test_where_it_is_looked_for(tmp_path: Path) -> None:
     environ = {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}
-    packaged = upscaler_weights.find("best", environ)
-    assert packaged.file is None and packaged.packaged is upscaler_weights.PACKAGED["best"]
+    packaged = upscaler.weights.find("best", environ)
+    assert packaged.file is None and packaged.packaged is upscaler.weights.PACKAGED["best"]
 
     cache = places.hub_cache(environ)
     write_hub_snapshot(cache, parts.PARTS["upscaler"].repo, ["upscaler"])
-    cached = upscaler_weights.find("best", environ)
+    cached = upscaler.weights.find("best", environ)
     assert cached.file is not None and cached.file.is_relative_to(cache)
-    assert upscaler_weights.find("fast", environ).file is None
+    assert upscaler.weights.find("fast", environ).file is None
 
     own = tmp_path / "4x-own.safetensors"
     own.write_bytes(b"content")
-    named = upscaler_weights.find("best", environ | {upscaler_weights.SETTING: str(own)})
+    named = upscaler.weights.find("best", environ | {upscaler.weights.SETTING: str(own)})
     assert (named.file, named.title) == (own, "4x-own")
 
 
@@ -128,5 +128,5 @@ def test_where_it_is_looked_for(tmp_path: Path) -> None:
 def test_a_setting_that_names_no_model_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.pth").mkdir()
     (tmp_path / "notes.txt").write_text("notes")
-    with pytest.raises(RequestError, match=upscaler_weights.SETTING):
-        upscaler_weights.find("best", {upscaler_weights.SETTING: str(tmp_path / name)})
+    with pytest.raises(RequestError, match=upscaler.weights.SETTING):
+        upscaler.weights.find("best", {upscaler.weights.SETTING: str(tmp_path / name)})

@@ -18,12 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-import upscaler_weights
+import upscaler.weights
 from core.errors import RequestError
 from core.events import TileDone
 from core.request import UPSCALER_OVERLAP
 from images import tiles
-from upscaler_weights import Source
+from upscaler.weights import Source
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def load(source: Source, device: str) -> spandrel.ImageModelDescriptor:
 
 def _read(source: Source) -> spandrel.ImageModelDescriptor:
     if source.packaged is not None:
-        arrays = upscaler_weights.decoded(source.packaged)
+        arrays = upscaler.weights.decoded(source.packaged)
         return _recognised(source, {name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
     try:
         if source.file.suffix.lower() == ".safetensors":
@@ -82,7 +82,7 @@ def _recognised(source: Source, state: dict[str, torch.Tensor]) -> spandrel.Imag
 
 def _refused(source: Source, why: str) -> RequestError:
     allowed = f"a network that enlarges RGB pictures by 2 or 4, as a file that spandrel reads; of this one, {why}"
-    return RequestError(upscaler_weights.SETTING, source.file and source.file.name, allowed)
+    return RequestError(upscaler.weights.SETTING, source.file and source.file.name, allowed)
 
 
 def enlarge(
