@@ -20,17 +20,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-import device
-import host_memory
 import hub.command
 import lora.file
-import measure
 from core import environment, metadata
 from core.errors import Cancelled, NotWritten, RequestError, StudioError
 from core.events import Event, Failure, Queued, Result, Retry, Stage, Step, TileDone
 from core.request import MODES, ControlNet, Preprocess, Request, TextToImage
 from core.sizes import WeightsKind
 from core.whole_file import replacing
+from diffusion import device, host_memory, measure, memory
 from engine import Engine, Settings
 from hub import inventory, parts
 
@@ -274,7 +272,7 @@ def _doctor(args: argparse.Namespace) -> int:
     total, available = host_memory.total_and_free()
     plans = {
         kind: {
-            mode: list(device.plan_for(on[kind], mode, kind, memory_gb=args.memory).reasons)
+            mode: list(memory.plan_for(on[kind], mode, kind, memory_gb=args.memory).reasons)
             for mode in (TextToImage.mode, ControlNet.mode)
         }
         for kind in get_args(WeightsKind)

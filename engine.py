@@ -17,11 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import device
 import lora_use
 import mini.notes
 import preflight
-import tokens
 import upscaling
 import zerogpu
 from core import environment, metadata
@@ -29,6 +27,8 @@ from core.errors import InternalError, OutOfMemory, SpaceOutOfMemory, StudioErro
 from core.events import Event, Failure, Note, Queued, Result, Stage
 from core.request import MODELS, PREPROCESSORS, ControlNet, Preprocess, Request, TextToImage, Upscale, WeightsChoice
 from core.sizes import IMAGE_SIZES, WeightsKind
+from diffusion import memory, tokens
+from diffusion.device import Device, choose_device
 from hub import checkpoint, inventory
 from images import preprocess
 from images.cache import Controls
@@ -40,7 +40,7 @@ from turns import Turns
 if TYPE_CHECKING:
     from PIL import Image
 
-    from pipeline import Pipeline
+    from diffusion.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -97,8 +97,8 @@ class Engine:
         self._turns = Turns(settings.queue_limit)
         self._pipeline: Pipeline | None = None
         self._built_for: WeightsKind | None = None
-        self._device: device.Device | None = None
-        self._plan: device.MemoryPlan | None = None
+        self._device: Device | None = None
+        self._plan: memory.MemoryPlan | None = None
         self._tighter = 0  # how many plans were given up because the memory did not suffice
         self._forecast = preflight.Forecast()
         self._controls = Controls()
@@ -312,7 +312,7 @@ class Engine:
         try:
             return (yield from self._modes[type(request)](chosen, request))
         except Exception as error:
-            if not device.is_out_of_memory(error) or self._plan is None or self._plan.tightest or self._packed:
+            if not memory.is_out_of_memory(error) or self._plan is None or self._plan.tightest or self._packed:
                 raise
             log.warning("out of memory, trying again with less: %s", error)
         # Outside of the handler: the exception held what was half-done.
@@ -434,7 +434,7 @@ class Engine:
             environment.prepare_environment(os.environ)
             import torch
 
-            from pipeline import Pipeline
+            from diffusion.pipeline import Pipeline
 
             on, plan = self._planned(request.mode, chosen.kind)
             log.info("%s; %s", on.reason, "; ".join(plan.reasons))
@@ -463,13 +463,13 @@ class Engine:
         if expected.seconds >= ESTIMATE_SAID:
             yield Stage("estimating", str(expected))
 
-    def _planned(self, mode: str, kind: WeightsKind) -> tuple[device.Device, device.MemoryPlan]:
+    def _planned(self, mode: str, kind: WeightsKind) -> tuple[Device, memory.MemoryPlan]:
         """Look at this machine as it is now; imports torch."""
         environment.prepare_environment(os.environ)
-        on = device.choose_device(self.settings.device, kind)
-        return on, device.plan_for(on, mode, kind, memory_gb=self.settings.memory_gb, tighter=self._tighter)
+        on = choose_device(self.settings.device, kind)
+        return on, memory.plan_for(on, mode, kind, memory_gb=self.settings.memory_gb, tighter=self._tighter)
 
-    def _planned_upscale(self, kind: WeightsKind) -> tuple[device.Device, device.MemoryPlan]:
+    def _planned_upscale(self, kind: WeightsKind) -> tuple[Device, memory.MemoryPlan]:
         """Return the plan that models were loaded by, where they are: they are not free memory any more."""
         if self._packed:  # the page's process has no GPU to look at
             return self._device, self._plan
@@ -485,7 +485,7 @@ class Engine:
     def _translate(self, error: Exception) -> StudioError:
         """Turn a foreign exception into one of ours, by its type; whatever it left half-done is dropped."""
         self._drop_pipeline()
-        if device.is_out_of_memory(error):
+        if memory.is_out_of_memory(error):
             log.warning("out of memory: %s", error)
             if environment.on_space():
                 return SpaceOutOfMemory()

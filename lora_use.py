@@ -17,7 +17,7 @@ from core.sizes import WeightsKind
 from lora.file import LoraFile, find, read
 
 if TYPE_CHECKING:
-    from pipeline import Picture, Pipeline, Progress
+    from diffusion.pipeline import Picture, Pipeline, Progress
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from core.errors import RequestError
 from core.request import MODELS, UPSCALE_SCALE, UPSCALERS, Request, Upscale, Upscaler
 from core.sizes import IMAGE_SIZES as POSSIBLE
 from core.sizes import WeightsKind
-from device import SIZES, VAE_NUMBERS_PER_PIXEL, Device, Dtype, Kind, MemoryPlan
+from diffusion.device import Device, DeviceKind, Dtype
+from diffusion.memory import PART_BYTES, VAE_NUMBERS_PER_PIXEL, MemoryPlan
 
 TEXT_TOKENS = 96  # of a usual prompt with its chat template; padded to a multiple of 32
 TILE_OVERLAP = (4 / 3) ** 2  # how much more is drawn where neighbouring tiles share a quarter of their side
@@ -162,10 +163,10 @@ _CUDA: Mapping[tuple[int, int], float] = {
 CPU_FLOPS_PER_CORE = 50e9  # measured: 100 GFLOP/s in fp32 on two AVX2 cores
 CPU_SHARE = 0.65  # of the speed of matrix products alone that a step reaches: 100 of 152 GFLOP/s on the same cores
 APPLE_FLOPS = 5e12
-FETCHED: Mapping[Kind, float] = {"cuda": 8e9, "mps": 2e9, "cpu": 1.5e9}  # pageable copies to a card; a disk
+FETCHED: Mapping[DeviceKind, float] = {"cuda": 8e9, "mps": 2e9, "cpu": 1.5e9}  # pageable copies to a card; a disk
 
 
-def assumed(device_kind: Kind, *, capability: tuple[int, int] | None = None, cores: int = 1) -> Throughput:
+def assumed(device_kind: DeviceKind, *, capability: tuple[int, int] | None = None, cores: int = 1) -> Throughput:
     """Return what a device is taken to do before anything was measured on it."""
     if device_kind == "cuda":
         known = [of for of in _CUDA if of <= (capability or (8, 6))]
@@ -197,8 +198,8 @@ def estimate(work: Work, plan: MemoryPlan, dtype: Dtype, device: Throughput) -> 
     fetched = 0.0
     if work.kind == "full" and work.steps:
         waiting = {part for part in plan.parts if part not in plan.resident}
-        fetched = work.passes * sum(SIZES[part] for part in waiting & {"transformer", "controlnet"})
-        fetched += SIZES["text_encoder"] if "text_encoder" in waiting else 0
+        fetched = work.passes * sum(PART_BYTES[part] for part in waiting & {"transformer", "controlnet"})
+        fetched += PART_BYTES["text_encoder"] if "text_encoder" in waiting else 0
     return Estimate(seconds(work.flops, fetched, device), peak_bytes(work, plan, dtype), work.flops, device.source)
 
 

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import sanity
 from core.errors import BrokenPicture
 from core.events import Note, Stage
+from diffusion import sanity
 
 if TYPE_CHECKING:
-    from pipeline import Pipeline, Progress
+    from diffusion.pipeline import Pipeline, Progress
 
 log = logging.getLogger(__name__)
 

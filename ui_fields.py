@@ -13,9 +13,9 @@ import gradio as gr
 
 from core import metadata
 from core.request import Request, random_seed
+from diffusion.tokens import MAX_TEXT_TOKENS
 from engine import Engine
 from language import Say, fixed, say_to
-from tokens import TEXT_TOKENS
 from ui_form import COUNTS
 from ui_parts import QUIET, REWORD_JS, Output, help_line, uploaded
 
@@ -91,7 +91,7 @@ def count_tokens(engine: Engine, mode: type[Request], prompt: gr.Textbox) -> Non
 
 
 def _tokens(used: int, say: Say) -> str:
-    line = say("{used} of {limit} tokens", used=used, limit=TEXT_TOKENS)
-    if used <= TEXT_TOKENS:
+    line = say("{used} of {limit} tokens", used=used, limit=MAX_TEXT_TOKENS)
+    if used <= MAX_TEXT_TOKENS:
         return f"<p>{escape(line)}</p>"
     return f'<p class="failed">{escape(line)}. {escape(say("The end of the prompt will be cut."))}</p>'

@@ -17,24 +17,25 @@ from PIL import Image
 
 import preflight
 import safeguard
-import vae_tiles
 from core.events import Note, Stage, Step, TileDone
 from core.request import UPSCALE_MAX, UPSCALE_SCALE, UPSCALER_OVERLAP, UPSCALERS, Upscale
 from core.sizes import IMAGE_SIZES, WeightsKind
-from device import SIZES as PART_BYTES
-from device import Kind, MemoryPlan
+from diffusion import vae_tiles
+from diffusion.device import DeviceKind
+from diffusion.memory import PART_BYTES as PART_BYTES
+from diffusion.memory import MemoryPlan
+from diffusion.vae_tiles import FACTOR
 from images import reading
 from images.tiles import Tile, spans
 from upscaler.weights import Source, find
-from vae_tiles import FACTOR
 
 if TYPE_CHECKING:
-    from pipeline import Picture, Pipeline
+    from diffusion.pipeline import Picture, Pipeline
 
 TILE_STEP = 64  # so that a quarter of a tile, which neighbours share, is a whole number of tokens
 # Floating-point operations a second in convolutions, before anything was measured here. CPU: an AVX2 core or two, as
 # measured for fp32; the others are guesses from data sheets at a third of the peak.
-SPEED: dict[Kind, float] = {"cpu": 80e9, "mps": 2e12, "cuda": 30e12}
+SPEED: dict[DeviceKind, float] = {"cpu": 80e9, "mps": 2e12, "cuda": 30e12}
 
 
 def open_input(path: Path) -> reading.Opened:
@@ -77,7 +78,7 @@ def estimate(
     request: Upscale,
     kind: WeightsKind,
     plan: MemoryPlan,
-    on: Kind,
+    on: DeviceKind,
     seconds_per_operation: float | None,
     drawing: preflight.Throughput,
 ) -> Estimate:
@@ -126,7 +127,7 @@ def _tiles(size: tuple[int, int], side: int) -> int:
 
 
 def enlarge(
-    image: Image.Image, choice: str, kind: Kind, plan: MemoryPlan
+    image: Image.Image, choice: str, kind: DeviceKind, plan: MemoryPlan
 ) -> Generator[Stage | TileDone, None, tuple[Image.Image, Source]]:
     """Enlarge a picture to exactly twice its width and height; also returns the network that did it."""
     source = find(choice)

@@ -31,14 +31,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-import device
 from core import environment
+from diffusion import device
+from diffusion.memory import GIB, PART_BYTES, VRAM_MARGIN_GIB, MemoryPlan, memory_plan, plan_for
 
 environment.prepare_environment(os.environ)
 
-import host_memory
 import preflight
 import upscaling
+from diffusion import host_memory
 from hub import inventory
 
 PROMPT = "a fox on a black background"
@@ -105,11 +106,11 @@ class Bench:
                 self.chosen[mode] = {model: inventory.choose("mini", modes[model], model) for model in modes}
         self.chosen["upscale"] = self.chosen["generate"]  # Real-ESRGAN comes with a package
 
-    def build(self, plan: device.MemoryPlan) -> object:
+    def build(self, plan: MemoryPlan) -> object:
         """Return an empty pipeline under a plan."""
         import torch
 
-        from pipeline import Pipeline
+        from diffusion.pipeline import Pipeline
 
         dtype = getattr(torch, self.on.dtype)
         return Pipeline(self.on.kind, dtype, plan.keep_both_transformers, plan.lora_copies, plan)
@@ -124,7 +125,7 @@ class Bench:
                 self.filled.add(model)
         if self.kind == "full":
             for part, size in self.memory.held(built).items():
-                if size != device.SIZES[{"turbo": "transformer", "base": "transformer"}.get(part, part)]:
+                if size != PART_BYTES[{"turbo": "transformer", "base": "transformer"}.get(part, part)]:
                     raise ValueError(f"{part} was not loaded whole: {size:,} bytes in bf16")
 
     @staticmethod
@@ -281,7 +282,7 @@ def attempt(facts: dict, work: Callable[[], dict]) -> dict:
 
 def cases(bench: Bench, chosen: list[Case]) -> list[dict]:
     """Measure every case with everything that fits in memory."""
-    plan = device.plan_for(bench.on, "controlnet", bench.kind)
+    plan = plan_for(bench.on, "controlnet", bench.kind)
     built = bench.build(plan)
     found = []
     for case in chosen:
@@ -299,13 +300,13 @@ def plans(bench: Bench, cards: list[int], case: Case) -> list[dict]:
     for gigabytes in cards:
         clear(bench.on.kind)
         room = gigabytes * 10**9
-        plan = device.memory_plan(
+        plan = memory_plan(
             bench.on.kind, bench.on.total_bytes, room, host_total, case.mode, bench.kind, bench.on.dtype, allowed=room
         )
         if bench.on.kind == "cuda":
             torch.cuda.set_per_process_memory_fraction(min(1.0, room / bench.on.total_bytes))
             # DiffSynth asks how full the whole card is; for this process it is full at its cap.
-            limit = room / device.GIB - device.VRAM_MARGIN_GIB if plan.offload else None
+            limit = room / GIB - VRAM_MARGIN_GIB if plan.offload else None
             plan = dataclasses.replace(plan, vram_limit_gb=limit)
         print(f"{gigabytes} GB: {plan.reasons[0]}", file=sys.stderr, flush=True)
         facts = {"card_gb": gigabytes, "plan": list(plan.reasons), "resident_gb": round(plan.resident_bytes / 1e9, 1)}
@@ -347,7 +348,7 @@ def _ours_and_diffsynth(bench: Bench, case: Case) -> dict[str, Callable[[], obje
     import torch
     from diffsynth.pipelines.z_image import ZImageUnit_PromptEmbedder
 
-    built = bench.build(device.plan_for(bench.on, case.mode, bench.kind))
+    built = bench.build(plan_for(bench.on, case.mode, bench.kind))
     bench.load(built, case)
     pipe, plain_unit = built.pipe, ZImageUnit_PromptEmbedder()
 

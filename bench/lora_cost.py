@@ -22,8 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import device
 from core import environment
+from diffusion import device
 
 environment.prepare_environment(os.environ)
 
@@ -99,7 +99,7 @@ def miniature(on: torch.device, dtype: torch.dtype, rank: int, runs: int) -> dic
     """Measure a step of the miniature's transformer at its only size."""
     from diffsynth.pipelines.z_image import model_fn_z_image_turbo
 
-    from pipeline import follow_weight_dtype
+    from diffusion.pipeline import follow_weight_dtype
 
     model = ZImageDiT(**mini.config.TRANSFORMER_CONFIG).to(on, dtype).requires_grad_(False)
     follow_weight_dtype(model.t_embedder)

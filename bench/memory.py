@@ -26,8 +26,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import device
 from core import environment
+from diffusion import device, memory
 
 environment.prepare_environment(os.environ)
 
@@ -90,7 +90,7 @@ def main() -> None:
     args = parser.parse_args()
 
     on = device.choose_device(args.device, "full")
-    plan = device.plan_for(on, args.mode, "full", memory_gb=args.memory)
+    plan = memory.plan_for(on, args.mode, "full", memory_gb=args.memory)
     print("\n".join((on.reason, *plan.reasons)), file=sys.stderr)
     peak, seconds = Peak(), {}
     with tempfile.TemporaryDirectory() as folder, peak.watched():
@@ -128,12 +128,12 @@ def write(folder: Path, mode: str) -> dict[str, inventory.Chosen]:
     return found
 
 
-def draw(args: argparse.Namespace, plan: device.MemoryPlan, on: device.Device, chosen: dict, seconds: dict) -> object:
+def draw(args: argparse.Namespace, plan: memory.MemoryPlan, on: device.Device, chosen: dict, seconds: dict) -> object:
     """Load and draw, noting how long each stage takes."""
     import torch
     from PIL import Image
 
-    from pipeline import Pipeline
+    from diffusion.pipeline import Pipeline
 
     built = Pipeline(on.kind, getattr(torch, on.dtype), plan.keep_both_transformers, plan.lora_copies, plan)
     for model in ("base", "turbo") if args.model == "both" else (args.model,):

@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-import preview
 from core.request import TextToImage
+from diffusion import preview
+from diffusion.pipeline import Picture, Pipeline
 from hub import inventory
-from pipeline import Picture, Pipeline
 
 THINGS = ("apple", "fox", "house", "umbrella", "car", "tree", "turtle", "lion")
 GROUNDS = ("blue", "green", "purple", "black", "white", "yellow", "red", "orange")

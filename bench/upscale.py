@@ -41,14 +41,14 @@ from PIL import Image
 import upscaling
 from core.request import UPSCALER_OVERLAP, TextToImage, Upscale
 from core.sizes import IMAGE_SIZES
+from diffusion.vae_tiles import FACTOR
 from engine import Engine, Settings
 from hub import inventory
 from images import tiles
 from upscaler.weights import PACKAGED, find, package_file
-from vae_tiles import FACTOR
 
 if TYPE_CHECKING:
-    from pipeline import Pipeline
+    from diffusion.pipeline import Pipeline
 
 # scikit-image's photographs that come with its wheel, and a place in each that is worth looking at, across and down.
 PHOTOGRAPHS: Mapping[str, tuple[int, int]] = {
@@ -295,7 +295,7 @@ def mini_pipeline() -> Pipeline:
     """Return the miniature's pipeline with Turbo loaded."""
     import torch
 
-    from pipeline import Pipeline
+    from diffusion.pipeline import Pipeline
 
     built = Pipeline("cpu", torch.float32, keep_both=True)
     whole(built.load(inventory.choose("mini", Upscale.mode, "turbo"), "turbo"))

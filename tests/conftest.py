@@ -28,8 +28,8 @@ def pipeline():
     """The miniature's pipeline with both transformers loaded."""
     import torch
 
+    from diffusion.pipeline import Pipeline
     from hub import inventory
-    from pipeline import Pipeline
 
     built = Pipeline("cpu", torch.float32, keep_both=True)
     for model in ("base", "turbo"):

@@ -21,11 +21,11 @@ from core.errors import WeightsMissing
 from core.events import Failure, Stage
 from core.request import CONTROLNET_STEPS, ControlNet, Preprocess, TextToImage
 from core.sizes import IMAGE_SIZES
+from diffusion.pipeline import SIGMA_SHIFT, Pipeline
 from engine import Engine, Settings
 from hub import inventory, parts
 from hub.checkpoint import model_hash
 from images import preprocess, reading
-from pipeline import SIGMA_SHIFT, Pipeline
 from tests.helpers import sparse
 
 PROMPT = "a fox on a black background"

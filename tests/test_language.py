@@ -12,16 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import device
 import language
 import mini.config
-import sanity
 import ui_words
 from core import errors
 from core.errors import QueueFull, RequestError
 from core.events import Failure, Note, Stage
 from core.request import MODELS, MODES, PREPROCESSORS, UPSCALERS, Preprocess, TextToImage
 from core.sizes import IMAGE_SIZES
+from diffusion import memory, sanity
 from hub import inventory
 from images import reading
 from mini.notes import EXAMPLES
@@ -234,7 +233,7 @@ def test_every_memory_plan_is_worded(path: Path) -> None:
     for (kind, dtype), mode, weights_kind in itertools.product(kinds, ("generate", "controlnet"), ("full", "mini")):
         for gigabytes, tighter, allowed in itertools.product((6, 12, 20, 40, 96), (0, 1), (None, 10**10)):
             total = gigabytes * 2**30
-            plan = device.memory_plan(
+            plan = memory.memory_plan(
                 kind, total, total, 48 * 2**30, mode, weights_kind, dtype, allowed=allowed, tighter=tighter
             )
             said = say.again(f"Memory: {'; '.join(plan.reasons)}")

@@ -4,18 +4,19 @@ import math
 
 import pytest
 
-import device
 import preflight
 from core import environment
 from core.errors import RequestError
 from core.request import TextToImage
-from device import GIB, Device, memory_plan
+from diffusion import device, memory
+from diffusion.device import Device
+from diffusion.memory import GIB, memory_plan
 from preflight import Forecast, Throughput, Work, assumed, check, estimate, peak_bytes, step_flops
 
 FAST = Throughput(400e12, 8e9)
 
 
-def plan_of(gigabytes: int, mode: str = "generate", kind: device.Kind = "cuda") -> device.MemoryPlan:
+def plan_of(gigabytes: int, mode: str = "generate", kind: device.DeviceKind = "cuda") -> memory.MemoryPlan:
     return memory_plan(kind, gigabytes * GIB, None, 64 * GIB, mode)
 
 
@@ -34,8 +35,8 @@ def test_operations_agree_with_torchs_own_count(control: bool) -> None:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
+    from diffusion.pipeline import Pipeline
     from hub import inventory
-    from pipeline import Pipeline
 
     built = Pipeline("cpu", torch.float32, keep_both=False)
     mode = "controlnet" if control else "generate"
@@ -82,7 +83,7 @@ def test_an_enlargement_is_refined_in_tiles_or_not_at_all() -> None:
     assert work("upscale", steps=0).flops == pytest.approx(9.4e12, rel=0.01)  # Real-ESRGAN x4 of 512 x 512
     # Each tile of each step fetches the weights that do not stay.
     slow = estimate(work("upscale", side=2048), plan_of(8), "bfloat16", FAST).seconds
-    assert slow > 8 * 4 * device.SIZES["transformer"] / FAST.fetched
+    assert slow > 8 * 4 * memory.PART_BYTES["transformer"] / FAST.fetched
 
 
 # --- seconds
@@ -103,7 +104,7 @@ def test_seconds_follow_the_device() -> None:
 def test_fetching_weights_in_each_step_takes_time() -> None:
     streamed, resident = plan_of(8), plan_of(24)
     took = [estimate(work(side=512), plan, "bfloat16", FAST).seconds for plan in (streamed, resident)]
-    fetched = 8 * device.SIZES["transformer"] + device.SIZES["text_encoder"]
+    fetched = 8 * memory.PART_BYTES["transformer"] + memory.PART_BYTES["text_encoder"]
     assert took[0] - took[1] == pytest.approx(fetched / FAST.fetched, rel=0.01)
 
 

@@ -10,7 +10,7 @@ from train_mini import control_forward, transformer
 @pytest.fixture(scope="module")
 def models():
     """A transformer and a ControlNet of random weights, every part of which does something."""
-    from pipeline import follow_weight_dtype
+    from diffusion.pipeline import follow_weight_dtype
 
     model = transformer.build()
     net = control_forward.build(model)

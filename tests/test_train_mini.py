@@ -343,7 +343,7 @@ def test_walk_is_the_mean_velocity_of_its_steps():
 def test_batched_forward_equals_diffsynths(words, timestep):
     from diffsynth.pipelines.z_image import model_fn_z_image_turbo
 
-    from pipeline import follow_weight_dtype
+    from diffusion.pipeline import follow_weight_dtype
 
     model = transformer.build()
     follow_weight_dtype(model.t_embedder)

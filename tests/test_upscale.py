@@ -22,13 +22,13 @@ from core.events import Failure, Result, Stage, Step, TileDone
 from core.metadata import read_png
 from core.request import Upscale
 from core.sizes import IMAGE_SIZES
-from device import MemoryPlan, memory_plan
+from diffusion.image_to_image import InputImageUnit
+from diffusion.memory import MemoryPlan, memory_plan
+from diffusion.pipeline import Pipeline
 from engine import Engine, Settings
 from hub import inventory
-from image_to_image import InputImageUnit
 from images import reading
-from pipeline import Pipeline
-from tests.test_loader import plan_with
+from tests.helpers.plans import plan_with
 from upscaler.weights import SETTING, find
 
 ROOT = Path(__file__).parent.parent

@@ -54,7 +54,7 @@ class Pipelines:
         from diffsynth.pipelines.z_image import ZImagePipeline
         from transformers import AutoTokenizer
 
-        from pipeline import follow_weight_dtype
+        from diffusion.pipeline import follow_weight_dtype
 
         mini.config.register()
         turbo, base = folder / mini.config.TURBO_FOLDER.name, folder / mini.config.BASE_FOLDER.name

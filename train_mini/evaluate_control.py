@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw
 
 import mini.config
 from core.request import CONTROLNET_STEPS
+from diffusion.pipeline import Pipeline
 from hub import inventory
 from images import preprocess
-from pipeline import Pipeline
 
 from .captions import describe
 from .evaluate import Judge, contact_sheet

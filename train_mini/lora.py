@@ -20,9 +20,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import mini.config
+from diffusion.pipeline import Pipeline
 from hub import checkpoint, inventory
 from mini.prompt import complete
-from pipeline import Pipeline
 
 log = logging.getLogger("train_mini.lora")
 

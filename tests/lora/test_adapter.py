@@ -16,11 +16,11 @@ from diffsynth.core.quant.config import register_quant_method
 import lora.file
 from core.errors import RequestError
 from core.events import Step
+from diffusion.pipeline import Pipeline
 from hub import inventory
 from hub.parts import MINI_ROOT
 from lora import adapter
 from lora.adapter import Adapter, Adapters, applied
-from pipeline import Pipeline
 from tests.helpers import loras
 from tests.helpers.loras import random_pairs, write
 

@@ -1,7 +1,6 @@
-"""Which device computes, in which dtype, and what stays in its memory: decisions, each returned with its reason.
+"""What stays in a device's memory: one pure function from plain facts to a plan, returned with its reasons.
 
-The deciding functions are pure: plain facts in, a decision out. `choose_device`, `plan_for` and `prepare_environment`
-are the only ones that touch the machine, and torch is imported in `choose_device` alone.
+Only `plan_for` looks at the machine.
 """
 
 from __future__ import annotations
@@ -9,24 +8,19 @@ from __future__ import annotations
 import errno
 import math
 import os
-import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import host_memory
-import measure
 from core.errors import RequestError
-
-Kind = Literal["cuda", "mps", "cpu"]
-Dtype = Literal["bfloat16", "float32"]
+from diffusion import host_memory
+from diffusion.device import Device, DeviceKind, Dtype
 
 GIB = 1024**3
-BFLOAT16_CAPABILITY = (8, 0)  # Ampere; older cards only emulate bf16
 
 # Bytes in memory in bf16: numbers of the official shapes x 2.
-SIZES: Mapping[str, int] = {
+PART_BYTES: Mapping[str, int] = {
     "transformer": 12_309_817_472,
     "text_encoder": 8_044_936_192,
     "controlnet": 6_712_451_584,
@@ -44,145 +38,8 @@ VAE_NUMBERS_PER_PIXEL = 1_000
 UPSCALER_BYTES_PER_PIXEL = 16_000
 UPSCALER_TILE_AT_LEAST = 128  # pixels of a side; below, most of a tile is overlap
 # A larger tile is hardly faster: 1 GB on a CPU, 2 GB in fp16 on a card.
-UPSCALER_TILE_AT_MOST: Mapping[Kind, int] = {"cpu": 256, "mps": 256, "cuda": 512}
+UPSCALER_TILE_AT_MOST: Mapping[DeviceKind, int] = {"cpu": 256, "mps": 256, "cuda": 512}
 TILED_AT_LEAST, TILED_AT_MOST = 512 * 512, 4096 * 4096  # pixels; Upscale's output ends at 4096 x 4096
-
-
-# --- which device ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Device:
-    """The device to compute on.
-
-    Memory is in bytes, None where unknown; `free_bytes` is as of the decision. `vae_dtype` is the VAE's, where it is
-    another; `flops` are operations a second in `dtype`, where they were measured.
-    """
-
-    kind: Kind
-    name: str
-    total_bytes: int | None
-    free_bytes: int | None
-    dtype: Dtype
-    reason: str
-    capability: tuple[int, int] | None = None
-    vae_dtype: Dtype | None = None
-    flops: float | None = None
-
-
-@dataclass(frozen=True)
-class Accelerator:
-    """What torch says about one device: `capability` is CUDA's compute capability, (major, minor)."""
-
-    kind: Kind
-    name: str
-    total_bytes: int | None = None
-    free_bytes: int | None = None
-    capability: tuple[int, int] | None = None
-
-
-def choose_device(asked: str, kind: Literal["full", "mini"]) -> Device:
-    """Return the device to compute on: CUDA, else MPS, else the CPU, unless one is asked for.
-
-    For the real weights on a CPU, its speeds are measured where they are not stored: half a second, once.
-
-    Args:
-        asked: "auto", or a device by its name.
-        kind: which weights are going to be used; the miniature computes in fp32 on every CPU.
-
-    Raises:
-        RequestError: the device asked for is not there; the message names what is.
-    """
-    present = list(_accelerators())
-    chosen = _asked_for(asked, present)
-    return decide(asked, present, measure.speeds() if chosen.kind == "cpu" and kind == "full" else None)
-
-
-def decide(asked: str, present: list[Accelerator], speeds: measure.Speeds | None = None) -> Device:
-    """Choose among the devices that are present, listed best first, the CPU last. Pure.
-
-    Never fp16: its range is too small for these models, and the picture comes out black.
-
-    Args:
-        asked: "auto", or a device by its name.
-        present: the devices of this machine.
-        speeds: how fast the CPU computes in either dtype; None where it is to compute in fp32.
-
-    Raises:
-        RequestError: the device asked for is not among them.
-    """
-    one = _asked_for(asked, present)
-    why = "as asked" if asked != "auto" else _WHY_AUTO[one.kind]
-    dtype, why_dtype = _dtype(one, speeds)
-    known = speeds if one.kind == "cpu" else None
-    return Device(
-        one.kind,
-        one.name,
-        one.total_bytes,
-        one.free_bytes,
-        dtype,
-        f"{one.name}, {why}; {why_dtype}",
-        one.capability,
-        vae_dtype="bfloat16" if dtype == "bfloat16" and known and known.bfloat16_vae else "float32" if known else None,
-        flops=getattr(known.products, dtype) * 1e9 if known else None,
-    )
-
-
-def _asked_for(asked: str, present: list[Accelerator]) -> Accelerator:
-    kinds = [one.kind for one in present]
-    if asked == "auto":
-        return present[0]
-    if asked not in kinds:
-        raise RequestError("device", asked, f"{', '.join(('auto', *kinds))} on this machine")
-    return present[kinds.index(asked)]
-
-
-_WHY_AUTO: Mapping[Kind, str] = {
-    "cuda": "the CUDA card of this machine",
-    "mps": "Apple's GPU, since there is no CUDA card",
-    "cpu": "since torch sees neither a CUDA card nor Apple's GPU",
-}
-
-
-def _dtype(one: Accelerator, speeds: measure.Speeds | None) -> tuple[Dtype, str]:
-    if one.kind == "mps":
-        return "bfloat16", "bf16, because fp16 overflows to black pictures on these models"
-    if one.kind == "cpu":
-        return ("float32", _WHY_FP32) if speeds is None else _measured_dtype(speeds)
-    capability = one.capability or (0, 0)
-    number = ".".join(map(str, capability))
-    if capability >= BFLOAT16_CAPABILITY:
-        return "bfloat16", f"bf16, which compute capability {number} has; fp16 overflows to black pictures"
-    return "float32", (
-        f"fp32, because compute capability {number} has no bf16 (8.0 and up do) and fp16 overflows to black pictures"
-    )
-
-
-_WHY_FP32 = "fp32, so that a seed means one picture on all processors"
-
-
-def _measured_dtype(speeds: measure.Speeds) -> tuple[Dtype, str]:
-    figures = "; ".join(f"{work} {getattr(speeds, work)}" for work in ("products", "attention", "convolution"))
-    times = f"{speeds.step_ratio:.2g} times as fast as in fp32"
-    if not speeds.bfloat16_steps:
-        return "float32", f"fp32, because a step in bf16 is only {times}, as measured here ({figures})"
-    vae = "" if speeds.bfloat16_vae else "; the VAE in fp32"
-    return "bfloat16", f"bf16, because a step in it is {times}, as measured here ({figures}){vae}"
-
-
-def _accelerators() -> Iterator[Accelerator]:
-    """Yield what torch can compute on, best first; the CPU is always last."""
-    import torch
-
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        yield Accelerator("cuda", torch.cuda.get_device_name(), total, free, torch.cuda.get_device_capability())
-    if torch.backends.mps.is_available():
-        # MPS has no mem_get_info; this is what Metal recommends, about three quarters of the machine's memory.
-        total = torch.mps.recommended_max_memory()
-        yield Accelerator("mps", "Apple GPU", total, total - torch.mps.driver_allocated_memory())
-    total, free = host_memory.total_and_free()
-    yield Accelerator("cpu", f"{platform.machine()} CPU, {os.cpu_count()} cores", total, free)
 
 
 # --- what stays in memory ----------------------------------------------------------------------------------------
@@ -242,9 +99,9 @@ class MemoryPlan:
     @property
     def resident_bytes(self) -> int:
         """Bytes that stay on the device."""
-        held = sum(_bytes(part, self.parts[part].held) for part in self.resident)
+        held = sum(part_bytes(part, self.parts[part].held) for part in self.resident)
         second = self.keep_both_transformers and "transformer" in self.resident
-        return held + (_bytes("transformer", self.parts["transformer"].held) if second else 0)
+        return held + (part_bytes("transformer", self.parts["transformer"].held) if second else 0)
 
 
 @dataclass(frozen=True)
@@ -259,11 +116,11 @@ class _Row:
     def bytes(self, vae_dtype: Dtype) -> int:
         """Return what stays on the device."""
         parts = [part for part in self.resident if part != "vae"] + ["transformer"] * (self.transformers - 1)
-        return sum(_bytes(part, self.held) for part in parts) + _bytes("vae", vae_dtype)
+        return sum(part_bytes(part, self.held) for part in parts) + part_bytes("vae", vae_dtype)
 
 
-def _bytes(part: str, dtype: Dtype) -> int:
-    return SIZES[part] * (2 if dtype == "float32" else 1)
+def part_bytes(part: str, dtype: Dtype) -> int:
+    return PART_BYTES[part] * (2 if dtype == "float32" else 1)
 
 
 def _rows(dtype: Dtype, control: bool) -> list[_Row]:
@@ -301,7 +158,7 @@ _ALL = ("transformer", "text_encoder", "vae")
 
 
 def memory_plan(
-    device_kind: Kind,
+    device_kind: DeviceKind,
     total: int | None,
     free: int | None,
     host_total: int,
@@ -349,7 +206,7 @@ def memory_plan(
     fitting = [row for row in rows if row.bytes(vae_dtype) + headroom <= room]
     row = (fitting or rows[-1:])[min(tighter, max(len(fitting) - 1, 0))]
     fits, waiting = bool(fitting), [part for part in names if part not in row.resident]
-    wait = sum(_bytes(part, "bfloat16") for part in waiting)
+    wait = sum(part_bytes(part, "bfloat16") for part in waiting)
     at: Where = "host" if device_kind == "cuda" and wait + HOST_RESERVE <= host_total else "disk"
     held = {part: Placement("device", vae_dtype if part == "vae" else row.held) for part in row.resident}
     parts = {part: held.get(part, Placement(at, "bfloat16")) for part in names}
@@ -360,11 +217,11 @@ def memory_plan(
         reasons.append("tighter than estimated, because the memory did not suffice before")
     if control:
         where = "stays in memory too" if "controlnet" in row.resident else "is fetched too"
-        reasons.append(f"ControlNet ({_bytes('controlnet', row.held) / 1e9:.1f} GB) {where}")
+        reasons.append(f"ControlNet ({part_bytes('controlnet', row.held) / 1e9:.1f} GB) {where}")
     both, limit = row.transformers == 2, None
     if waiting:
         if "transformer" in waiting:  # one that waits on the disk takes no memory
-            both = at == "disk" or wait + SIZES["transformer"] + HOST_RESERVE <= host_total
+            both = at == "disk" or wait + PART_BYTES["transformer"] + HOST_RESERVE <= host_total
         where = f"in the host's {host_total / 1e9:.0f} GB of memory" if at == "host" else "on the disk"
         reasons.append(f"what does not stay waits {where}")
         if device_kind == "cuda":
@@ -386,7 +243,7 @@ def memory_plan(
     return MemoryPlan(parts, both, limit, tiled, vae_dtype, room, tuple(reasons), fits, copies, tightest, tile)
 
 
-def upscaler_tile(device_kind: Kind, spare: int) -> int:
+def upscaler_tile(device_kind: DeviceKind, spare: int) -> int:
     """Return the side of Real-ESRGAN's tiles, in pixels of its input: half of the memory that is spare, in steps of 16.
 
     Args:
@@ -451,7 +308,7 @@ def _mini_plan(names: tuple[str, ...], dtype: Dtype, room: int, tighter: int, ti
     return MemoryPlan(parts, True, None, TILED_AT_MOST, dtype, room, reasons, tightest=True, upscaler_tile=tile)
 
 
-_WHOSE: Mapping[Kind, str] = {
+_WHOSE: Mapping[DeviceKind, str] = {
     "cuda": "of video memory free",
     "mps": "that Metal recommends at most",
     "cpu": "of memory free",

@@ -10,20 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import device
-import loader
-from device import MemoryPlan, Placement, memory_plan
+from diffusion import loader, memory
+from diffusion.memory import Placement, memory_plan
+from diffusion.pipeline import Picture, Pipeline
 from hub import inventory
-from pipeline import Picture, Pipeline
+from tests.helpers.plans import plan_with
 
-ROOT = Path(__file__).parent.parent
-
-
-def plan_with(at: str, held: str = "float32", **changes: object) -> MemoryPlan:
-    """A plan for the miniature whose parts, but for the VAE, all wait in one place."""
-    plan = memory_plan("cpu", 10**9, None, 10**9, "controlnet", "mini", "float32")
-    parts = {name: Placement("device" if name == "vae" else at, held) for name in plan.parts}
-    return dataclasses.replace(plan, parts=parts, **changes)
+ROOT = Path(__file__).parent.parent.parent
 
 
 def draw(built: Pipeline, model: str, mode: str = "generate") -> Picture:
@@ -264,7 +257,7 @@ def test_full_size_files_load_within_the_smallest_plan() -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     facts = json.loads(done.stdout.splitlines()[-1])
-    sizes = {**device.SIZES, "turbo": device.SIZES["transformer"], "base": device.SIZES["transformer"]}
+    sizes = {**memory.PART_BYTES, "turbo": memory.PART_BYTES["transformer"], "base": memory.PART_BYTES["transformer"]}
     del sizes["transformer"]
     assert facts["loaded"] == sizes  # every number of every part has a place
     assert {part for part, placed in facts["plan"]["parts"].items() if placed["at"] == "disk"} == {

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import sanity
 from core.events import Failure, Result, Stage
 from core.request import TextToImage
+from diffusion import sanity
+from diffusion.pipeline import Pipeline
+from diffusion.sanity import judge, likely_cause, measure
 from engine import Engine, Settings
-from pipeline import Pipeline
-from sanity import judge, likely_cause, measure
 from tests.helpers import loras
 
 LATENTS = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-import device
-import measure
-from device import GIB, Accelerator, decide
-from measure import Pair, Speeds
+from diffusion import measure, memory
+from diffusion.device import Accelerator, decide
+from diffusion.measure import Pair, Speeds
+from diffusion.memory import GIB
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 CPU = Accelerator("cpu", "x86_64 CPU, 2 cores", 32 * GIB, 20 * GIB)
 # As measured on two cores each, in GFLOP/s.
 AVX2 = Speeds(products=Pair(152, 22), convolution=Pair(90, 0.3), attention=Pair(120, 20))
@@ -47,7 +47,7 @@ def test_the_reason_gives_the_figures() -> None:
 
 def test_a_plan_for_a_processor_that_computes_in_bf16() -> None:
     on = decide("cpu", [CPU], WITHOUT_CONVOLUTIONS)
-    plan = device.plan_for(on, "generate", "full", memory_gb=30)
+    plan = memory.plan_for(on, "generate", "full", memory_gb=30)
     assert (plan.parts["transformer"].held, plan.parts["vae"].held, plan.vae_dtype) == (
         *("bfloat16", "float32", "float32"),
     )

@@ -34,19 +34,17 @@ from diffsynth.pipelines.z_image import (
 from PIL import Image
 from transformers import AutoTokenizer
 
-import loader
 import mini.config
-import preview
-import sanity
 from core.events import Note, Stage, Step, TileDone
 from core.request import Model
 from core.sizes import WeightsKind
-from device import MemoryPlan
+from diffusion import loader, preview, sanity
+from diffusion.image_to_image import InputImageUnit, redraw
+from diffusion.loader import StudioPipe
+from diffusion.memory import MemoryPlan
+from diffusion.tokens import MAX_TEXT_TOKENS
 from hub.inventory import Chosen
-from image_to_image import InputImageUnit, redraw
-from loader import StudioPipe
 from lora.adapter import Adapter, Adapters, applied
-from tokens import TEXT_TOKENS
 
 log = logging.getLogger(__name__)
 
@@ -320,20 +318,20 @@ class Pipeline:
     def _tokenize(self, prompt: str) -> tuple[list[int], Note | None]:
         """Return the ids of the prompt in Qwen's chat template, at most TEXT_TOKENS, and a note of what was cut."""
         ids = self._template_ids(prompt)
-        surplus = len(ids) - TEXT_TOKENS
+        surplus = len(ids) - MAX_TEXT_TOKENS
         if surplus <= 0:
             return ids, None
         # Cut the prompt's own end, so that the template that tells the encoder where it ends stays whole.
         words = self.pipe.tokenizer(prompt, add_special_tokens=False).input_ids
         kept = words[: len(words) - surplus]
-        while len(ids := self._template_ids(self.pipe.tokenizer.decode(kept))) > TEXT_TOKENS:
+        while len(ids := self._template_ids(self.pipe.tokenizer.decode(kept))) > MAX_TEXT_TOKENS:
             kept = kept[:-1]
         start = self.pipe.tokenizer.decode(words[len(kept) :])[:60].strip()
         tokens = len(words) - len(kept)
         return ids, Note(
             "prompt_cut",
-            f'The text encoder takes {TEXT_TOKENS} tokens: the last {tokens} were cut, from "{start}" on.',
-            {"limit": TEXT_TOKENS, "tokens": tokens, "from": start},
+            f'The text encoder takes {MAX_TEXT_TOKENS} tokens: the last {tokens} were cut, from "{start}" on.',
+            {"limit": MAX_TEXT_TOKENS, "tokens": tokens, "from": start},
         )
 
     def _template_ids(self, prompt: str) -> list[int]:

@@ -15,9 +15,9 @@ import torch
 from diffsynth.pipelines.z_image import ZImagePipeline, ZImageUnit_InputImageEmbedder
 from PIL import Image
 
-import vae_tiles
 from core.events import Stage, Step, TileDone
-from vae_tiles import FACTOR, REDRAWN_SHARE
+from diffusion import vae_tiles
+from diffusion.vae_tiles import FACTOR, REDRAWN_SHARE
 
 
 class InputImageUnit(ZImageUnit_InputImageEmbedder):

@@ -1,7 +1,7 @@
 """The counter of a prompt's tokens agrees with what the pipeline gives to the text encoder."""
 
 import mini.config
-import tokens
+from diffusion import tokens
 
 
 def test_it_counts_what_the_text_encoder_gets(pipeline) -> None:

@@ -15,10 +15,11 @@ from diffsynth.models.model_loader import ModelPool
 from diffsynth.pipelines.z_image import ZImagePipeline, ZImageUnit_PromptEmbedder
 
 from core.events import Stage, Step
-from device import memory_plan
+from diffusion.memory import memory_plan
+from diffusion.pipeline import SIGMA_SHIFT, Picture, Pipeline
+from diffusion.tokens import MAX_TEXT_TOKENS
 from hub import inventory
 from hub.parts import MINI_ROOT
-from pipeline import SIGMA_SHIFT, TEXT_TOKENS, Picture, Pipeline
 
 PROMPT = "a large fox on a black background"
 NEGATIVE = "blue background"
@@ -154,7 +155,7 @@ def test_grad_mode_is_left_as_it_was_between_events(pipeline: Pipeline) -> None:
 def test_long_prompt_is_cut_and_the_cut_is_reported(pipeline: Pipeline) -> None:
     long = "a large fox on a black background " * 100
     ids, note = pipeline._tokenize(long)
-    assert len(ids) <= TEXT_TOKENS
+    assert len(ids) <= MAX_TEXT_TOKENS
     assert note.code == "prompt_cut"
     assert note.values["tokens"] > 0
     assert str(note.values["limit"]) in note.text
@@ -166,7 +167,7 @@ def test_long_prompt_is_cut_and_the_cut_is_reported(pipeline: Pipeline) -> None:
 
 
 def test_embeddings_are_kept_for_recent_prompts_only(pipeline: Pipeline) -> None:
-    from pipeline import EMBEDDINGS_KEPT
+    from diffusion.pipeline import EMBEDDINGS_KEPT
 
     with torch.no_grad():
         first = pipeline._encode_prompt(pipeline.pipe, "a fox", "cpu")[0]
@@ -183,7 +184,7 @@ def test_embeddings_are_kept_for_recent_prompts_only(pipeline: Pipeline) -> None
 def test_timestep_embedder_follows_its_weights(pipeline: Pipeline, dtype: torch.dtype) -> None:
     from diffsynth.models.z_image_dit import TimestepEmbedder
 
-    from pipeline import follow_weight_dtype
+    from diffusion.pipeline import follow_weight_dtype
 
     embedder = TimestepEmbedder(16, 32).to(dtype)
     original = embedder(torch.tensor([500.0])) if dtype is torch.bfloat16 else None
@@ -230,14 +231,14 @@ def test_pipeline_parts_are_diffsynths_own(pipeline: Pipeline) -> None:
 def test_nothing_of_diffsynths_reaches_stdout() -> None:
     code = (
         "import os; from core import environment; environment.prepare_environment(os.environ)\n"
-        "import torch; from hub import inventory; from pipeline import Pipeline\n"
+        "import torch; from hub import inventory; from diffusion.pipeline import Pipeline\n"
         "built = Pipeline('cpu', torch.float32, keep_both=True)\n"
         "list(built.load(inventory.choose('mini', 'generate', 'turbo'), 'turbo'))\n"
         "list(built.text_to_image(prompt='fox', negative_prompt='', steps=1, cfg=1.0, width=128, height=128, seed=1))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parent.parent.parent,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import vae_tiles
-from vae_tiles import finished
+from diffusion import vae_tiles
+from diffusion.vae_tiles import finished
 
 
 @pytest.mark.parametrize("shape", [(96, 96), (128, 100), (50, 300), (256, 256)])

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-import preview
 from core.events import Step
 from core.request import TextToImage
 from core.sizes import IMAGE_SIZES
+from diffusion import preview
 
 
 def as_array(made: preview.Preview) -> np.ndarray:

@@ -17,9 +17,8 @@ from diffsynth.core import ModelConfig
 from diffsynth.models.model_loader import ModelPool
 from diffsynth.pipelines.z_image import ZImagePipeline
 
-import host_memory
-import vae_tiles
-from device import MemoryPlan, Placement
+from diffusion import host_memory, vae_tiles
+from diffusion.memory import MemoryPlan, Placement
 
 
 class StudioPipe(ZImagePipeline):

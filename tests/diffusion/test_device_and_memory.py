@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-import device
-import host_memory
 from core import environment
 from core.errors import RequestError
-from device import GIB, Accelerator, MemoryPlan, decide, memory_plan
+from diffusion import device, host_memory, memory
+from diffusion.device import Accelerator, decide
+from diffusion.memory import GIB, MemoryPlan, memory_plan
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 HOPPER = Accelerator("cuda", "H100", 80 * GIB, 79 * GIB, (9, 0))
 AMPERE = Accelerator("cuda", "RTX 3060", 12 * GIB, 11 * GIB, (8, 6))
@@ -153,11 +153,11 @@ def test_no_plan_promises_more_than_there_is() -> None:
         room = int(gigabytes * GIB * 0.985) - 300_000_000
         for kind in ("cuda", "mps", "cpu"):
             plan = memory_plan(kind, gigabytes * GIB, room, host * GIB, mode, dtype=dtype)
-            assert plan.fits and plan.resident_bytes + device.HEADROOM[dtype] <= plan.room == room
-            waiting = sum(device.SIZES[part] for part, placed in plan.parts.items() if placed.at == "host")
+            assert plan.fits and plan.resident_bytes + memory.HEADROOM[dtype] <= plan.room == room
+            waiting = sum(memory.PART_BYTES[part] for part, placed in plan.parts.items() if placed.at == "host")
             if plan.keep_both_transformers and plan.parts["transformer"].at == "host":
-                waiting += device.SIZES["transformer"]
-            assert not waiting or (kind == "cuda" and waiting + device.HOST_RESERVE <= host * GIB)
+                waiting += memory.PART_BYTES["transformer"]
+            assert not waiting or (kind == "cuda" and waiting + memory.HOST_RESERVE <= host * GIB)
             assert (plan.vram_limit_gb is not None) == (kind == "cuda" and plan.offload)
             assert plan.reasons[0].startswith(f"{room / 1e9:.0f} GB ")
 
@@ -230,17 +230,17 @@ def test_plans_for_apple(gigabytes: int, mode: str, waits: str, both: bool) -> N
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps", "cpu"])
-def test_the_miniature_needs_no_plan(kind: device.Kind) -> None:
+def test_the_miniature_needs_no_plan(kind: device.DeviceKind) -> None:
     plan = memory_plan(kind, 2 * GIB, GIB, 4 * GIB, "controlnet", "mini")
     assert set(plan.resident) == {*ALL, "controlnet"}
     assert plan.keep_both_transformers and plan.fits
-    assert (plan.offload, plan.vram_limit_gb, plan.tiled_vae_above) == (False, None, device.TILED_AT_MOST)
+    assert (plan.offload, plan.vram_limit_gb, plan.tiled_vae_above) == (False, None, memory.TILED_AT_MOST)
 
 
 def test_the_vae_is_tiled_earlier_on_smaller_cards() -> None:
     above = [card(gigabytes).tiled_vae_above for gigabytes in (24, 28, 32)]
-    assert device.TILED_AT_LEAST <= above[0] < above[1] < above[2]
-    assert card(141).tiled_vae_above == device.TILED_AT_MOST
+    assert memory.TILED_AT_LEAST <= above[0] < above[1] < above[2]
+    assert card(141).tiled_vae_above == memory.TILED_AT_MOST
 
 
 def test_the_users_word_on_memory_counts() -> None:
@@ -255,15 +255,15 @@ def test_the_users_word_on_memory_counts() -> None:
 @pytest.mark.parametrize("given", ["0", "-3", "much", "nan", "inf"])
 def test_memory_that_is_no_number_is_refused(given: str) -> None:
     with pytest.raises(RequestError) as raised:
-        device.plan_for(device.choose_device("cpu", "mini"), "generate", "full", memory_gb=given)
+        memory.plan_for(device.choose_device("cpu", "mini"), "generate", "full", memory_gb=given)
     assert raised.value.values["field"] == "memory"
 
 
 def test_memory_can_be_set_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     on = device.choose_device("cpu", "mini")
     monkeypatch.setenv("Z_IMAGE_MEMORY", "17")
-    assert device.plan_for(on, "generate", "full").room == 17 * 10**9
-    assert device.plan_for(on, "generate", "full", memory_gb=5).room == 5 * 10**9
+    assert memory.plan_for(on, "generate", "full").room == 17 * 10**9
+    assert memory.plan_for(on, "generate", "full", memory_gb=5).room == 5 * 10**9
 
 
 @pytest.mark.parametrize("gigabytes", [6, 16, 24, 48, 141])
@@ -275,7 +275,7 @@ def test_each_tighter_plan_takes_less_until_the_tightest(gigabytes: int) -> None
     last = next(index for index, plan in enumerate(plans) if plan.tightest)
     assert last >= 1  # there is always something to give up: at least the VAE works in tiles
     assert where(plans[last]) == "hhh"
-    assert all(plan.tiled_vae_above == device.TILED_AT_LEAST and plan.lora_copies == 0 for plan in plans[1:])
+    assert all(plan.tiled_vae_above == memory.TILED_AT_LEAST and plan.lora_copies == 0 for plan in plans[1:])
     assert "did not suffice" in plans[1].reasons[1]
 
 
@@ -293,7 +293,7 @@ def test_each_tighter_plan_takes_less_until_the_tightest(gigabytes: int) -> None
     ],
 )
 def test_running_out_of_memory_is_told_from_other_failures(error: Exception, is_memory: bool) -> None:
-    assert device.is_out_of_memory(error) == is_memory
+    assert memory.is_out_of_memory(error) == is_memory
 
 
 def test_torchs_own_allocator_is_understood() -> None:
@@ -301,8 +301,8 @@ def test_torchs_own_allocator_is_understood() -> None:
 
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**60, dtype=torch.uint8)
-    assert device.is_out_of_memory(raised.value)
-    assert device.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert memory.is_out_of_memory(raised.value)
+    assert memory.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
 
 
 def test_the_sizes_are_those_of_the_models() -> None:
@@ -310,7 +310,7 @@ def test_the_sizes_are_those_of_the_models() -> None:
 
     from tests.helpers.sparse import official_shapes
 
-    for part, size in device.SIZES.items():
+    for part, size in memory.PART_BYTES.items():
         shapes = official_shapes("turbo" if part == "transformer" else part)
         assert sum(math.prod(shape) for shape in shapes.values()) * 2 == size
 
@@ -374,7 +374,7 @@ print(attention.initialize_attention_priority())
 
 
 def test_importing_the_module_loads_no_torch() -> None:
-    code = "import sys, device; print('torch' in sys.modules or 'psutil' in sys.modules)"
+    code = "import sys, diffusion.device; print('torch' in sys.modules or 'psutil' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -431,7 +431,8 @@ def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
 def test_what_is_freed_while_weights_are_read_goes_back_to_the_system() -> None:
     """In the manner of DiffSynth's loading, where a tensor is cast, copied, and the cast dropped."""
     code = """
-import host_memory, torch
+import torch
+from diffusion import host_memory
 
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()
@@ -452,9 +453,9 @@ print((anonymous() - begun) / sum(one.nbytes for one in kept))
 
 def test_copies_for_a_lora_take_only_what_the_plan_leaves() -> None:
     copies = {
-        gigabytes: device.memory_plan("cuda", gigabytes * 10**9, None, 64 * 10**9, "generate").lora_copies
+        gigabytes: memory.memory_plan("cuda", gigabytes * 10**9, None, 64 * 10**9, "generate").lora_copies
         for gigabytes in (12, 24, 48, 80)
     }
     assert copies[12] == 0  # streamed: hooks
-    assert copies[24] < copies[48] < device.SIZES["transformer"] < copies[80]
-    assert device.memory_plan("cpu", None, None, 8 * 10**9, "generate", "mini").lora_copies > 10**8
+    assert copies[24] < copies[48] < memory.PART_BYTES["transformer"] < copies[80]
+    assert memory.memory_plan("cpu", None, None, 8 * 10**9, "generate", "mini").lora_copies > 10**8

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-TEXT_TOKENS = 512  # what Z-Image's text encoder was trained with, chat template included
+MAX_TEXT_TOKENS = 512  # what Z-Image's text encoder was trained with, chat template included
 FILE = "tokenizer.json"
 
 # Qwen's chat template around one message, as `pipeline` applies it; a test holds the two equal.

@@ -1,0 +1,12 @@
+"""Memory plans that no machine would be given, for tests of how plans are carried out."""
+
+import dataclasses
+
+from diffusion.memory import MemoryPlan, Placement, memory_plan
+
+
+def plan_with(at: str, held: str = "float32", **changes: object) -> MemoryPlan:
+    """A plan for the miniature whose parts, but for the VAE, all wait in one place."""
+    plan = memory_plan("cpu", 10**9, None, 10**9, "controlnet", "mini", "float32")
+    parts = {name: Placement("device" if name == "vae" else at, held) for name in plan.parts}
+    return dataclasses.replace(plan, parts=parts, **changes)
