@@ -23,10 +23,9 @@ from starlette.middleware import Middleware
 import language
 import theme
 import ui
-import zerogpu
 from allowed_hosts import AllowedHosts, checked, is_loopback
 from core.errors import RequestError
-from engine import Engine
+from engine import Engine, zerogpu
 from first_paint import FirstPaint
 from hub import links, parts
 

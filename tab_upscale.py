@@ -9,11 +9,10 @@ import gradio as gr
 
 import ui_fields
 import ui_parts
-import upscaling
 from core import metadata
 from core.errors import RequestError, StudioError
 from core.request import UPSCALE_DENOISE, UPSCALE_STEPS, UPSCALERS, Upscale, Upscaler, WeightsChoice
-from engine import Engine
+from engine import Engine, mode_upscale
 from language import Say, fixed, say_to
 from ui_form import Form
 from ui_gallery import Past
@@ -162,7 +161,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
     return image_field, output, Form.of(Upscale, fields, None, output)
 
 
-def _foreseen(estimate: upscaling.Estimate, say: Say) -> str:
+def _foreseen(estimate: mode_upscale.Estimate, say: Say) -> str:
     """Put an estimate into words."""
     before, after = (f"{width} × {height}" for width, height in (estimate.before, estimate.after))
 

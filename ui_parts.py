@@ -26,8 +26,8 @@ from core.request import SEED_MAX, Model, Request, TextToImage, random_seed
 from core.sizes import IMAGE_SIZES, ImageSizes, WeightsKind, smaller
 from core.whole_file import replacing
 from engine import Engine
+from engine.timing import Pace
 from language import Say, Words, english, fixed, say_to
-from pace import Pace
 from ui_gallery import Past, Strip, joined
 from ui_words import (
     KEPT,

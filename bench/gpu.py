@@ -37,9 +37,8 @@ from diffusion.memory import GIB, PART_BYTES, VRAM_MARGIN_GIB, MemoryPlan, memor
 
 environment.prepare_environment(os.environ)
 
-import preflight
-import upscaling
 from diffusion import host_memory
+from engine import estimate, mode_upscale
 from hub import inventory
 
 PROMPT = "a fox on a black background"
@@ -59,9 +58,9 @@ class Case:
     lora: bool = False
     compiled: bool = False
 
-    def work(self, kind: str) -> preflight.Work:
+    def work(self, kind: str) -> estimate.Work:
         """What it computes."""
-        return preflight.Work(kind, self.mode, self.steps, self.side, self.side, self.cfg)
+        return estimate.Work(kind, self.mode, self.steps, self.side, self.side, self.cfg)
 
 
 CASES = (
@@ -157,7 +156,7 @@ class Bench:
 
     def enlarging(self, built: object, case: Case) -> Iterator:
         """Carry out both halves of an enlargement; no look is taken at the result, which is noise here."""
-        enlarged, _ = yield from upscaling.enlarge(gradient(case.side // 2), "best", self.on.kind, built.plan)
+        enlarged, _ = yield from mode_upscale.enlarge(gradient(case.side // 2), "best", self.on.kind, built.plan)
         return (
             yield from built.image_to_image(
                 image=enlarged,
@@ -165,7 +164,7 @@ class Bench:
                 steps=case.steps,
                 denoise=0.33,
                 seed=7,
-                side=upscaling.refinement_side(enlarged.size, self.kind, built.plan),
+                side=mode_upscale.refinement_side(enlarged.size, self.kind, built.plan),
             )
         )
 
@@ -192,8 +191,8 @@ class Bench:
         taken = [timed(lambda: self.draw(built, case), self.on.kind) for _ in range(self.runs)]
         picture = self.draw(built, case)
         seconds = statistics.median(taken)
-        usual = preflight.assumed(self.on.kind, capability=self.on.capability, cores=os.cpu_count() or 1)
-        expected = preflight.estimate(case.work(self.kind), built.plan, self.on.dtype, usual)
+        usual = estimate.assumed(self.on.kind, capability=self.on.capability, cores=os.cpu_count() or 1)
+        expected = estimate.foresee(case.work(self.kind), built.plan, self.on.dtype, usual)
         return {
             "case": case.name,
             "seconds": round(seconds, 3),

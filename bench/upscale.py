@@ -38,11 +38,10 @@ environment.prepare_environment(os.environ)
 import numpy as np
 from PIL import Image
 
-import upscaling
 from core.request import UPSCALER_OVERLAP, TextToImage, Upscale
 from core.sizes import IMAGE_SIZES
 from diffusion.vae_tiles import FACTOR
-from engine import Engine, Settings
+from engine import Engine, Settings, mode_upscale
 from hub import inventory
 from images import tiles
 from upscaler.weights import PACKAGED, find, package_file
@@ -215,7 +214,7 @@ def enlarged(small: Image.Image) -> dict[str, Image.Image]:
     """Return a picture at twice its size, by the way that enlarged it."""
     import upscaler.network
 
-    made = {"Lanczos": upscaling.plain(small)}
+    made = {"Lanczos": mode_upscale.plain(small)}
     for choice in ("best", "fast"):
         model = upscaler.network.load(find(choice, {}), "cpu")
         made[choice] = whole(upscaler.network.enlarge(small, model, 256))
@@ -315,15 +314,15 @@ def memory(side: int) -> dict[str, float]:
     found = {"loaded": peak()}
 
     # The canvas is there from the first tile on, and one tile needs what any other does.
-    enlarging = upscaling.enlarge(Image.fromarray(pixels), "best", on.kind, plan)
+    enlarging = mode_upscale.enlarge(Image.fromarray(pixels), "best", on.kind, plan)
     while not hasattr(next(enlarging), "index"):
         pass
     enlarging.close()
     found["enlarged"] = peak()
 
     request = Upscale.parse(image="-", denoise=0.33, steps=1, seed=1).resolved("mini")
-    large = upscaling.plain(Image.fromarray(pixels))
-    refined, _ = whole(upscaling.refine(pipeline, large, request, "mini", plan))
+    large = mode_upscale.plain(Image.fromarray(pixels))
+    refined, _ = whole(mode_upscale.refine(pipeline, large, request, "mini", plan))
     assert refined.size == (2 * side, 2 * side)
     refined.save(io.BytesIO(), "PNG")
     found["refined"] = peak()

@@ -48,9 +48,9 @@ def direct() -> None:
     import gradio as gr
     from gradio.context import LocalContext
 
-    import zerogpu
     from core.events import Step
     from core.request import TextToImage
+    from engine import zerogpu
 
     with tempfile.TemporaryDirectory() as folder:
         seen = Path(folder) / "seen"
@@ -89,10 +89,10 @@ def retried() -> None:
     import gradio as gr
     from gradio.context import LocalContext
 
-    import zerogpu
     from core.errors import StudioError
     from core.events import Result
     from core.request import TextToImage
+    from engine import zerogpu
 
     def work(task: zerogpu.Task):
         yield Result(b"", {}, task.request, task.size, "mini", "", {})

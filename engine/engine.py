@@ -12,16 +12,12 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-import lora_use
 import mini.notes
-import preflight
-import upscaling
-import zerogpu
 from core import environment, metadata
 from core.errors import InternalError, OutOfMemory, SpaceOutOfMemory, StudioError, WeightsMissing
 from core.events import Event, Failure, Note, Queued, Result, Stage
@@ -29,21 +25,23 @@ from core.request import MODELS, PREPROCESSORS, ControlNet, Preprocess, Request,
 from core.sizes import IMAGE_SIZES, WeightsKind
 from diffusion import memory, tokens
 from diffusion.device import Device, choose_device
+from engine import estimate, mode_upscale, zerogpu
+from engine.drawing import file_of, wearing
+from engine.fair_queue import Turns
+from engine.timing import Stopwatch
+from engine.zerogpu import Packed
 from hub import checkpoint, inventory
 from images import preprocess
 from images.cache import Controls
 from lora.file import Report, read
-from packed import Packed
-from stopwatch import Stopwatch
-from turns import Turns
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from diffusion.pipeline import Pipeline
+from engine.mode import Drawing, Drawn, T
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 QUEUE_LIMIT = 32  # waiting requests; about as many as people are willing to wait behind
 ESTIMATE_SAID = 10.0  # seconds from which a visitor wants to know how long it will take
@@ -67,28 +65,6 @@ class Settings:
     queue_limit: int = QUEUE_LIMIT
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """What a mode hands back for its result.
-
-    Attributes:
-        image: the picture, RGB or RGBA, 8 bit.
-        notes: what the user should know.
-        inputs: digests of the files that the request names, by field.
-        fingerprints: identities of weights used beyond those in `Chosen`, by name.
-        lora: the LoRA that it was drawn with.
-    """
-
-    image: Image.Image
-    notes: tuple[Note, ...] = ()
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    fingerprints: Mapping[str, str] = field(default_factory=dict)
-    lora: metadata.Lora | None = None
-
-
-Drawing = Generator[Event, None, Drawn]
-
-
 class Engine:
     """Owns the pipeline and the queue in front of it. One instance serves every front of a process."""
 
@@ -100,7 +76,7 @@ class Engine:
         self._device: Device | None = None
         self._plan: memory.MemoryPlan | None = None
         self._tighter = 0  # how many plans were given up because the memory did not suffice
-        self._forecast = preflight.Forecast()
+        self._forecast = estimate.Forecast()
         self._controls = Controls()
         self._packed = Packed()  # filled by `load_for_zerogpu`
         # Each mode's way from a resolved request to a picture; what all modes share is in `_work`.
@@ -251,10 +227,10 @@ class Engine:
         """Do in this process what needs no GPU, refusing what is wrong, and the rest in one that has one."""
         chosen = self.weights_in_use(request.mode, request.model, request.weights)
         request = request.resolved(chosen.kind)
-        lora_use.file_of(request, chosen.kind)
+        file_of(request, chosen.kind)
         prepared = None
         if isinstance(request, Upscale):
-            size = upscaling.size_after(upscaling.open_input(Path(request.image)).image.size)
+            size = mode_upscale.size_after(mode_upscale.open_input(Path(request.image)).image.size)
         elif isinstance(request, ControlNet):
             yield Stage("preprocessing", PREPROCESSORS[request.preprocessor].title)
             prepared = self.control_image(request)
@@ -325,7 +301,7 @@ class Engine:
         return replace(drawn, notes=(*drawn.notes, note))
 
     def _text_to_image(self, chosen: inventory.Chosen, request: TextToImage) -> Drawing:
-        file = lora_use.file_of(request, chosen.kind)
+        file = file_of(request, chosen.kind)
         pipeline = yield from self._ready(chosen, request, (request.width, request.height))
         prompt, left_open = mini.notes.completed(request, chosen.kind)
         draw = partial(
@@ -338,14 +314,14 @@ class Engine:
             height=request.height,
             seed=request.seed,
         )
-        picture, worn = yield from lora_use.wearing(pipeline, file, request, draw)
+        picture, worn = yield from wearing(pipeline, file, request, draw)
         notes = (*picture.notes, *worn.notes, *left_open, *mini.notes.about(request, chosen.kind))
         return Drawn(picture.image, notes, worn.inputs, lora=worn.lora)
 
     def _structure_to_image(self, chosen: inventory.Chosen, request: ControlNet) -> Drawing:
         yield Stage("preprocessing", PREPROCESSORS[request.preprocessor].title)
         control = self.control_image(request)
-        file = lora_use.file_of(request, chosen.kind)
+        file = file_of(request, chosen.kind)
         pipeline = yield from self._ready(chosen, request, control.image.size)
         width, height = control.image.size
         # Where the control image says nothing, the seed does, as without one.
@@ -361,40 +337,40 @@ class Engine:
             seed=request.seed,
             control=(control.image, request.scale),
         )
-        picture, worn = yield from lora_use.wearing(pipeline, file, request, draw)
+        picture, worn = yield from wearing(pipeline, file, request, draw)
         notes = (*control.notes, *picture.notes, *worn.notes, *left_open, *mini.notes.about(request, chosen.kind))
         return Drawn(picture.image, notes, {"image": control.digest, **worn.inputs}, lora=worn.lora)
 
     def _upscale(self, chosen: inventory.Chosen, request: Upscale) -> Drawing:
-        opened = upscaling.open_input(Path(request.image))
-        size = upscaling.size_after(opened.image.size)
+        opened = mode_upscale.open_input(Path(request.image))
+        size = mode_upscale.size_after(opened.image.size)
         pipeline = (yield from self._ready(chosen, request, size)) if request.denoise else None
         yield Stage("loading", "program")
         on, plan = self._planned_upscale(chosen.kind)
         image, source = yield from self._measured(
-            upscaling.enlarge(opened.image, request.upscaler, on.kind, plan),
+            mode_upscale.enlarge(opened.image, request.upscaler, on.kind, plan),
             request.upscaler,
-            upscaling.operations(opened.image.size, request.upscaler, plan.upscaler_tile),
+            mode_upscale.operations(opened.image.size, request.upscaler, plan.upscaler_tile),
         )
         notes = [*opened.notes]
         if pipeline is not None:
-            image, picture = yield from upscaling.refine(pipeline, image, request, chosen.kind, plan)
+            image, picture = yield from mode_upscale.refine(pipeline, image, request, chosen.kind, plan)
             notes += picture.notes
-        notes += upscaling.notes(request, chosen.kind, source, image.size, plan)
+        notes += mode_upscale.notes(request, chosen.kind, source, image.size, plan)
         return Drawn(image, tuple(notes), {"image": opened.digest}, {"upscaler": source.fingerprint})
 
-    def upscale_estimate(self, request: Upscale) -> upscaling.Estimate:
+    def upscale_estimate(self, request: Upscale) -> mode_upscale.Estimate:
         """Return what a request will give and take, before it is run; the first time it imports torch.
 
         Raises:
             RequestError: the picture cannot be used.
             WeightsMissing: nothing could refine it.
         """
-        size = upscaling.open_input(Path(request.image)).image.size
+        size = mode_upscale.open_input(Path(request.image)).image.size
         kind = self.weights_in_use(request.mode, request.model, request.weights).kind
         on, plan = self._planned_upscale(kind)
         speed, drawing = self._upscale_speed.get(request.upscaler), self._forecast.throughput(kind, on)
-        return upscaling.estimate(size, request.resolved(kind), kind, plan, on.kind, speed, drawing)
+        return mode_upscale.estimate(size, request.resolved(kind), kind, plan, on.kind, speed, drawing)
 
     def plain_enlargement(self, request: Upscale) -> Image.Image:
         """Return the picture of a request at the size of its result, made by a filter: what to compare it with.
@@ -402,7 +378,7 @@ class Engine:
         Raises:
             RequestError: the picture cannot be used.
         """
-        return upscaling.plain(upscaling.open_input(Path(request.image)).image)
+        return mode_upscale.plain(mode_upscale.open_input(Path(request.image)).image)
 
     def _measured(self, work: Generator[Event, None, T], upscaler: str, operations: float) -> Generator[Event, None, T]:
         """Pass work on, and note how fast it was for the next estimate."""

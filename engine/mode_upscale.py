@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-import preflight
-import safeguard
 from core.events import Note, Stage, Step, TileDone
 from core.request import UPSCALE_MAX, UPSCALE_SCALE, UPSCALER_OVERLAP, UPSCALERS, Upscale
 from core.sizes import IMAGE_SIZES, WeightsKind
@@ -25,6 +23,8 @@ from diffusion.device import DeviceKind
 from diffusion.memory import PART_BYTES as PART_BYTES
 from diffusion.memory import MemoryPlan
 from diffusion.vae_tiles import FACTOR
+from engine.drawing import checked
+from engine.estimate import VAE_PER_PIXEL, Throughput, step_flops, work_seconds
 from images import reading
 from images.tiles import Tile, spans
 from upscaler.weights import Source, find
@@ -80,7 +80,7 @@ def estimate(
     plan: MemoryPlan,
     on: DeviceKind,
     seconds_per_operation: float | None,
-    drawing: preflight.Throughput,
+    drawing: Throughput,
 ) -> Estimate:
     """Foresee an enlargement and its refinement.
 
@@ -104,16 +104,16 @@ def estimate(
 
 
 def _refinement(
-    size: tuple[int, int], steps: int, kind: WeightsKind, plan: MemoryPlan, drawing: preflight.Throughput
+    size: tuple[int, int], steps: int, kind: WeightsKind, plan: MemoryPlan, drawing: Throughput
 ) -> tuple[int, float]:
     """Return how many tiles are refined, and how many seconds that takes."""
     cut = _refinement_cut(size, kind, plan)
     width, height = (FACTOR * (end - begin) for begin, end in (cut[0].x, cut[0].y))
-    flops = steps * preflight.step_flops(kind, width, height)
-    flops += width * height * sum(preflight.VAE_PER_PIXEL[kind])
+    flops = steps * step_flops(kind, width, height)
+    flops += width * height * sum(VAE_PER_PIXEL[kind])
     # Layers that do not stay on the device are fetched for each tile of each step.
     fetched = steps * PART_BYTES["transformer"] if kind == "full" and "transformer" not in plan.resident else 0
-    return len(cut), len(cut) * preflight.seconds(flops, fetched, drawing)
+    return len(cut), len(cut) * work_seconds(flops, fetched, drawing)
 
 
 def operations(size: tuple[int, int], choice: str, side: int) -> float:
@@ -161,7 +161,7 @@ def refine(
         seed=request.seed,
         side=side,
     )
-    picture = yield from safeguard.checked(pipeline, draw)
+    picture = yield from checked(pipeline, draw)
     return padded.restore(picture.image), picture
 
 

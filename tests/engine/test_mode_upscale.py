@@ -13,9 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from spandrel.architectures.Compact import Compact
 
-import preflight
 import upscaler.network
-import upscaling
 from bench import upscale as bench
 from core.errors import RequestError
 from core.events import Failure, Result, Stage, Step, TileDone
@@ -25,13 +23,13 @@ from core.sizes import IMAGE_SIZES
 from diffusion.image_to_image import InputImageUnit
 from diffusion.memory import MemoryPlan, memory_plan
 from diffusion.pipeline import Pipeline
-from engine import Engine, Settings
+from engine import Engine, Settings, estimate, mode_upscale
 from hub import inventory
 from images import reading
 from tests.helpers.plans import plan_with
 from upscaler.weights import SETTING, find
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 MEMORY_BOUND_GIB = 3.0  # docs/upscaling.md states it
 SEAM_BOUND = 1.25  # how much steeper than elsewhere a refined picture may be on the borders of its tiles
 
@@ -93,7 +91,7 @@ def edges(image: object) -> float:
 
 def test_the_usual_network_is_sharper_than_a_filter_and_keeps_the_picture() -> None:
     small = bench.photograph("chelsea", 44)
-    plain = upscaling.plain(small)
+    plain = mode_upscale.plain(small)
     model = upscaler.network.load(find("best", {}), "cpu")
     enlarged = bench.whole(upscaler.network.enlarge(small, model, 256))
     assert edges(enlarged) > 1.5 * edges(plain)
@@ -239,11 +237,11 @@ def test_a_picture_larger_than_native_is_refined_in_tiles_and_stays_what_it_is(p
             prompt="a red apple on a blue background", negative_prompt="", steps=8, cfg=1, width=128, height=128, seed=7
         )
     )
-    large = upscaling.plain(drawn.image)
+    large = mode_upscale.plain(drawn.image)
     request = Upscale.parse(image="-", prompt="a red apple on a blue background", denoise=0.33, seed=7).resolved("mini")
     plan = memory_plan("cpu", None, None, 8 << 30, Upscale.mode, "mini")
     events = []
-    work = upscaling.refine(pipeline, large, request, "mini", plan)
+    work = mode_upscale.refine(pipeline, large, request, "mini", plan)
     while True:
         try:
             events.append(next(work))
@@ -283,12 +281,12 @@ def test_it_refines_the_same_under_vram_management(pipeline) -> None:
 
 def test_the_memory_plan_makes_tiles_smaller() -> None:
     roomy = memory_plan("cuda", 80 << 30, 80 << 30, 128 << 30, Upscale.mode)
-    assert upscaling.refinement_side((1024, 1024), "full", roomy) == 1024
-    assert upscaling.refinement_side((1536, 640), "full", roomy) == 1536  # at once: it has the native area
-    assert upscaling.refinement_side((2048, 2048), "full", roomy) == 1024
+    assert mode_upscale.refinement_side((1024, 1024), "full", roomy) == 1024
+    assert mode_upscale.refinement_side((1536, 640), "full", roomy) == 1536  # at once: it has the native area
+    assert mode_upscale.refinement_side((2048, 2048), "full", roomy) == 1024
     tight = memory_plan("cuda", 23_600_000_000, 23_600_000_000, 128 << 30, Upscale.mode)
     assert tight.tiled_vae_above < 1024 * 1024
-    assert upscaling.refinement_side((1024, 1024), "full", tight) ** 2 <= tight.tiled_vae_above
+    assert mode_upscale.refinement_side((1024, 1024), "full", tight) ** 2 <= tight.tiled_vae_above
     assert tight.upscaler_tile < roomy.upscaler_tile
 
 
@@ -350,13 +348,13 @@ def test_an_estimate_gives_sizes_and_learns(engine: Engine, picture) -> None:
 def test_an_estimate_counts_every_tile_of_every_step_and_what_is_fetched_for_it() -> None:
     roomy = memory_plan("cuda", 80 << 30, 80 << 30, 128 << 30, Upscale.mode)
     streamed = memory_plan("cuda", 8 << 30, 8 << 30, 64 << 30, Upscale.mode)
-    drawing = preflight.Throughput(1e14, 1e10)
+    drawing = estimate.Throughput(1e14, 1e10)
     request = Upscale.parse(image="-", denoise=0.33).resolved("full")
 
     def seconds(side: int, plan: MemoryPlan, **changed: object) -> float:
         wanted = request.model_copy(update=changed)
         refined, plain = (
-            upscaling.estimate((side, side), one, "full", plan, "cuda", 1e-14, drawing)
+            mode_upscale.estimate((side, side), one, "full", plan, "cuda", 1e-14, drawing)
             for one in (wanted, wanted.model_copy(update={"denoise": 0.0}))
         )
         assert plain.refined == 0

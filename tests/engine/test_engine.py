@@ -12,8 +12,8 @@ from core.errors import QueueFull, RequestError, WeightsMissing
 from core.events import Failure, Queued, Result, Stage, Step
 from core.request import TextToImage
 from engine import Engine, Settings
+from engine.fair_queue import Turns
 from hub import parts
-from turns import Turns
 
 
 def ask(**values: object) -> TextToImage:

@@ -20,10 +20,21 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import preflight
-from core.errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalError, StudioError
+from core.errors import (
+    GpuAborted,
+    GpuBusy,
+    GpuNoVisitor,
+    GpuQuota,
+    InternalError,
+    RequestError,
+    StudioError,
+    WeightsMissing,
+)
 from core.events import Event, Note, Result, Retry
-from core.request import Request
+from core.request import Request, WeightsChoice
+from core.sizes import WeightsKind
+from engine.estimate import Work
+from hub import checkpoint, inventory
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -69,7 +80,7 @@ class Task:
 
 def estimate(request: Request, size: tuple[int, int]) -> float:
     """Return the seconds that a request will hold the GPU: by mode, model, steps, area and LoRA."""
-    seconds = START_SECONDS + preflight.Work.of(request, "full", size).flops / FLOP_PER_SECOND
+    seconds = START_SECONDS + Work.of(request, "full", size).flops / FLOP_PER_SECOND
     return seconds + (LORA_SECONDS if getattr(request, "lora", "") else 0.0)
 
 
@@ -211,3 +222,37 @@ def _over_quota(message: str, asked: int) -> GpuQuota:
         "visitors who are not signed in have used up this Space's GPU quota; sign in to Hugging Face and open the "
         "Space there (a program gives a token), or try again later"
     )
+
+
+class Packed:
+    """The weights that were loaded before the launch, all of one kind; false while there are none."""
+
+    def __init__(self) -> None:
+        self._chosen: dict[tuple[str, str], inventory.Chosen] = {}
+        self.fingerprints: dict[str, str] = {}  # by part
+
+    def __bool__(self) -> bool:
+        return bool(self._chosen)
+
+    @property
+    def kind(self) -> WeightsKind:
+        """Of all of them."""
+        return next(iter(self._chosen.values())).kind
+
+    def add(self, mode: str, model: str, chosen: inventory.Chosen) -> None:
+        """Note what a mode draws with; the files are still there."""
+        self._chosen[mode, model] = chosen
+        self.fingerprints |= {part: checkpoint.fingerprint(files) for part, files in chosen.files.items()}
+
+    def of(self, mode: str, model: str, asked: WeightsChoice) -> inventory.Chosen:
+        """Return what a mode draws with.
+
+        Raises:
+            RequestError: another kind is asked for.
+            WeightsMissing: this mode's were not there.
+        """
+        if asked not in ("auto", self.kind):
+            raise RequestError("weights", asked, f"auto or {self.kind} on this Space")
+        if (mode, model) not in self._chosen:
+            raise WeightsMissing(f"this Space has no weights for the mode {mode} with the model {model}")
+        return self._chosen[mode, model]

@@ -1,7 +1,7 @@
 """How long a picture still takes, on a clock that the test turns."""
 
 from core.events import Stage, Step
-from pace import Pace
+from engine.timing import Pace
 
 
 def test_the_rest_is_told_from_the_steps_after_the_first() -> None:

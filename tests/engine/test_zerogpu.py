@@ -21,17 +21,15 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-import preflight
-import zerogpu
 from core.errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalError
 from core.events import Result
 from core.request import ControlNet, TextToImage, Upscale
-from engine import Engine, Settings
+from engine import Engine, Settings, estimate, zerogpu
+from engine.zerogpu import Task
 from hub.parts import PARTS
 from tests.helpers import sparse
-from zerogpu import Task
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SPACE = ROOT / "tests" / "helpers" / "zerogpu_space.py"
 VAE = PARTS["vae"]
 NATIVE = (1024, 1024)
@@ -53,10 +51,13 @@ def controlnet(**values: object) -> ControlNet:
 
 
 def test_elsewhere_the_decorator_is_the_identity_and_needs_no_spaces() -> None:
-    code = "import sys; sys.modules['spaces'] = None; import zerogpu; print(zerogpu.ACTIVE, zerogpu._on_gpu.__module__)"
+    code = (
+        "import sys; sys.modules['spaces'] = None; from engine import zerogpu; "
+        "print(zerogpu.ACTIVE, zerogpu._on_gpu.__module__)"
+    )
     environ = {name: value for name, value in os.environ.items() if not name.startswith("SPACES_")}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True)
-    assert done.stdout.split() == ["False", "zerogpu"], done.stderr
+    assert done.stdout.split() == ["False", "engine.zerogpu"], done.stderr
 
     def task() -> None: ...
 
@@ -79,7 +80,7 @@ def test_upscale_counts_what_comes_out_and_redraws_large_pictures_in_tiles() -> 
         request = Upscale.parse(image="x.png", **values).resolved("full")
         return zerogpu.estimate(request, (side, side)) - zerogpu.START_SECONDS
 
-    assert 16 * work(1024) < work(4096) < 16 * preflight.TILE_OVERLAP * work(1024)
+    assert 16 * work(1024) < work(4096) < 16 * estimate.TILE_OVERLAP * work(1024)
     assert work(2048, steps=10) > 1.8 * work(2048)
     # the enlargement alone: 9.4 TFLOP from 512 x 512
     assert work(1024, denoise=0) * zerogpu.FLOP_PER_SECOND == pytest.approx(9.4e12, rel=0.01)
@@ -141,7 +142,7 @@ def test_the_titles_are_those_of_the_installed_package() -> None:
     import spaces.zero
 
     source = "".join(file.read_text() for file in Path(spaces.zero.__file__).parent.glob("*.py"))
-    ours = (ROOT / "zerogpu.py").read_text()
+    ours = (ROOT / "engine" / "zerogpu.py").read_text()
     known = {line.split('"')[1] for line in ours.splitlines() if line.strip().startswith('case "ZeroGPU')}
     assert len(known) == 6
     assert all(f'error("{title}"' in source for title in known)
@@ -150,7 +151,7 @@ def test_the_titles_are_those_of_the_installed_package() -> None:
 
 
 def test_only_this_module_knows_the_titles() -> None:
-    others = [path for path in ROOT.glob("*.py") if path.name != "zerogpu.py"]
+    others = [path for path in ROOT.glob("*/*.py") if path.name not in ("zerogpu.py", Path(__file__).name)]
     assert not [path.name for path in others if "GPU task aborted" in path.read_text(encoding="utf-8")]
 
 

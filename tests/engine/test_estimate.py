@@ -4,14 +4,14 @@ import math
 
 import pytest
 
-import preflight
 from core import environment
 from core.errors import RequestError
 from core.request import TextToImage
 from diffusion import device, memory
 from diffusion.device import Device
 from diffusion.memory import GIB, memory_plan
-from preflight import Forecast, Throughput, Work, assumed, check, estimate, peak_bytes, step_flops
+from engine import estimate
+from engine.estimate import Forecast, Throughput, Work, assumed, check, foresee, peak_bytes, step_flops
 
 FAST = Throughput(400e12, 8e9)
 
@@ -79,10 +79,10 @@ def test_an_enlargement_is_refined_in_tiles_or_not_at_all() -> None:
         1,
         (1024,) * 2,
     )
-    assert 16 * native.flops < work("upscale", side=4096).flops < 16 * preflight.TILE_OVERLAP * native.flops
+    assert 16 * native.flops < work("upscale", side=4096).flops < 16 * estimate.TILE_OVERLAP * native.flops
     assert work("upscale", steps=0).flops == pytest.approx(9.4e12, rel=0.01)  # Real-ESRGAN x4 of 512 x 512
     # Each tile of each step fetches the weights that do not stay.
-    slow = estimate(work("upscale", side=2048), plan_of(8), "bfloat16", FAST).seconds
+    slow = foresee(work("upscale", side=2048), plan_of(8), "bfloat16", FAST).seconds
     assert slow > 8 * 4 * memory.PART_BYTES["transformer"] / FAST.fetched
 
 
@@ -91,7 +91,7 @@ def test_an_enlargement_is_refined_in_tiles_or_not_at_all() -> None:
 
 def test_seconds_follow_the_device() -> None:
     slow, fast = (
-        estimate(work(), plan_of(48), "bfloat16", on)
+        foresee(work(), plan_of(48), "bfloat16", on)
         for on in (assumed("cpu", cores=2), assumed("cuda", capability=(9, 0)))
     )
     assert slow.seconds == pytest.approx(4600, rel=0.05)  # 449 TFLOP and the rest at 100 GFLOP/s
@@ -103,7 +103,7 @@ def test_seconds_follow_the_device() -> None:
 
 def test_fetching_weights_in_each_step_takes_time() -> None:
     streamed, resident = plan_of(8), plan_of(24)
-    took = [estimate(work(side=512), plan, "bfloat16", FAST).seconds for plan in (streamed, resident)]
+    took = [foresee(work(side=512), plan, "bfloat16", FAST).seconds for plan in (streamed, resident)]
     fetched = 8 * memory.PART_BYTES["transformer"] + memory.PART_BYTES["text_encoder"]
     assert took[0] - took[1] == pytest.approx(fetched / FAST.fetched, rel=0.01)
 
@@ -124,7 +124,7 @@ def test_a_finished_run_replaces_the_assumption() -> None:
 
 @pytest.mark.parametrize(("taken", "text"), [(0.2, "1 s"), (45, "45 s"), (600, "10 minutes"), (9000, "2.5 hours")])
 def test_durations_are_said_as_people_say_them(taken: float, text: str) -> None:
-    assert preflight.duration_text(taken) == text
+    assert estimate.duration_text(taken) == text
 
 
 # --- memory, and what is hopeless
@@ -169,9 +169,9 @@ def test_what_would_take_days_is_refused_with_the_steps_that_do_not() -> None:
     assert values["field"] == "steps" and "hours" in values["allowed"]
     steps = values["nearest"]
     found = check(work(steps=steps, cfg=4.0, side=2048), plan, "float32", two_cores)
-    assert found.seconds <= preflight.HOPELESS_SECONDS
-    one_more = estimate(work(steps=steps + 1, cfg=4.0, side=2048), plan, "float32", two_cores)
-    assert one_more.seconds > preflight.HOPELESS_SECONDS
+    assert found.seconds <= estimate.HOPELESS_SECONDS
+    one_more = foresee(work(steps=steps + 1, cfg=4.0, side=2048), plan, "float32", two_cores)
+    assert one_more.seconds > estimate.HOPELESS_SECONDS
 
 
 def test_the_miniature_is_never_hopeless() -> None:
@@ -192,7 +192,7 @@ def test_an_enlargement_that_would_take_days_is_refused_before_anything_is_drawn
     engine = Engine(Settings(device="cpu", memory_gb=64))
     # No real weights on a test machine; none is opened before the request is judged.
     monkeypatch.setattr(engine, "weights_in_use", lambda *_: inventory.Chosen("full", {}, "nowhere", ""))
-    monkeypatch.setattr(preflight.os, "cpu_count", lambda: 2)  # a figure for two cores, whatever this machine has
+    monkeypatch.setattr(estimate.os, "cpu_count", lambda: 2)  # a figure for two cores, whatever this machine has
     *_, last = engine.run(Upscale(image=str(tmp_path / "large.png"), steps=50))
     assert isinstance(last, Failure) and last.code == "bad_request"
     assert last.values["field"] == "steps" and "4096 x 4096" in last.text and last.values["nearest"] >= 1

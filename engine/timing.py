@@ -1,12 +1,12 @@
-"""Measures the wall seconds of each stage of a run. Knows nothing of what the stages do."""
+"""Measures the stages of a run, and estimates how long a picture still takes from how long its steps took."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
-from core.events import Event, Stage
+from core.events import Event, Queued, Stage, Step
 
 T = TypeVar("T")
 
@@ -38,3 +38,23 @@ class Stopwatch:
             seconds[stage] = seconds.get(stage, 0.0) + ended - began
         seconds["total"] = now - self._started
         return {stage: round(taken, 3) for stage, taken in seconds.items()}
+
+
+class Pace:
+    """Watches the events of one picture; the first step, which also warms up, tells nothing."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._first: tuple[int, float] | None = None
+
+    def left(self, event: Queued | Stage | Step) -> float | None:
+        """Return the seconds until the last step, or None while that cannot be told."""
+        if not isinstance(event, Step):
+            self._first = None
+            return None
+        now = self._clock()
+        if self._first is None:
+            self._first = event.index, now
+            return None
+        index, then = self._first
+        return (now - then) / (event.index - index) * (event.total - event.index)

@@ -341,7 +341,7 @@ def test_the_control_image_has_the_size_of_the_picture(engine: Engine, sketch: P
 
 
 def test_the_miniature_says_what_it_was_not_taught(engine: Engine) -> None:
-    portrait = Path(__file__).parent / "data" / "astronaut.jpg"
+    portrait = Path(__file__).parent.parent / "data" / "astronaut.jpg"
     notes = engine.draw(ask(portrait, preprocessor="pose", steps=1)).notes
     (note,) = [note for note in notes if note.code == "unknown_control"]
     assert "Pose" in note.text and "Canny" in note.text

@@ -20,7 +20,7 @@ from core.sizes import WeightsKind
 from diffusion.device import Device, DeviceKind, Dtype
 from diffusion.memory import PART_BYTES, VAE_NUMBERS_PER_PIXEL, MemoryPlan
 
-TEXT_TOKENS = 96  # of a usual prompt with its chat template; padded to a multiple of 32
+USUAL_TEXT_TOKENS = 96  # of a usual prompt with its chat template; padded to a multiple of 32
 TILE_OVERLAP = (4 / 3) ** 2  # how much more is drawn where neighbouring tiles share a quarter of their side
 HOPELESS_SECONDS = 12 * 3600  # beyond a night nobody means it
 
@@ -56,7 +56,9 @@ SHAPES: Mapping[WeightsKind, Shape] = {
 VAE_PER_PIXEL: Mapping[WeightsKind, tuple[float, float]] = {"full": (4.7e6, 1.0e7), "mini": (5e4, 1e5)}
 
 
-def step_flops(kind: WeightsKind, width: int, height: int, *, control: bool = False, text: int = TEXT_TOKENS) -> float:
+def step_flops(
+    kind: WeightsKind, width: int, height: int, *, control: bool = False, text: int = USUAL_TEXT_TOKENS
+) -> float:
     """Return the floating-point operations of one forward pass of the transformer, twice its multiplications."""
     shape = SHAPES[kind]
     image = width * height // 256  # patches of 2 x 2 latents, each of 8 x 8 pixels
@@ -134,7 +136,7 @@ class Work:
             if not self.steps:
                 return total
         encode, decode = VAE_PER_PIXEL[self.kind]
-        total += (1 if self.cfg == 1 else 2) * 2.0 * SHAPES[self.kind].text_numbers * TEXT_TOKENS
+        total += (1 if self.cfg == 1 else 2) * 2.0 * SHAPES[self.kind].text_numbers * USUAL_TEXT_TOKENS
         total += self.passes * step_flops(self.kind, *self.drawn_at_once, control=self.controlled)
         per_pixel = decode if self.mode == "generate" else decode + encode
         return total + self.tiles * math.prod(self.drawn_at_once) * per_pixel
@@ -175,7 +177,7 @@ def assumed(device_kind: DeviceKind, *, capability: tuple[int, int] | None = Non
     return Throughput(flops, FETCHED[device_kind])
 
 
-def seconds(flops: float, fetched: float, device: Throughput) -> float:
+def work_seconds(flops: float, fetched: float, device: Throughput) -> float:
     """Return how long work takes: what is computed, and what is fetched meanwhile, one after the other."""
     return flops / device.flops + fetched / device.fetched
 
@@ -193,14 +195,14 @@ class Estimate:
         return f"about {duration_text(self.seconds)} and {self.bytes / 1e9:.1f} GB"
 
 
-def estimate(work: Work, plan: MemoryPlan, dtype: Dtype, device: Throughput) -> Estimate:
+def foresee(work: Work, plan: MemoryPlan, dtype: Dtype, device: Throughput) -> Estimate:
     """Estimate a request under a memory plan."""
     fetched = 0.0
     if work.kind == "full" and work.steps:
         waiting = {part for part in plan.parts if part not in plan.resident}
         fetched = work.passes * sum(PART_BYTES[part] for part in waiting & {"transformer", "controlnet"})
         fetched += PART_BYTES["text_encoder"] if "text_encoder" in waiting else 0
-    return Estimate(seconds(work.flops, fetched, device), peak_bytes(work, plan, dtype), work.flops, device.source)
+    return Estimate(work_seconds(work.flops, fetched, device), peak_bytes(work, plan, dtype), work.flops, device.source)
 
 
 PROGRAM_BYTES = 700_000_000  # torch, diffsynth and what they allocate before any weights; measured on a CPU
@@ -211,7 +213,7 @@ _LIVE_PER_TOKEN = 14  # widths of a token alive inside a layer: the sum, its nor
 def peak_bytes(work: Work, plan: MemoryPlan, dtype: Dtype) -> int:
     """Return the device's memory at the fullest moment of a request, weights included, in bytes."""
     size = 4 if dtype == "float32" else 2
-    shape, tokens = SHAPES[work.kind], math.prod(work.drawn_at_once) // 256 + TEXT_TOKENS
+    shape, tokens = SHAPES[work.kind], math.prod(work.drawn_at_once) // 256 + USUAL_TEXT_TOKENS
     fetched = any(placement.at != "device" or placement.held != dtype for placement in plan.parts.values())
     # Read in one dtype and cast to another: both are there for a moment.
     encoding = _LARGEST_FETCH * (2 + size) if work.kind == "full" and fetched else 0
@@ -233,7 +235,7 @@ def check(work: Work, plan: MemoryPlan, dtype: Dtype, device: Throughput) -> Est
     Raises:
         RequestError: it cannot fit the memory, or would take more than HOPELESS_SECONDS; with the nearest that fits.
     """
-    found = estimate(work, plan, dtype, device)
+    found = foresee(work, plan, dtype, device)
     size, field = f"{work.width} x {work.height}", "size" if work.mode == "generate" else "image"
     if found.bytes > plan.room:
         why = f"with {plan.room / 1e9:.1f} GB of memory ({size} needs about {found.bytes / 1e9:.1f} GB)"
@@ -242,7 +244,7 @@ def check(work: Work, plan: MemoryPlan, dtype: Dtype, device: Throughput) -> Est
             raise RequestError(field, size, f"no size {why}")
         raise RequestError(field, size, f"up to about {nearest} {why}", nearest=nearest)
     if found.seconds > HOPELESS_SECONDS:
-        one, two = (estimate(replace(work, steps=steps), plan, dtype, device).seconds for steps in (1, 2))
+        one, two = (foresee(replace(work, steps=steps), plan, dtype, device).seconds for steps in (1, 2))
         possible = int(1 + (HOPELESS_SECONDS - one) // (two - one))
         took = f"{work.steps} would take about {duration_text(found.seconds)} on this device"
         if possible >= 1:

@@ -1,0 +1,5 @@
+"""One request at a time, from any front, through a worker to a result."""
+
+from engine.engine import Engine, Settings
+
+__all__ = ["Engine", "Settings"]
