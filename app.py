@@ -1,14 +1,12 @@
-"""The web server: settles the environment, builds the page, and serves it on this machine or on a Space.
+"""What a Space starts, and Gradio's own tools: the page, served.
 
-Importing it loads no torch, draws nothing and listens to nothing. Knows nothing of what is on the page.
+Importing it loads no torch, draws nothing and listens to nothing.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core import environment
 from hub import space_cache
@@ -18,122 +16,20 @@ environment.prepare_environment()
 if environment.on_space():
     space_cache.settle(os.environ)
 
-from starlette.middleware import Middleware
-
-import language
-import theme
-import ui
-from allowed_hosts import AllowedHosts, checked, is_loopback
-from core.errors import RequestError
-from engine import Engine, zerogpu
-from first_paint import FirstPaint
-from hub import links, parts
-
-log = logging.getLogger(__name__)
+from engine import Engine
+from web import page, server
 
 if TYPE_CHECKING:
     import gradio as gr
-
-HOST, PORT = "127.0.0.1", 7860
-
-
-def serve(
-    engine: Engine | None = None,
-    *,
-    host: str = HOST,
-    port: int | None = PORT,
-    auth: str | None = None,
-    insecure: bool = False,
-    allow_hosts: Sequence[str] = (),
-) -> None:
-    """Serve the page until the process is stopped.
-
-    Args:
-        engine: what draws; a new one where none is given.
-        host: the address to listen on. On a Space, the Space decides.
-        port: the port to listen on.
-        auth: "user:password" that visitors must give, or None.
-        insecure: allow an address that other machines reach without `auth`.
-        allow_hosts: names that visitors may call this server by, besides those of this machine alone. Where none is
-            given and `host` is open to other machines, any name is answered: it cannot be known.
-
-    Raises:
-        RequestError: `auth` or a name is malformed, `host` is open to other machines without `auth`, or the port is
-            taken.
-    """
-    options = launch_options(host, port, auth, insecure, allow_hosts)
-    engine = engine or Engine()
-    if environment.on_space():
-        link_preloaded()
-    if zerogpu.ACTIVE:
-        engine.load_for_zerogpu()  # here, and only on ZeroGPU: `launch` packs what lies on "cuda" by then
-    page = ui.build(engine)
-    try:
-        _, url, _ = page.launch(**options, share=False, quiet=True, prevent_thread_lock=True)
-    except OSError as error:  # Gradio's way of saying so; nothing else is opened before the port
-        raise RequestError("port", port, "a port that nothing else listens on, given with --port") from error
-    print(f"{theme.TITLE} is at {url} (Ctrl+C stops it)", flush=True)
-    page.block_thread()
-
-
-def link_preloaded() -> None:
-    """Link what was preloaded to `models/`, where a Space keeps no files of its own; the app runs without them too."""
-    try:
-        made = links.link()
-    except OSError as error:
-        log.warning("no links to the preloaded weights: %s", error)
-    else:
-        log.info("links to the preloaded weights: %d made, of %d parts", len(made), len(parts.PARTS))
-
-
-def launch_options(
-    host: str, port: int | None, auth: str | None, insecure: bool, allow_hosts: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Return the keyword arguments for `Blocks.launch`.
-
-    Raises:
-        RequestError: as `serve`.
-    """
-    options: dict[str, Any] = {
-        "theme": theme.build(),
-        "css_paths": [theme.CSS],
-        "head": ui.HEAD,
-        "favicon_path": str(theme.FAVICON),
-        "app_kwargs": {"routes": theme.routes(), "middleware": [Middleware(FirstPaint)]},
-        "footer_links": ["api", "settings"],  # the settings hold Gradio's choice of a language
-        "i18n": language.for_gradio(),
-        "run_history": False,  # it would keep every visitor's prompts in their browser
-        "enable_monitoring": False,
-        "show_error": True,
-        "pwa": False,
-        "max_threads": 80,  # each visitor who waits holds one
-    }
-    if auth is not None:
-        user, colon, password = auth.partition(":")
-        if not (user and colon and password):
-            raise RequestError("auth", "***", "user:password")  # not repeated: it may be a password
-        options["auth"] = (user, password)
-    names = [checked(name) for name in allow_hosts]
-    if environment.on_space():
-        return options  # its address, port and name come from its environment
-    if auth is None and not insecure and not is_loopback(host):
-        raise RequestError(
-            "host", host, f"{HOST} (this machine only); any other address together with --auth USER:PASSWORD, or with "
-            "--insecure if everybody who reaches it may use it"
-        )  # fmt: skip
-    if is_loopback(host) or names:
-        # Gradio asks at the address that it listens on whether it is up.
-        options["app_kwargs"]["middleware"].insert(0, Middleware(AllowedHosts, names=[*names, host]))
-    return options | {"server_name": host, "server_port": port}
 
 
 def __getattr__(name: str) -> gr.Blocks:
     """Build `demo`, the name that Gradio's own tools look for, when somebody asks for it."""
     if name == "demo":
-        globals()["demo"] = ui.build(Engine())
+        globals()["demo"] = page.build(Engine())
         return globals()["demo"]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 if __name__ == "__main__":
-    serve()
+    server.serve()

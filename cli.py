@@ -141,9 +141,9 @@ def _help(request: type[Request], name: str) -> str:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    import app
+    from app import server  # it settles the environment before Gradio is imported
 
-    app.serve(
+    server.serve(
         _engine(args),
         host=args.host,
         port=args.port,

@@ -37,18 +37,18 @@ BYTES = """performance.getEntriesByType("resource").reduce((sum, one) => sum + o
 
 def serve(name: str, port: int) -> None:
     """Serve one of the pages until the process is ended."""
-    import app  # first: it settles the environment, as for a visitor
+    import web.server  # first: it settles the environment, as for a visitor
 
     if name == "ours":
-        app.serve(port=port)
+        web.server.serve(port=port)
         return
     import gradio as gr
 
-    import ui
     from engine import Engine
+    from web.page import build
 
     if name == "alike":
-        page = ui.build(Engine())
+        page = build(Engine())
     else:
         with gr.Blocks(analytics_enabled=False) as page:
             prompt, picture = gr.Textbox(label="Prompt"), gr.Image(label="Picture")

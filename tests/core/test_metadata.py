@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-import ui_restore
 from core import metadata
 from core.errors import RequestError
 from core.metadata import Provenance, a1111_text, encode_png, parse_a1111, read_png
 from core.request import TextToImage
-from language import english
+from web import restore
+from web.language import english
 
 PROVENANCE = Provenance("mini", {"turbo": "ab" * 32})
 PICTURE = Image.new("RGB", (128, 128), "#b33")
@@ -255,7 +255,7 @@ def test_text_without_end_is_not_read(tmp_path: Path) -> None:
 
 
 def test_what_was_not_restored_is_told_in_part_where_it_is_much() -> None:
-    told = ui_restore._told("Done.", {f"field {number}": "x" for number in range(10_000)}, english)
+    told = restore._told("Done.", {f"field {number}": "x" for number in range(10_000)}, english)
     assert len(told) < 2_000
     assert "…" in told
-    assert "…" not in ui_restore._told("Done.", {"field": "x"}, english)
+    assert "…" not in restore._told("Done.", {"field": "x"}, english)

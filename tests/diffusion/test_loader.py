@@ -225,13 +225,14 @@ def test_a_machine_too_small_is_refused_before_anything_is_read(
 def test_the_page_says_what_stays_in_memory() -> None:
     from core.request import TextToImage
     from engine import Engine
-    from ui_parts import Situation, weights_line
+    from web.situation import Situation
+    from web.words import weights_sentence
 
     engine = Engine()
     assert engine.memory_in_use() == ""
     # As after the first picture with the real weights, which no test machine has.
     engine._plan, engine._built_for = memory_plan("cuda", 16 * 10**9, None, 64 * 10**9, "generate"), "full"
-    line = weights_line(Situation.of(engine, TextToImage, "turbo"))
+    line = weights_sentence(Situation.of(engine, TextToImage, "turbo"))
     assert "16 GB of video memory free" in line
 
 

@@ -35,10 +35,10 @@ def _spaces_without_cuda() -> None:
 
 def page() -> None:
     _spaces_without_cuda()
-    import app
+    import web.server
     from engine import Engine, Settings
 
-    app.serve(Engine(Settings(weights="mini", device="cpu")))
+    web.server.serve(Engine(Settings(weights="mini", device="cpu")))
 
 
 def direct() -> None:
@@ -116,7 +116,7 @@ def retried() -> None:
 
 
 def emulated() -> None:
-    import app  # noqa: F401 - imports `spaces` before torch can be used
+    import web.server  # noqa: F401 - imports `spaces` before torch can be used
     from engine import Engine, Settings
 
     engine = Engine(Settings(weights=os.environ.get("TEST_WEIGHTS", "mini")))
@@ -153,9 +153,9 @@ def emulated() -> None:
 def banner() -> None:
     import gradio as gr
 
-    import ui_parts
     from core.events import Failure, Note, Retry, Step
     from core.request import TextToImage
+    from web.output import Output
 
     def events():
         yield Step(1, 8)
@@ -164,7 +164,7 @@ def banner() -> None:
         yield Failure("gpu_aborted", "Again.", 1, 503)
 
     with gr.Blocks():
-        output = ui_parts.Output.lay_out(TextToImage, "")
+        output = Output.lay_out(TextToImage, "")
     print(json.dumps([str(update.get(output.status, "")) for update in output.follow(events(), lambda: False, [])]))
 
 

@@ -1,52 +1,25 @@
-"""What the page's tabs are made of: an output that shows a run, the endpoint that carries one out, and the sentences.
+"""Where a picture appears on a tab, with what is told about it and what can be done with it."""
 
-Knows nothing of any one mode's form, of pipelines, or of how the server is started.
-"""
-
-import inspect
-import tempfile
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
-import annotated_types
 import gradio as gr
 from gradio.blocks import Block
-from gradio.utils import get_upload_folder
-from PIL import Image
 
 from core import metadata
-from core.errors import NotWritten, RequestError, StudioError
+from core.errors import NotWritten, RequestError
 from core.events import Event, Failure, Result, Retry, Step
-from core.request import SEED_MAX, Model, Request, TextToImage, random_seed
-from core.sizes import IMAGE_SIZES, ImageSizes, WeightsKind, smaller
-from core.whole_file import replacing
-from engine import Engine
+from core.request import Request
 from engine.timing import Pace
-from language import Say, Words, english, fixed, say_to
-from ui_gallery import Past, Strip, joined
-from ui_words import (
-    KEPT,
-    again,
-    done_with,
-    emerging,
-    failed,
-    idle,
-    parameters_of,
-    said,
-    underway,
-    weights_line,
-    working_on,
-)
+from web.endpoints import files
+from web.fields import QUIET, REWORD_JS, Update, named_for
+from web.language import Say, Words, english, fixed, say_to
+from web.strip import Past, Strip, joined
+from web.words import KEPT, again, done_with, emerging, failed, parameters_of, said, underway, working_on
 
-__all__ = ["failed", "idle", "said", "weights_line"]  # the tabs take these from here
-
-# These run once in the browser. What the server has worded is worded anew when the page's language changes.
-REWORD_JS = 'addEventListener("studio-language", () => trigger("input"));'
 # The element stays while its text changes, as a screen reader's live region must, and the tab's look follows whether
 # something is under way.
 STATUS_JS = f"""{REWORD_JS}
@@ -54,36 +27,6 @@ element.setAttribute("role", "status");
 const columns = element.closest(".columns");
 watch("value", () => columns.classList.toggle("busy", !!element.querySelector(".working")));
 """
-
-FAULT = "That did not work; the server's log says why."
-
-Update = dict[Block, Any]  # what a listener changes: by component, its value or an update of it
-
-# For listeners of the page itself: Gradio's own progress would lie over ours, and programs call the endpoints.
-QUIET = {"show_progress": "hidden", "api_visibility": "private"}
-
-
-@dataclass(frozen=True)
-class Situation:
-    """What the page says and offers for one model, given the weights on this machine."""
-
-    kind: WeightsKind
-    complete: bool
-    sentences: tuple[str, ...]
-
-    @property
-    def sizes(self) -> ImageSizes:
-        """Possible widths and heights."""
-        return IMAGE_SIZES[self.kind]
-
-    @classmethod
-    def of(cls, engine: Engine, mode: type[Request], model: Model) -> "Situation":
-        """Look at which weights a request would use now; missing ones are a sentence, not an error."""
-        try:
-            chosen = engine.weights_in_use(mode.mode, model)
-        except StudioError as error:
-            return cls("full", False, (str(error),))
-        return cls(chosen.kind, True, tuple(filter(None, (chosen.reason, engine.memory_in_use()))))
 
 
 @dataclass(frozen=True)
@@ -108,7 +51,7 @@ class Output:
     @classmethod
     def lay_out(cls, mode: type[Request], idle: str) -> "Output":
         """Make the components, from top to bottom. `idle` is the HTML shown while nothing has been asked for."""
-        named = partial(_named, mode)
+        named = partial(named_for, mode)
         with gr.Column(**named("stage")):
             picture = gr.Image(
                 type="filepath",
@@ -129,7 +72,7 @@ class Output:
         with gr.Row(visible=False, **named("downloads")) as downloads:
             png_file = gr.DownloadButton(fixed("Download picture"), size="sm")
             json_file = gr.DownloadButton(fixed("Download parameters"), size="sm")
-            gr.Button(fixed("Copy picture"), size="sm", elem_classes=["copy"])  # assets/page.js does it
+            gr.Button(fixed("Copy picture"), size="sm", elem_classes=["copy"])  # web/assets/page.js does it
         with gr.Accordion(fixed("Parameters"), open=False, visible=False) as details:
             parameters = gr.HTML(**named("parameters"))
         about = downloads, png_file, json_file, details, parameters, Strip.lay_out(mode)
@@ -291,163 +234,3 @@ class Stopping:
     def _stop(self, visitor: gr.Request) -> gr.Button:
         self._sessions.add(visitor.session_hash or "")
         return gr.Button(say_to(visitor)("Cancelling"), interactive=False)
-
-
-# --- carrying out a request
-
-
-def run(
-    engine: Engine, mode: type[Request], visitor: gr.Request, fields: dict[str, Any], count: int = 1
-) -> Generator[Event, None, None]:
-    """Carry out an unchecked form; a form that is wrong is a failure like any other. Closing it cancels the work.
-
-    With a `count`, so many pictures are drawn, one after another, with consecutive seeds; a failure ends them.
-    """
-    try:
-        request = mode.parse(**fields)
-    except StudioError as error:
-        yield Failure.of(error)
-        return
-    if count > 1 and not request.seed:
-        request = request.model_copy(update={"seed": random_seed()})
-    for _ in range(count):
-        failed = False
-        with closing(engine.run(request, client=visitor.session_hash or "")) as events:
-            for event in events:
-                failed = isinstance(event, Failure)
-                yield pointed(event, engine, request) if failed else event
-        if failed:
-            return
-        request = request.model_copy(update={"seed": request.seed % SEED_MAX + 1})
-
-
-def pointed(failure: Failure, engine: Engine, request: Request) -> Failure:
-    """Name the field whose change likely mends a failure that names none itself: a smaller size, or no LoRA."""
-    found: dict[str, Any] = {}
-    if failure.code in ("out_of_memory", "broken_picture") and getattr(request, "lora", ""):
-        found = {"field": "lora"}
-    if failure.code in ("out_of_memory", "gpu_aborted") and isinstance(request, TextToImage):
-        sizes = Situation.of(engine, type(request), request.model).sizes
-        if less := smaller(request.width or sizes.native, request.height or sizes.native, sizes):
-            found = {"field": "size", "nearest": f"{less[0]} x {less[1]}"}
-    return replace(failure, values={**found, **failure.values})
-
-
-def broken(visitor: gr.Request) -> str:
-    """Say that a listener itself failed, which is a fault of ours."""
-    say = say_to(visitor)
-    return f'<p class="failed">{escape(say(FAULT))} {escape(say(KEPT))}</p>'
-
-
-def answer(
-    engine: Engine, mode: type[Request], visitor: gr.Request, fields: dict[str, Any]
-) -> Iterator[tuple[dict | None, dict]]:
-    """Carry out what a program asks for: how far it is, then the PNG file and its parameters.
-
-    Raises:
-        gr.Error: the sentence of a failed run, its code as the title.
-    """
-    with closing(run(engine, mode, visitor, fields)) as events:
-        for event in events:
-            match event:
-                case Result():
-                    try:
-                        with files(event) as (png, _):
-                            yield gr.FileData(path=png).model_dump(), dict(event.sidecar)
-                    except NotWritten as error:
-                        raise refusal(error) from error
-                case Failure():
-                    raise refusal(event)
-                case Retry(note):
-                    yield None, {"progress": "retry", "text": note.text}
-                case _:
-                    told = {name: value for name, value in vars(event).items() if name != "preview"}
-                    yield None, {"progress": type(event).__name__.lower(), **told}
-
-
-def refusal(failure: Failure | StudioError) -> gr.Error:
-    """Return a failed run as what a program gets: the sentence, with the code as its title."""
-    return gr.Error(str(getattr(failure, "text", failure)), title=failure.code, print_exception=False)
-
-
-def uploaded(file: gr.FileData, field: str = "image") -> str:
-    """Return the path of a file that came with a program's request; no other file of this machine is opened.
-
-    Raises:
-        gr.Error: it is no uploaded file.
-    """
-    path = file.get("path") if isinstance(file, dict) else None
-    folder = Path(get_upload_folder()).resolve()
-    if not isinstance(path, str) or not Path(path).resolve().is_relative_to(folder):
-        raise refusal(RequestError(field, path, "a file that is uploaded with the request"))
-    return path
-
-
-@contextmanager
-def as_file(image: Image.Image, name: str) -> Iterator[dict]:
-    """Hand over a picture as a PNG file to download; Gradio takes a copy while it is there.
-
-    Raises:
-        gr.Error: it could not be written.
-    """
-    try:
-        with _folder() as folder:
-            with replacing(folder / name) as file:
-                image.save(file, "PNG")
-            yield gr.FileData(path=str(folder / name)).model_dump()
-    except NotWritten as error:
-        raise refusal(error) from error
-
-
-def publish(endpoint: Callable[..., Iterator[tuple[dict | None, dict]]], mode: type[Request]) -> None:
-    """Make an endpoint of `endpoint`, named like the mode; its arguments and docstring are what programs see."""
-    # gr.api makes an output of each member of a returned tuple, and does not look inside Iterator.
-    endpoint.__signature__ = inspect.signature(endpoint).replace(return_annotation=tuple[gr.FileData, dict])
-    gr.api(endpoint, api_name=mode.mode)
-
-
-@contextmanager
-def files(result: Result) -> Iterator[tuple[str, str]]:
-    """Hand over a result's picture and its parameters by path; Gradio takes copies while they are there.
-
-    As files, because Gradio would encode a decoded picture anew and lose the text in it.
-
-    Raises:
-        NotWritten: there is no room for them.
-    """
-    with _folder() as folder:
-        png = folder / f"{metadata.file_stem(result.request)}.png"
-        sidecar = metadata.save(result, png)
-        yield str(png), str(sidecar)
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    """Make a folder for files that are handed over; it goes with the block."""
-    try:
-        made = tempfile.TemporaryDirectory()
-    except OSError as error:
-        raise NotWritten(tempfile.tempdir or "a temporary file", error.strerror or str(error)) from error
-    with made as folder:
-        yield Path(folder)
-
-
-# --- a form's fields, as the request declares them ---------------------------------------------------------------
-
-
-def help_line(mode: type[Request], name: str) -> str:
-    """Return the help line of a field, in the visitor's language once it is on the page."""
-    return str(fixed(mode.model_fields[name].description or ""))
-
-
-def bounds(mode: type[Request], name: str) -> tuple[float, float]:
-    """Return the lowest and the highest value of a field."""
-    declared = mode.model_fields[name].metadata
-    lowest = next(bound.ge for bound in declared if isinstance(bound, annotated_types.Ge))
-    highest = next(bound.le for bound in declared if isinstance(bound, annotated_types.Le))
-    return lowest, highest
-
-
-def _named(mode: type[Request], part: str) -> dict[str, Any]:
-    """Name a part of a tab: by a class for the look, by an id that no other tab has."""
-    return {"elem_id": f"{mode.mode}-{part}", "elem_classes": [part]}

@@ -12,9 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import language
 import mini.config
-import ui_words
 from core import errors
 from core.errors import QueueFull, RequestError
 from core.events import Failure, Note, Stage
@@ -24,9 +22,11 @@ from diffusion import memory, sanity
 from hub import inventory
 from images import reading
 from mini.notes import EXAMPLES
+from web import language
+from web.words import failed, idle, noted, underway
 
-ROOT = Path(__file__).parent.parent
-FILES = sorted(language.FOLDER.glob("*.json"))
+ROOT = Path(__file__).parent.parent.parent
+FILES = sorted(language.LOCALES.glob("*.json"))
 
 # Modules whose sentences reach the page. The others' are for the command line and for those who run the server.
 MODULES = [*ROOT.glob("*.py"), *(path for face in ROOT.glob("*/__init__.py") for path in face.parent.glob("*.py"))]
@@ -162,9 +162,9 @@ def sentences_of_the_program() -> set[str]:
         f"Refined from {HOLE} of the schedule; steps: {HOLE}.",
         f"the {inventory.MINIATURE} has no {HOLE}",
         f"a .safetensors file of up to {HOLE} GiB",
-        ui_words.idle("Describe a picture", "Generate"),
-        ui_words.idle("Choose an image, describe a picture", "Generate"),
-        ui_words.idle("Choose a picture", "Upscale"),
+        idle("Describe a picture", "Generate"),
+        idle("Choose an image, describe a picture", "Generate"),
+        idle("Choose a picture", "Upscale"),
     }
 
 
@@ -201,19 +201,19 @@ def test_examples_work_in_every_language(path: Path) -> None:
 def test_what_a_field_takes_is_worded_with_its_numbers() -> None:
     with pytest.raises(RequestError) as caught:
         TextToImage.parse(prompt="a fox", steps=0)
-    said = ui_words.failed(caught.value, language.say_in("zh-CN"))
+    said = failed(caught.value, language.say_in("zh-CN"))
     assert "步数只能是1 到 100 之间的整数；不能是 0。" in said
-    assert ui_words.failed(caught.value) == (
+    assert failed(caught.value) == (
         '<p class="failed">Steps takes a whole number from 1 to 100; 0 is not possible.</p>'
     )
 
 
 def test_errors_and_notes_are_worded_with_their_values() -> None:
     chinese = language.say_in("zh")
-    assert "已有 32 个请求在排队" in ui_words.failed(QueueFull(32), chinese)
+    assert "已有 32 个请求在排队" in failed(QueueFull(32), chinese)
     note = Note("first_frame", "The picture has 3 frames or pages; the first one is used.", {"frames": 3})
-    assert ui_words.noted(note, chinese) == "图片有 3 帧或页，使用第一帧。"
-    assert ui_words.noted(note, language.english) == note.text
+    assert noted(note, chinese) == "图片有 3 帧或页，使用第一帧。"
+    assert noted(note, language.english) == note.text
 
 
 def test_a_sentence_inside_a_sentence_is_worded_too() -> None:
@@ -222,7 +222,7 @@ def test_a_sentence_inside_a_sentence_is_worded_too() -> None:
     cause = sanity.likely_cause(defect, dtype="float32", attention="torch", lora=None)
     worded = chinese.again(f"no picture came of it: {defect.seen}. {cause}")
     assert worded.startswith("没有得到图片：VAE 把有变化的潜变量变成了单一颜色。可能原因：VAE 文件已损坏")
-    working = ui_words.underway(Stage("safe mode", f"because {defect.seen}"), chinese, None, "")
+    working = underway(Stage("safe mode", f"because {defect.seen}"), chinese, None, "")
     assert "VAE 把有变化的潜变量变成了单一颜色" in working
 
 
@@ -245,7 +245,7 @@ def test_a_real_note_about_a_cut_picture_is_worded() -> None:
     from PIL import Image
 
     (note,) = reading.fit(Image.new("RGB", (1000, 1010)), IMAGE_SIZES["full"]).notes
-    assert "裁去" in ui_words.noted(note, language.say_in("zh"))
+    assert "裁去" in noted(note, language.say_in("zh"))
 
 
 def test_what_visitors_write_is_never_translated() -> None:
@@ -253,7 +253,7 @@ def test_what_visitors_write_is_never_translated() -> None:
     text = "The miniature does not know: Steps. It knows things on a plain background, such as x; their colours, sizes, places and small numbers."  # noqa: E501
     assert "不认识：Steps。" in chinese.again(text)
     failure = Failure.of(RequestError("file", "Depth", "a PNG file"))
-    assert "不能是 Depth" in ui_words.failed(failure, chinese)
+    assert "不能是 Depth" in failed(failure, chinese)
 
 
 def test_an_unknown_language_is_english() -> None:
@@ -264,7 +264,7 @@ def test_an_unknown_language_is_english() -> None:
 def test_adding_a_language_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {"name": "Deutsch", "tags": ["de"], "texts": {"Cancel": "Abbrechen", "{steps} steps": "{steps} Schritte"}}
     (tmp_path / "de.json").write_text(json.dumps(texts), encoding="utf-8")
-    monkeypatch.setattr(language, "FOLDER", tmp_path)
+    monkeypatch.setattr(language, "LOCALES", tmp_path)
     for cached in (language.locales, language.say_in):
         cached.cache_clear()
     try:

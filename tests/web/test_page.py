@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from playwright.sync_api import Browser, expect
 
-import theme
 from core import metadata
 from core.request import TextToImage
 from tests.helpers import loras
@@ -34,6 +33,7 @@ from tests.helpers.browsing import (
     write,
 )
 from tests.helpers.serving import server
+from web import theme
 
 pytestmark = pytest.mark.browser
 

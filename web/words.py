@@ -15,10 +15,10 @@ from PIL import Image
 from core.errors import RequestError, StudioError
 from core.events import Failure, Note, Preview, Queued, Result, Stage, Step, TileDone
 from core.sizes import WeightsKind
-from language import Say, english, fixed
+from web.language import Say, english, fixed
 
 if TYPE_CHECKING:
-    from ui_parts import Situation
+    from web.situation import Situation
 
 STAGES = {
     "loading": "Loading",
@@ -50,7 +50,7 @@ LEFT_SHOWN = 2  # seconds; of less, nobody has to be told
 KEPT = "Your form is as you left it."
 
 
-def weights_line(now: Situation, say: Say = english) -> str:
+def weights_sentence(now: Situation, say: Say = english) -> str:
     """Say which weights draw, with more on demand."""
     plain, more = map(say, WEIGHTS[now.kind] if now.complete else WEIGHTS_MISSING)
     name, url = LICENCES[now.kind]

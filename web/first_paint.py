@@ -11,7 +11,7 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-import theme
+from web import theme
 
 # The brand where the page's heading will be, which takes its place.
 STYLE = f"""<style>

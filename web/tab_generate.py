@@ -6,16 +6,18 @@ from typing import Any
 
 import gradio as gr
 
-import ui_fields
-import ui_parts
 from core.request import LORA_STRENGTH, MODELS, Model, TextToImage, WeightsChoice
 from core.sizes import ImageSizes, shape_of, shapes
 from engine import Engine
-from language import fixed, say_to
-from ui_form import COUNT, Form
-from ui_gallery import Past
-from ui_lora import LoraSlot
-from ui_parts import QUIET, Output, Situation, Stopping, Update, bounds, help_line
+from web import endpoints, words
+from web.fields import COUNT, QUIET, Seed, Update, bounds, count_tokens, help_line, pictures_field
+from web.form import Form
+from web.language import fixed, say_to
+from web.lora_slot import LoraSlot
+from web.output import Output, Stopping
+from web.run import broken, carry_out
+from web.situation import Situation
+from web.strip import Past
 
 
 def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output, Form]:
@@ -38,7 +40,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output,
                 autofocus=True,
                 elem_id="prompt",
             )
-            ui_fields.count_tokens(engine, TextToImage, prompt_field)
+            count_tokens(engine, TextToImage, prompt_field)
             samples = gr.Dataset(
                 components=[prompt_field],
                 samples=[[example] for example in examples],
@@ -87,11 +89,11 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output,
                         )
                         for side in ("width", "height")
                     )
-                seed = ui_fields.Seed.lay_out(TextToImage)
-                count_field = ui_fields.count()
+                seed = Seed.lay_out(TextToImage)
+                count_field = pictures_field()
             generate = gr.Button(fixed("Generate"), variant="primary", elem_id="generate", elem_classes=["go"])
         with gr.Column(elem_id="generate-output", min_width=280):
-            output = Output.lay_out(TextToImage, ui_parts.idle("Describe a picture", "Generate"))
+            output = Output.lay_out(TextToImage, words.idle("Describe a picture", "Generate"))
 
     stopping = Stopping(output)
 
@@ -99,7 +101,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output,
         """What depends on which weights draw; they may have arrived since the server started."""
         now, say = Situation.of(engine, TextToImage, chosen), say_to(visitor)
         return {
-            weights_line: ui_parts.weights_line(now, say),
+            weights_line: words.weights_sentence(now, say),
             shape_field: gr.Radio(**_shape(now.sizes, width, height)),
             samples: gr.Dataset(samples=[[say(example)] for example in engine.examples(now.kind)]),
             fixed_size: gr.HTML(_fixed_size(now.sizes), visible=_is_fixed(now.sizes)),
@@ -151,7 +153,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output,
         fields |= {"seed": seed, **slot.fields(use_lora, lora, lora_strength)}
         if MODELS[model].guided:  # the other model's form still holds what was typed before it was chosen
             fields.update(negative_prompt=negative_prompt, cfg=cfg)
-        with closing(ui_parts.run(engine, TextToImage, visitor, fields, count)) as events:
+        with closing(carry_out(engine, TextToImage, visitor, fields, count)) as events:
             yield from output.follow(events, stopping.begin(visitor), past, say_to(visitor), count)
 
     fields = {
@@ -172,8 +174,8 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output,
     form = Form.of(TextToImage, fields, slot, output, also=[guidance], refresh=refresh, follow=follow)
 
     run = generate.click(draw, [*fields.values(), *slot.inputs, output.strip.past], output.shown, **QUIET)
-    run.failure(ui_parts.broken, None, output.status, **QUIET)
-    seed.wire(output)
+    run.failure(broken, None, output.status, **QUIET)
+    seed.wire(output.picture)
     shape_field.input(by_shape, [shape_field, model_field], [width_field, height_field], **QUIET)
     for side in (width_field, height_field):
         side.change(
@@ -219,13 +221,13 @@ def endpoint(engine: Engine) -> None:
             "width": width,
             "height": height,
             "seed": seed,
-            "lora": "" if lora is None else ui_parts.uploaded(lora, "lora"),
+            "lora": "" if lora is None else endpoints.uploaded(lora, "lora"),
             "lora_strength": lora_strength,
             "weights": weights,
         }
-        yield from ui_parts.answer(engine, TextToImage, visitor, fields)
+        yield from endpoints.stream(engine, TextToImage, visitor, fields)
 
-    ui_parts.publish(generate, TextToImage)
+    endpoints.publish(generate, TextToImage)
 
 
 def _size(sizes: ImageSizes, wanted: int = 0) -> dict[str, Any]:

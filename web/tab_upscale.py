@@ -7,16 +7,19 @@ from typing import Any
 
 import gradio as gr
 
-import ui_fields
-import ui_parts
 from core import metadata
 from core.errors import RequestError, StudioError
 from core.request import UPSCALE_DENOISE, UPSCALE_STEPS, UPSCALERS, Upscale, Upscaler, WeightsChoice
 from engine import Engine, mode_upscale
-from language import Say, fixed, say_to
-from ui_form import Form
-from ui_gallery import Past
-from ui_parts import QUIET, REWORD_JS, Output, Situation, Stopping, Update, bounds, help_line, said
+from web import endpoints, words
+from web.fields import QUIET, REWORD_JS, Seed, Update, bounds, help_line, picture_field
+from web.form import Form
+from web.language import Say, fixed, say_to
+from web.output import Output, Stopping
+from web.run import broken, carry_out
+from web.situation import Situation
+from web.strip import Past
+from web.words import said
 
 
 def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Image, Output, Form]:
@@ -28,7 +31,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
     usual = UPSCALE_DENOISE[Situation.of(engine, Upscale, Upscale.model).kind]
     with gr.Row(elem_classes=["columns"]):
         with gr.Column(elem_id="upscale-controls", min_width=280):
-            image_field = ui_fields.picture(Upscale)
+            image_field = picture_field(Upscale)
             about = gr.HTML(js_on_load=REWORD_JS, elem_id="upscale-estimate", elem_classes=["status"])
             upscaler_field = gr.Radio(
                 choices=[(fixed(facts.title), name) for name, facts in UPSCALERS.items()],
@@ -65,7 +68,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
                         info=help_line(Upscale, "steps"),
                         buttons=[],
                     )
-                    seed = ui_fields.Seed.lay_out(Upscale)
+                    seed = Seed.lay_out(Upscale)
             start = gr.Button(
                 fixed("Upscale"), variant="primary", interactive=False, elem_id="upscale-start", elem_classes=["go"]
             )
@@ -79,7 +82,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
                 visible=False,
                 elem_id="compared",
             )
-            output = Output.lay_out(Upscale, ui_parts.idle("Choose a picture", "Upscale"))
+            output = Output.lay_out(Upscale, words.idle("Choose a picture", "Upscale"))
             # It is shown beside what it was made from, not alone. Where it is not, its changes would not be seen.
             output.picture.visible = "hidden"
 
@@ -96,10 +99,10 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
         if image is None:
             return shown
         try:
-            request = Upscale.parse(image=ui_parts.uploaded(image), upscaler=upscaler, denoise=denoise, steps=steps)
+            request = Upscale.parse(image=endpoints.uploaded(image), upscaler=upscaler, denoise=denoise, steps=steps)
             return shown | {about: said(_foreseen(engine.upscale_estimate(request), say))}
         except StudioError as error:
-            return shown | {about: ui_parts.failed(error, say), start: gr.Button(interactive=False)}
+            return shown | {about: words.failed(error, say), start: gr.Button(interactive=False)}
 
     def draw(
         image: dict | None,
@@ -116,8 +119,8 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
         values: dict[str, Any] = {"upscaler": upscaler, "denoise": denoise, "prompt": prompt, "steps": steps}
         values["seed"] = seed
         if image is not None:
-            values["image"] = ui_parts.uploaded(image)
-        with closing(ui_parts.run(engine, Upscale, visitor, values)) as events:
+            values["image"] = endpoints.uploaded(image)
+        with closing(carry_out(engine, Upscale, visitor, values)) as events:
             for update in output.follow(events, stopping.begin(visitor), past, say_to(visitor)):
                 if png := update.get(output.png_file):
                     digest = metadata.read_png(Path(png)).inputs["image"]
@@ -128,7 +131,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
         """Show the picture, a new one or one of the strip, beside a plain enlargement of what it was made from."""
         if picture is None:
             return gr.skip()
-        after = ui_parts.uploaded(picture)
+        after = endpoints.uploaded(picture)
         try:
             source = known[metadata.read_png(Path(after)).inputs["image"]]
             before = engine.plain_enlargement(Upscale.parse(image=source))
@@ -147,15 +150,15 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
         draw, [image_field, *fields.values(), sources, output.strip.past], [*output.shown, sources], **raw
     )
     output.picture.change(compare, [output.picture, sources], compared, **raw)
-    seed.wire(output)
-    run.failure(ui_parts.broken, None, output.status, **QUIET)
+    seed.wire(output.picture)
+    run.failure(broken, None, output.status, **QUIET)
     foreseen = [image_field, upscaler_field, denoise_field, steps_field]
     changes = [field.change for field in foreseen] + [about.input]
     gr.on(changes, foresee, foreseen, [start, about], trigger_mode="always_last", **raw)
     denoise_field.change(lambda denoise: gr.Column(visible=denoise > 0), denoise_field, refinement, **QUIET)
 
     def by_weights(visitor: gr.Request) -> str:
-        return ui_parts.weights_line(Situation.of(engine, Upscale, Upscale.model), say_to(visitor))
+        return words.weights_sentence(Situation.of(engine, Upscale, Upscale.model), say_to(visitor))
 
     tab.select(by_weights, None, weights_line, **QUIET)
     return image_field, output, Form.of(Upscale, fields, None, output)
@@ -200,7 +203,7 @@ def endpoint(engine: Engine) -> None:
         the parameters.
         """
         values = {
-            "image": ui_parts.uploaded(image),
+            "image": endpoints.uploaded(image),
             "prompt": prompt,
             "steps": steps,
             "denoise": denoise,
@@ -208,6 +211,6 @@ def endpoint(engine: Engine) -> None:
             "seed": seed,
             "weights": weights,
         }
-        yield from ui_parts.answer(engine, Upscale, visitor, values)
+        yield from endpoints.stream(engine, Upscale, visitor, values)
 
-    ui_parts.publish(upscale, Upscale)
+    endpoints.publish(upscale, Upscale)

@@ -17,8 +17,8 @@ from pathlib import Path
 import gradio as gr
 from gradio.i18n import I18nData
 
-FOLDER = Path(__file__).parent / "locales"
-COOKIE = "studio-language"  # set by assets/page.js whenever the page's language changes
+LOCALES = Path(__file__).parent / "locales"
+COOKIE = "studio-language"  # set by web/assets/page.js whenever the page's language changes
 LONGEST = 4_000  # characters of a sentence that is taken apart: a bound on the work
 
 
@@ -96,7 +96,7 @@ Words = Callable[[Say], str]  # what is said, as HTML, in whatever language it i
 def locales() -> Mapping[str, Mapping[str, str]]:
     """Return each language's texts by English sentence, under every tag that a browser may call the language."""
     texts: dict[str, Mapping[str, str]] = {"en": {}}
-    for path in sorted(FOLDER.glob("*.json")):
+    for path in sorted(LOCALES.glob("*.json")):
         locale = json.loads(path.read_text(encoding="utf-8"))
         texts |= dict.fromkeys(locale["tags"], locale["texts"])
     return texts

@@ -15,8 +15,11 @@ from gradio.blocks import Block
 from core.errors import RequestError
 from core.request import LORA_STRENGTH, MODELS, Model, Request
 from engine import Engine
-from language import Say, fixed, say_to
-from ui_parts import QUIET, REWORD_JS, Situation, Update, bounds, failed, help_line, uploaded
+from web.endpoints import uploaded
+from web.fields import QUIET, REWORD_JS, Update, bounds, help_line
+from web.language import Say, fixed, say_to
+from web.situation import Situation
+from web.words import failed
 
 SLOT_HEIGHT = 92  # pixels; Gradio's own drop zone is 400 tall
 

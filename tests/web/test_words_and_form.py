@@ -21,22 +21,20 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from starlette.testclient import TestClient
 
-import app
-import first_paint
-import theme
-import ui
-import ui_form
-import ui_parts
-import ui_restore
+import web.server
 from core import metadata
 from core.errors import BrokenPicture, OutOfMemory, RequestError, StudioError
 from core.events import Failure, Result
 from core.request import MODELS, ControlNet, Preprocess, TextToImage
 from core.sizes import IMAGE_SIZES
 from engine import Engine
-from language import english, say_in
 from tests.helpers import loras
 from tests.helpers.serving import ROOT, server
+from web import fields, first_paint, form, output, page, restore, run, situation, theme
+from web.endpoints import as_file, stream
+from web.language import english, say_in
+from web.output import Output
+from web.page import HEAD
 
 PROMPT = "a fox on a black background"
 
@@ -211,27 +209,27 @@ print(sorted({"torch", "diffsynth", "transformers", "diffusers", "cv2"} & set(sy
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.0.0.5"])
 def test_this_machine_alone_needs_no_password(host: str) -> None:
-    assert app.launch_options(host, 7860, None, False)["server_name"] == host
+    assert web.server.launch_options(host, 7860, None, False)["server_name"] == host
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "studio.example"])
 def test_other_machines_need_a_password_or_consent(host: str) -> None:
     with pytest.raises(RequestError, match="--auth USER:PASSWORD"):
-        app.launch_options(host, 7860, None, False)
-    assert app.launch_options(host, 7860, "ann:secret", False)["auth"] == ("ann", "secret")
-    assert "auth" not in app.launch_options(host, 7860, None, True)
+        web.server.launch_options(host, 7860, None, False)
+    assert web.server.launch_options(host, 7860, "ann:secret", False)["auth"] == ("ann", "secret")
+    assert "auth" not in web.server.launch_options(host, 7860, None, True)
 
 
 @pytest.mark.parametrize("auth", ["ann", ":secret", "ann:", ""])
 def test_a_malformed_password_is_refused_and_not_repeated(auth: str) -> None:
     with pytest.raises(RequestError, match="allowed: user:password") as refusal:
-        app.launch_options("127.0.0.1", 7860, auth, False)
+        web.server.launch_options("127.0.0.1", 7860, auth, False)
     assert "secret" not in str(refusal.value)
 
 
 def test_a_space_decides_where_to_listen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPACE_ID", "someone/z-image-studio")
-    assert not {"server_name", "server_port"} & set(app.launch_options("127.0.0.1", 7860, None, False))
+    assert not {"server_name", "server_port"} & set(web.server.launch_options("127.0.0.1", 7860, None, False))
 
 
 def status_of(url: str) -> int:
@@ -305,12 +303,12 @@ def test_our_own_javascript_stays_small() -> None:
     """All of it: the file, and what stands in the modules under a name that ends in _JS."""
     inside = [
         value
-        for module in (ui, ui_parts, ui_form, ui_restore)
+        for module in (page, fields, output, form, restore)
         for name, value in vars(module).items()
         if name.endswith("_JS")
     ]
     assert len(inside) >= 4
-    assert len((theme.ASSETS / "page.js").read_bytes()) + sum(map(len, inside)) + len(ui.HEAD) <= 20_000
+    assert len((theme.ASSETS / "page.js").read_bytes()) + sum(map(len, inside)) + len(HEAD) <= 20_000
 
 
 def test_the_look_stays_small_and_fetches_nothing() -> None:
@@ -325,14 +323,14 @@ def test_the_look_stays_small_and_fetches_nothing() -> None:
 def offered(error: StudioError, engine: Engine, **fields: object) -> dict:
     """What a failure offers to change."""
     request = TextToImage.parse(prompt=PROMPT, **fields)
-    return dict(ui_parts.pointed(Failure.of(error), engine, request).values)
+    return dict(run.pointed(Failure.of(error), engine, request).values)
 
 
 def test_out_of_memory_offers_a_smaller_size_else_no_lora(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     error = OutOfMemory("the memory did not suffice")
     assert offered(error, engine) == {}  # the miniature has one size
     assert offered(error, engine, lora="style.safetensors") == {"field": "lora"}
-    monkeypatch.setattr(ui_parts, "SIZES", {"mini": IMAGE_SIZES["full"]})  # as if larger ones were drawn here
+    monkeypatch.setattr(situation, "IMAGE_SIZES", {"mini": IMAGE_SIZES["full"]})  # as if larger ones were drawn here
     assert offered(error, engine, width=1360, height=768) == {"field": "size", "nearest": "1024 x 576"}
     assert offered(error, engine) == {"field": "size", "nearest": "768 x 768"}
 
@@ -364,10 +362,10 @@ def test_requests_at_once_all_get_their_own_picture(client: Client) -> None:
     assert sorted(seeds) == [1, 2, 3]
 
 
-def laid_out() -> ui_parts.Output:
-    async def lay_out() -> ui_parts.Output:  # within a loop: else Gradio makes some that nobody closes
+def laid_out() -> Output:
+    async def lay_out() -> Output:  # within a loop: else Gradio makes some that nobody closes
         with gr.Blocks():
-            return ui_parts.Output.lay_out(TextToImage, "")
+            return Output.lay_out(TextToImage, "")
 
     return asyncio.run(lay_out())
 
@@ -412,14 +410,14 @@ def test_a_file_that_cannot_be_written_is_told_to_programs(engine: Engine, tmp_p
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
     visitor, fields = SimpleNamespace(session_hash="x"), {"prompt": PROMPT, "steps": 1}
     with pytest.raises(gr.Error, match="could not be written") as refused:
-        list(ui_parts.answer(engine, TextToImage, visitor, fields))
+        list(stream(engine, TextToImage, visitor, fields))
     assert refused.value.title == "not_written"
-    with pytest.raises(gr.Error, match="could not be written"), ui_parts.as_file(Image.new("L", (8, 8)), "control.png"):
+    with pytest.raises(gr.Error, match="could not be written"), as_file(Image.new("L", (8, 8)), "control.png"):
         raise AssertionError
 
 
 def test_a_control_image_is_handed_over_as_a_png() -> None:
-    with ui_parts.as_file(Image.new("L", (8, 8), 77), "control.png") as file, Image.open(file["path"]) as picture:
+    with as_file(Image.new("L", (8, 8), 77), "control.png") as file, Image.open(file["path"]) as picture:
         assert (picture.format, picture.size, picture.getpixel((0, 0))) == ("PNG", (8, 8), 77)
 
 

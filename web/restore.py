@@ -10,10 +10,12 @@ import gradio as gr
 from core import metadata
 from core.errors import RequestError
 from core.request import TextToImage
-from language import Say, fixed, say_to
-from ui_form import READY_JS, Form
-from ui_parts import QUIET, REWORD_JS, Output, Update, failed, uploaded
-from ui_words import field_name
+from web.endpoints import uploaded
+from web.fields import QUIET, REWORD_JS, Update
+from web.form import READY_JS, Form
+from web.language import Say, fixed, say_to
+from web.output import Output
+from web.words import failed, field_name
 
 MOST_TOLD = 24  # things that were not restored; a hostile picture has thousands
 QUERY_MODE = "mode"  # ?mode=controlnet&prompt=...

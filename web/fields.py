@@ -1,7 +1,5 @@
 """Fields that more than one form has: the picture to start from, the seed with its two buttons, how many pictures, and
-the prompt's length.
-
-Knows nothing of any one mode's form, or of how a form is carried out.
+the prompt's length; and what every field takes from the request: help lines and ranges.
 """
 
 from dataclasses import dataclass
@@ -9,18 +7,21 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import annotated_types
 import gradio as gr
+from gradio.blocks import Block
 
 from core import metadata
 from core.request import Request, random_seed
 from diffusion.tokens import MAX_TEXT_TOKENS
 from engine import Engine
-from language import Say, fixed, say_to
-from ui_form import COUNTS
-from ui_parts import QUIET, REWORD_JS, Output, help_line, uploaded
+from web.endpoints import uploaded
+from web.language import Say, fixed, say_to
+
+COUNT, COUNTS = "count", ("1", "2", "3", "4")  # how many pictures: a field of forms, not of requests
 
 
-def picture(mode: type[Request]) -> gr.Image:
+def picture_field(mode: type[Request]) -> gr.Image:
     """Make the field for the picture that a mode starts from, with its help line, where a form stands now."""
     # As it was uploaded: decoded here, it would lose what only our own reading keeps, and keeps in bounds.
     field = gr.Image(
@@ -36,7 +37,7 @@ def picture(mode: type[Request]) -> gr.Image:
     return field
 
 
-def count() -> gr.Radio:
+def pictures_field() -> gr.Radio:
     """Make the choice of how many pictures are drawn from the seed on."""
     return gr.Radio(
         [(number, int(number)) for number in COUNTS],
@@ -66,9 +67,9 @@ class Seed:
         dice.click(random_seed, None, field, **QUIET)
         return cls(field, dice, last)
 
-    def wire(self, output: Output) -> None:
+    def wire(self, shown: gr.Image) -> None:
         """Take the last seed from the picture that an output shows."""
-        self.last.click(_seed_of, output.picture, self.field, preprocess=False, **QUIET)
+        self.last.click(_seed_of, shown, self.field, preprocess=False, **QUIET)
 
 
 def _seed_of(picture: dict | None) -> Any:
@@ -95,3 +96,33 @@ def _tokens(used: int, say: Say) -> str:
     if used <= MAX_TEXT_TOKENS:
         return f"<p>{escape(line)}</p>"
     return f'<p class="failed">{escape(line)}. {escape(say("The end of the prompt will be cut."))}</p>'
+
+
+# These run once in the browser. What the server has worded is worded anew when the page's language changes.
+REWORD_JS = 'addEventListener("studio-language", () => trigger("input"));'
+
+Update = dict[Block, Any]  # what a listener changes: by component, its value or an update of it
+
+# For listeners of the page itself: Gradio's own progress would lie over ours, and programs call the endpoints.
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+# --- a form's fields, as the request declares them ---------------------------------------------------------------
+
+
+def help_line(mode: type[Request], name: str) -> str:
+    """Return the help line of a field, in the visitor's language once it is on the page."""
+    return str(fixed(mode.model_fields[name].description or ""))
+
+
+def bounds(mode: type[Request], name: str) -> tuple[float, float]:
+    """Return the lowest and the highest value of a field."""
+    declared = mode.model_fields[name].metadata
+    lowest = next(bound.ge for bound in declared if isinstance(bound, annotated_types.Ge))
+    highest = next(bound.le for bound in declared if isinstance(bound, annotated_types.Le))
+    return lowest, highest
+
+
+def named_for(mode: type[Request], part: str) -> dict[str, Any]:
+    """Name a part of a tab: by a class for the look, by an id that no other tab has."""
+    return {"elem_id": f"{mode.mode}-{part}", "elem_classes": [part]}

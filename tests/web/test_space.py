@@ -11,11 +11,11 @@ import pytest
 import yaml
 from huggingface_hub.utils import filter_repo_objects
 
-import app
+import web.server
 from hub import parts
 from tests.helpers import sparse
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 GUIDE = ROOT / "docs" / "space.md"
 
 # What each repository holds that a pipeline reads: the names as on the hub, with the small files beside the weights.
@@ -92,8 +92,9 @@ def test_one_command_deploys_what_runs_and_nothing_else() -> None:
     excluded = command[command.index("--exclude") + 1 :]
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     uploaded = set(filter_repo_objects(tracked.stdout.splitlines(), ignore_patterns=excluded))
-    needed = [*ROOT.glob("*.py"), *ROOT.glob("assets/*"), *ROOT.glob("weights/**/*")]
-    needed += [ROOT / name for name in ("README.md", "requirements.txt", "theme.css", "LICENSE", "NOTICE")]
+    rooms = [face.parent for face in ROOT.glob("*/__init__.py") if face.parent.name != "train_mini"]
+    needed = [*ROOT.glob("*.py"), *(path for room in rooms for path in room.rglob("*")), *ROOT.glob("weights/**/*")]
+    needed += [ROOT / name for name in ("README.md", "requirements.txt", "LICENSE", "NOTICE")]
     names = {path.relative_to(ROOT).as_posix() for path in needed if path.is_file() and "__pycache__" not in path.parts}
     assert names & set(tracked.stdout.splitlines()) <= uploaded
     ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line.startswith("/")]
@@ -109,11 +110,11 @@ def test_links_that_cannot_be_made_keep_no_space_from_starting(tmp_path, monkeyp
     (tmp_path / "models").write_text("a file in the way")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("DIFFSYNTH_MODEL_BASE_PATH", str(tmp_path / "models"))
-    app.link_preloaded()
+    web.server.link_preloaded()
     assert "no links to the preloaded weights" in caplog.text
 
 
 def test_a_space_decides_its_address_and_needs_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPACE_ID", "someone/z-image-studio")
-    options = app.launch_options("0.0.0.0", 80, None, False)
+    options = web.server.launch_options("0.0.0.0", 80, None, False)
     assert not {"server_name", "server_port", "auth"} & set(options)

@@ -7,9 +7,6 @@ from typing import Any
 
 import gradio as gr
 
-import ui_fields
-import ui_parts
-import ui_words
 from core.errors import StudioError
 from core.request import (
     CONTROLNET_STEPS,
@@ -21,11 +18,27 @@ from core.request import (
     WeightsChoice,
 )
 from engine import Engine
-from language import fixed, say_to
-from ui_form import COUNT, Form
-from ui_gallery import Past
-from ui_lora import LoraSlot
-from ui_parts import QUIET, REWORD_JS, Output, Situation, Stopping, Update, bounds, help_line
+from web import words
+from web.endpoints import as_file, publish, refusal, stream, uploaded
+from web.fields import (
+    COUNT,
+    QUIET,
+    REWORD_JS,
+    Seed,
+    Update,
+    bounds,
+    count_tokens,
+    help_line,
+    picture_field,
+    pictures_field,
+)
+from web.form import Form
+from web.language import fixed, say_to
+from web.lora_slot import LoraSlot
+from web.output import Output, Stopping
+from web.run import broken, carry_out
+from web.situation import Situation
+from web.strip import Past
 
 
 def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Image, Output, Form]:
@@ -36,7 +49,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
     fields = ControlNet.model_fields
     with gr.Row(elem_classes=["columns"]):
         with gr.Column(elem_id="controlnet-controls", min_width=280):
-            image_field = ui_fields.picture(ControlNet)
+            image_field = picture_field(ControlNet)
             preprocessor_field = gr.Radio(
                 choices=[(fixed(facts.title), name) for name, facts in PREPROCESSORS.items()],
                 value=fields["preprocessor"].default,
@@ -63,7 +76,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
                 max_lines=10,
                 elem_id="controlnet-prompt",
             )
-            ui_fields.count_tokens(engine, ControlNet, prompt_field)
+            count_tokens(engine, ControlNet, prompt_field)
             scale_field = gr.Slider(
                 *bounds(ControlNet, "scale"),
                 value=fields["scale"].default,
@@ -95,8 +108,8 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
                         )
                         for name, label in (("canny_low", "Low threshold"), ("canny_high", "High threshold"))
                     )
-                seed = ui_fields.Seed.lay_out(ControlNet)
-                count_field = ui_fields.count()
+                seed = Seed.lay_out(ControlNet)
+                count_field = pictures_field()
             generate = gr.Button(
                 fixed("Generate"),
                 variant="primary",
@@ -105,7 +118,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
                 elem_classes=["go"],
             )
         with gr.Column(elem_id="controlnet-output", min_width=280):
-            output = Output.lay_out(ControlNet, ui_parts.idle("Choose an image, describe a picture", "Generate"))
+            output = Output.lay_out(ControlNet, words.idle("Choose an image, describe a picture", "Generate"))
 
     stopping = Stopping(output)
 
@@ -127,14 +140,12 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
         try:
             control = engine.control_image(Preprocess.parse(**_fields(image, preprocessor, low, high)))
         except StudioError as error:
-            return shown | {about_preview: ui_parts.failed(error, say)}
+            return shown | {about_preview: words.failed(error, say)}
         facts = PREPROCESSORS[preprocessor]
         return shown | {
             preview_column: gr.Column(visible=True),
             preview: gr.Image(control.image, alt_text=f"{say(facts.title)}: {say(facts.help)}"),
-            about_preview: "".join(
-                f'<p class="note">{escape(ui_words.noted(note, say))}</p>' for note in control.notes
-            ),
+            about_preview: "".join(f'<p class="note">{escape(words.noted(note, say))}</p>' for note in control.notes),
         }
 
     def draw(
@@ -156,7 +167,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
         """Carry out the form, showing each event."""
         values = {**_fields(image, preprocessor, low, high), "prompt": prompt, "scale": scale, "steps": steps}
         values |= {"seed": seed, **slot.fields(use_lora, lora, lora_strength)}
-        with closing(ui_parts.run(engine, ControlNet, visitor, values, count)) as events:
+        with closing(carry_out(engine, ControlNet, visitor, values, count)) as events:
             yield from output.follow(events, stopping.begin(visitor), past, say_to(visitor), count)
 
     seen = [image_field, preprocessor_field, low_field, high_field]
@@ -166,15 +177,15 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
         output.shown,
         **raw,
     )
-    seed.wire(output)
-    run.failure(ui_parts.broken, None, output.status, **QUIET)
+    seed.wire(output.picture)
+    run.failure(broken, None, output.status, **QUIET)
     # While one preview is made, of what is asked for in the meantime only the last is.
     changes = [one.change for one in seen] + [about_preview.input]
     shown = [thresholds, generate, preview_column, preview, about_preview]
     gr.on(changes, show, seen, shown, trigger_mode="always_last", **raw)
 
     def by_weights(visitor: gr.Request) -> str:
-        return ui_parts.weights_line(Situation.of(engine, ControlNet, ControlNet.model), say_to(visitor))
+        return words.weights_sentence(Situation.of(engine, ControlNet, ControlNet.model), say_to(visitor))
 
     tab.select(by_weights, None, weights_line, **QUIET)
     form = Form.of(
@@ -199,7 +210,7 @@ def _fields(image: dict | None, preprocessor: Preprocessor, low: int, high: int)
     """Return the request's fields for a control image. Thresholds that are not used, and not shown, are left out."""
     fields: dict[str, Any] = {"preprocessor": preprocessor}
     if image is not None:
-        fields["image"] = ui_parts.uploaded(image)
+        fields["image"] = uploaded(image)
     return fields | ({"canny_low": low, "canny_high": high} if preprocessor == "canny" else {})
 
 
@@ -226,7 +237,7 @@ def endpoints(engine: Engine) -> None:
         usual. While it works it gives no file, and how far it is in place of the parameters.
         """
         values = {
-            "image": ui_parts.uploaded(image),
+            "image": uploaded(image),
             "prompt": prompt,
             "preprocessor": preprocessor,
             "canny_low": canny_low,
@@ -235,10 +246,10 @@ def endpoints(engine: Engine) -> None:
             "scale": scale,
             "steps": steps,
             "seed": seed,
-            "lora": "" if lora is None else ui_parts.uploaded(lora, "lora"),
+            "lora": "" if lora is None else uploaded(lora, "lora"),
             "lora_strength": lora_strength,
         }
-        yield from ui_parts.answer(engine, ControlNet, visitor, values)
+        yield from stream(engine, ControlNet, visitor, values)
 
     def preprocess(
         image: gr.FileData,
@@ -248,15 +259,15 @@ def endpoints(engine: Engine) -> None:
         weights: WeightsChoice = "auto",
     ) -> Iterator[tuple[dict | None, dict]]:
         """Make a control image from an uploaded one, of the size that a picture will have. Returns a PNG file."""
-        path = ui_parts.uploaded(image)
+        path = uploaded(image)
         values = {"preprocessor": preprocessor, "canny_low": canny_low, "canny_high": canny_high, "weights": weights}
         try:
             control = engine.control_image(Preprocess.parse(image=path, **values))
         except StudioError as error:
-            raise ui_parts.refusal(error) from error
+            raise refusal(error) from error
         facts = {"digest": control.digest, "notes": [note.text for note in control.notes]}
-        with ui_parts.as_file(control.image, "control.png") as file:
+        with as_file(control.image, "control.png") as file:
             yield file, facts
 
-    ui_parts.publish(controlnet, ControlNet)
-    ui_parts.publish(preprocess, Preprocess)
+    publish(controlnet, ControlNet)
+    publish(preprocess, Preprocess)

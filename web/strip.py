@@ -7,7 +7,7 @@ import gradio as gr
 from gradio.blocks import Block
 
 from core.request import Request
-from language import Words, fixed
+from web.language import Words, fixed
 
 KEPT = 12  # pictures
 

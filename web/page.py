@@ -6,16 +6,14 @@ shows. Each tab is a module of its own. Knows nothing of pipelines, of colours, 
 
 import gradio as gr
 
-import tab_controlnet
-import tab_generate
-import tab_upscale
-import theme
-import ui_parts
-import ui_restore
 from core.request import MODES, ControlNet, Model, Request, TextToImage, Upscale
 from engine import Engine
-from language import fixed, say_to
-from ui_parts import QUIET, Output
+from web import situation, tab_controlnet, tab_generate, tab_upscale, theme
+from web.fields import QUIET
+from web.language import fixed, say_to
+from web.output import Output
+from web.restore import lay_out, wire
+from web.words import weights_sentence
 
 MODEL_ZOO = "https://github.com/Tongyi-MAI/Z-Image#-model-zoo"
 COMING_SOON = ("Edit", "Omni")
@@ -36,7 +34,7 @@ def build(engine: Engine) -> gr.Blocks:
         gr.HTML(_header(), elem_id="header")
         with gr.Row(elem_id="above"):
             weights_line = gr.HTML(js_on_load=WEIGHTS_JS, elem_id="weights")
-            restore, restored = ui_restore.lay_out()
+            restore, restored = lay_out()
         with gr.Tabs() as tabs:
             with gr.Tab(fixed("Text to Image"), id=TextToImage.mode) as tab:
                 drawn, form = tab_generate.lay_out(engine, tab, weights_line)
@@ -49,7 +47,7 @@ def build(engine: Engine) -> gr.Blocks:
             _hand_over(output, "Upscale this", tabs, Upscale, small_field)
         _reword_weights(engine, weights_line, form.fields["model"], upscale_tab)
         forms = [(form, drawn), (control_form, controlled), (upscale_form, enlarged)]
-        ui_restore.wire(page, restore, restored, tabs, forms)
+        wire(page, restore, restored, tabs, forms)
         tab_generate.endpoint(engine)
         tab_controlnet.endpoints(engine)
         tab_upscale.endpoint(engine)
@@ -75,7 +73,7 @@ def _reword_weights(engine: Engine, weights_line: gr.HTML, model_field: gr.Radio
         mode = MODES.get(event.mode, TextToImage)
         model = chosen if mode is TextToImage else mode.model
         say = say_to(visitor)
-        return ui_parts.weights_line(ui_parts.Situation.of(engine, mode, model), say), gr.Tab(say("Upscale"))
+        return weights_sentence(situation.Situation.of(engine, mode, model), say), gr.Tab(say("Upscale"))
 
     weights_line.input(reword, model_field, [weights_line, unopened], **QUIET)
 
@@ -83,6 +81,6 @@ def _reword_weights(engine: Engine, weights_line: gr.HTML, model_field: gr.Radio
 def _header() -> str:
     soon = ", ".join(f'<a href="{MODEL_ZOO}" target="_blank" rel="noopener">{name}</a>' for name in COMING_SOON)
     language = '<button type="button" class="language" lang="en">Language <span lang="zh">语言</span></button>'
-    words = f'<span id="close" hidden>{fixed("Close")}</span>'  # for assets/page.js
+    words = f'<span id="close" hidden>{fixed("Close")}</span>'  # for web/assets/page.js
     brand = f'<h1>{theme.TITLE}<span class="stop">.</span></h1>'
     return f'{brand}<p>{fixed("Coming soon:")} <span class="soon">{soon}</span>{language}{words}</p>'

@@ -14,9 +14,11 @@ from gradio.blocks import Block
 
 from core.errors import RequestError
 from core.request import Request
-from language import say_to
-from ui_lora import LoraSlot
-from ui_parts import QUIET, Output, Update, said
+from web.fields import COUNT, COUNTS, QUIET, Update
+from web.language import say_to
+from web.lora_slot import LoraSlot
+from web.output import Output
+from web.words import said
 
 # The browser keeps a form only once it has been filled in: else the form that it is made with would overwrite it.
 KEEP_JS = "(kept, ...values) => window.studioReady ? Object.fromEntries({names}.map((n, i) => [n, values[i]])) : kept"
@@ -25,8 +27,6 @@ READY_JS = "() => { window.studioReady = true; }"
 # Not to be had from a file or a link: the visitor's own files; and a choice that the page does not offer.
 FILES = ("image", "lora")
 ELSEWHERE = (*FILES, "weights")
-
-COUNT, COUNTS = "count", ("1", "2", "3", "4")  # how many pictures: a field of forms, not of requests
 
 
 @dataclass(frozen=True)

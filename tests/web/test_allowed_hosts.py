@@ -13,11 +13,11 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-import app
-from allowed_hosts import AllowedHosts, checked, is_loopback, without_port
+import web.server
 from core import environment
 from core.errors import RequestError
 from tests.helpers.serving import ROOT, server
+from web.allowed_hosts import AllowedHosts, checked, is_loopback, without_port
 
 LOOPBACK = [
     "127.0.0.1",
@@ -192,7 +192,7 @@ def test_hosts_are_taken_apart() -> None:
 )
 def test_a_name_that_is_none_is_refused_with_an_example(name: str) -> None:
     with pytest.raises(RequestError, match=r"allow_host: .* without http:// or a port, such as studio\.example"):
-        app.launch_options("127.0.0.1", 7860, None, False, [name])
+        web.server.launch_options("127.0.0.1", 7860, None, False, [name])
 
 
 @pytest.mark.parametrize("name", ["studio.example", "a-b_c", "192.168.1.5", "fd00::5", "[fd00::5]"])
@@ -208,17 +208,17 @@ def names_of(options: dict) -> list[str] | None:
 
 def test_where_other_machines_come_in_names_are_known_only_where_they_are_given(monkeypatch) -> None:
     monkeypatch.delenv("SPACE_ID", raising=False)
-    assert names_of(app.launch_options("127.0.0.1", 7860, None, False)) == ["127.0.0.1"]
-    assert names_of(app.launch_options("0.0.0.0", 7860, "ann:secret", False)) is None
-    assert names_of(app.launch_options("192.168.1.5", 7860, None, True)) is None
-    given = app.launch_options("192.168.1.5", 7860, None, True, ["studio.example"])
+    assert names_of(web.server.launch_options("127.0.0.1", 7860, None, False)) == ["127.0.0.1"]
+    assert names_of(web.server.launch_options("0.0.0.0", 7860, "ann:secret", False)) is None
+    assert names_of(web.server.launch_options("192.168.1.5", 7860, None, True)) is None
+    given = web.server.launch_options("192.168.1.5", 7860, None, True, ["studio.example"])
     assert names_of(given) == ["studio.example", "192.168.1.5"]  # Gradio asks itself by that address
 
 
 def test_a_space_is_asked_by_names_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPACE_ID", "someone/z-image-studio")
     assert environment.on_space()
-    assert names_of(app.launch_options("127.0.0.1", 7860, None, False)) is None
+    assert names_of(web.server.launch_options("127.0.0.1", 7860, None, False)) is None
 
 
 def test_the_command_line_takes_several_names_and_refuses_what_is_none() -> None:

@@ -84,12 +84,12 @@ def test_escape_closes_the_dialog_first_and_then_cancels(open_page: Open) -> Non
 def test_another_language_is_one_more_file(browser, tmp_path: Path) -> None:
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path)
-    for name in ("assets", "weights", "theme.css"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    shutil.copytree(ROOT / "locales", tmp_path / "locales")
+    for face in ROOT.glob("*/__init__.py"):
+        shutil.copytree(face.parent, tmp_path / face.parent.name)
+    (tmp_path / "weights").symlink_to(ROOT / "weights")
     texts = {"Generate": "Zeichnen", "What should the picture show? The prompt takes {allowed}.": "Was denn? {allowed}"}
     german = {"name": "Deutsch", "tags": ["de", "de-DE"], "texts": texts}
-    (tmp_path / "locales" / "de.json").write_text(json.dumps(german), encoding="utf-8")
+    (tmp_path / "web" / "locales" / "de.json").write_text(json.dumps(german), encoding="utf-8")
     context = browser.new_context(locale="de-DE")
     page = context.new_page()
     page.goto(server(root=tmp_path).url)

@@ -1,0 +1,66 @@
+"""Carries out an unchecked form, as events; a form that is wrong is a failure like any other."""
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import replace
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from core.errors import StudioError
+from core.events import Event, Failure
+from core.request import SEED_MAX, Request, TextToImage, random_seed
+from core.sizes import smaller
+from engine import Engine
+from web.language import say_to
+from web.situation import Situation
+from web.words import KEPT
+
+FAULT = "That did not work; the server's log says why."
+
+
+# --- carrying out a request
+
+
+def carry_out(
+    engine: Engine, mode: type[Request], visitor: gr.Request, fields: dict[str, Any], count: int = 1
+) -> Generator[Event, None, None]:
+    """Carry out an unchecked form; a form that is wrong is a failure like any other. Closing it cancels the work.
+
+    With a `count`, so many pictures are drawn, one after another, with consecutive seeds; a failure ends them.
+    """
+    try:
+        request = mode.parse(**fields)
+    except StudioError as error:
+        yield Failure.of(error)
+        return
+    if count > 1 and not request.seed:
+        request = request.model_copy(update={"seed": random_seed()})
+    for _ in range(count):
+        failed = False
+        with closing(engine.run(request, client=visitor.session_hash or "")) as events:
+            for event in events:
+                failed = isinstance(event, Failure)
+                yield pointed(event, engine, request) if failed else event
+        if failed:
+            return
+        request = request.model_copy(update={"seed": request.seed % SEED_MAX + 1})
+
+
+def pointed(failure: Failure, engine: Engine, request: Request) -> Failure:
+    """Name the field whose change likely mends a failure that names none itself: a smaller size, or no LoRA."""
+    found: dict[str, Any] = {}
+    if failure.code in ("out_of_memory", "broken_picture") and getattr(request, "lora", ""):
+        found = {"field": "lora"}
+    if failure.code in ("out_of_memory", "gpu_aborted") and isinstance(request, TextToImage):
+        sizes = Situation.of(engine, type(request), request.model).sizes
+        if less := smaller(request.width or sizes.native, request.height or sizes.native, sizes):
+            found = {"field": "size", "nearest": f"{less[0]} x {less[1]}"}
+    return replace(failure, values={**found, **failure.values})
+
+
+def broken(visitor: gr.Request) -> str:
+    """Say that a listener itself failed, which is a fault of ours."""
+    say = say_to(visitor)
+    return f'<p class="failed">{escape(say(FAULT))} {escape(say(KEPT))}</p>'
