@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.middleware import Middleware
 
@@ -19,9 +19,6 @@ from web import language, theme
 from web.allowed_hosts import AllowedHosts, checked, is_loopback
 from web.first_paint import FirstPaint
 from web.page import HEAD, build
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 

@@ -42,7 +42,7 @@ from train_mini.things import (
 )
 from train_mini.vocabulary import vocabulary
 
-ATLAS = Path(__file__).parent / "data" / "mini_icons.png"
+ATLAS = Path(__file__).parent.parent / "data" / "mini_icons.png"
 EVERYTHING = frozenset(("background", "size", "place", "colour"))
 
 
