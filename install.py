@@ -3,7 +3,7 @@
     python install.py [--extra test] [SCRIPT [ARGUMENT ...]]
 
 Standard library only, and readable by Python 3.8, so that an interpreter that is too old still gets a sentence.
-Everything said here goes to stderr: stdout belongs to the script. Knows nothing of what it installs or starts.
+Everything said here goes to stderr: stdout belongs to the script.
 
 Z_IMAGE_TORCH chooses the build of torch: auto (the default), cpu, cuda, pip, or a name such as cu126.
 

@@ -1,7 +1,4 @@
-"""JSON from outside, read within bounds: no number and no nesting in it can stop the program or keep it busy.
-
-Imports nothing of ours.
-"""
+"""JSON from outside, read within bounds: no number and no nesting in it can stop the program or keep it busy."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@
     │   └── Cancelled        somebody stopped the request
     └── InternalError        a fault of ours; the log has the details
 
-Every error carries a `code` and `values`, so that a front can word it in another language; `str(error)` is the
-English sentence. Knows nothing of requests, fronts or libraries.
+Every error carries a `code` and `values`, so that a front can word it in another language; `str(error)` is the English
+sentence.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Two text chunks: `parameters`, the line format that A1111's web UI began and that galleries read, and
 `z-image-studio`, the whole request as JSON, enough to replay it exactly. Neither holds a date, so that the same
 request with the same weights on the same machine gives the same file, byte for byte; dates live in the sidecar.
-
-Knows nothing of how a picture is made.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class Request(BaseModel):
     field or, where there is no choice, as a class variable.
 
     Attributes:
-        mode: the mode's name, everywhere: command, endpoint, metadata, `weights.NEEDS`.
+        mode: the mode's name, everywhere: command, endpoint, metadata, `hub.parts.NEEDS`.
         help: the mode in a few words.
     """
 

@@ -1,7 +1,4 @@
-"""How much memory this machine has, or the container that this process runs in, and how to keep less of it.
-
-Knows nothing of what it is for.
-"""
+"""How much memory this machine has, or the container that this process runs in, and how to keep less of it."""
 
 from __future__ import annotations
 

@@ -3,8 +3,6 @@
 A picture larger than the model draws well is cut into overlapping tiles, all of one noise. Each step's predictions are
 blended before the step is taken (MultiDiffusion, Bar-Tal et al. 2023), so that neighbours never part; the VAE works on
 the same tiles, blended too. One tile is the plain image-to-image of DiffSynth's own `__call__`.
-
-Knows nothing of requests, files or fronts.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ DiffSynth moves a managed model's layers between where they wait and where they 
 is read plainly. `StudioPipe` lets that work on every kind of device. The VAE is never managed: it is small, and
 DiffSynth's image-to-image asks for it by a name that does not exist.
 
-Imports torch and diffsynth. Knows nothing of where weights come from, of requests or of what is computed.
+Imports torch and diffsynth.
 """
 
 from __future__ import annotations

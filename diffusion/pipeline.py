@@ -1,8 +1,8 @@
 """Our object around DiffSynth's `ZImagePipeline`: loading, both transformers, every workaround, one call per mode.
 
 Importing this module imports torch and diffsynth, so the engine does it on the first request, after
-`device.prepare_environment`. Knows nothing of requests, queues, files or fronts: plain values go in, and a generator
-yields a `Stage` or a `Step` after each piece of work. Closing the generator stops the work there.
+`core.environment.prepare_environment`. Plain values go in, and a generator yields a `Stage` or a `Step` after each
+piece of work. Closing the generator stops the work there.
 
 DiffSynth's own `ZImagePipeline.__call__` cannot yield, and `from_pretrained` drops its `ModelPool`; so the pipe is put
 together here, and the step loop runs over the same units, `cfg_guided_model_fn` and `step` as `__call__` does.

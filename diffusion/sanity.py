@@ -3,7 +3,7 @@
 Latents tell more than pixels: a NaN becomes a plain black picture in 8 bit, and a prompt may well ask for one. So a
 plain picture is only a fault where the latents that it came from are not plain too.
 
-Imports no torch: it measures the tensors it is given. Knows nothing of pipelines, requests or retries.
+Imports no torch: it measures the tensors it is given.
 """
 
 from __future__ import annotations

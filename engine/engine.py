@@ -1,8 +1,8 @@
 """The engine: one request at a time through one pipeline, as a generator of events.
 
 Every front calls `Engine.run(request)` and gets `Queued` while others come first, `Stage` and `Step` while the work is
-done, then one `Result` or one `Failure`; closing the generator cancels the request within a step. Importing this
-module loads no torch: the pipeline is built by the first request. Knows nothing of pages, commands or files.
+done, then one `Result` or one `Failure`; closing the generator cancels the request within a step. Importing this module
+loads no torch: the pipeline is built by the first request.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Engine:
         return f"Memory: {'; '.join(self._plan.reasons)}"
 
     def count_tokens(self, request: type[Request], prompt: str) -> int | None:
-        """Return how many of the text encoder's `tokens.TEXT_TOKENS` a prompt takes; None without its tokenizer."""
+        """Return how many of the text encoder's tokens a prompt takes; None without its tokenizer."""
         model = request.model_fields["model"].default if "model" in request.model_fields else request.model
         try:
             files = self.weights_in_use(request.mode, model).files["tokenizer"]

@@ -1,8 +1,7 @@
 """What a request will take, before it runs: operations, seconds and memory, and whether that is hopeless.
 
-Pure arithmetic over the models' shapes. The operations agree with those counted by torch; seconds are operations over
-a device's throughput, assumed from its kind until a run of the same process has measured it. Knows nothing of
-pipelines, of engines or of what a Space allows.
+Pure arithmetic over the models' shapes. The operations agree with those counted by torch; seconds are operations over a
+device's throughput, assumed from its kind until a run of the same process has measured it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one queue in front of the engine: bounded, and fair among clients. Knows nothing of what the turns are for."""
+"""The one queue in front of the engine: bounded, and fair among clients."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The Upscale mode around its two networks: what may go in, what it will cost, and the notes on what was done.
 
 Real-ESRGAN enlarges by exactly 2; then, where the request wants it, Turbo draws the result again a little. torch is
-imported with the first picture. Knows nothing of queues or fronts.
+imported with the first picture.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """ZeroGPU: a Space that lends a GPU to one request at a time, in a process forked for it.
 
 Holds what is particular to it: the decorator (elsewhere nothing), how many seconds to ask for, what its errors mean,
-and one second try with more time. Knows nothing of pipelines and pages, nor of how a request is carried out: that is
-handed in with `use`.
+and one second try with more time. What carries a request out there is handed in with `use`.
 
 The parent process holds the queue, the page, and models that wait packed on disk. The GPU belongs to a fork of it, so
 what goes there and comes back is pickled, and an exception comes back as the name of its class alone: failures are

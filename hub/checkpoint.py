@@ -2,8 +2,6 @@
 
 Reads a model file up to the end of its header, which holds every tensor's name, shape and place, so that a file of
 10 GB is checked in a millisecond. Results are kept per path, size and time of change.
-
-Knows nothing of torch, of which models there are, or of where they should lie.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Fetches weights: asks a hub what there is, checks the disk, transfers several files at once, and says how far it is.
 
 `fetch` is a generator of events, so that closing it stops the transfers; what has arrived is kept, and the next call
-goes on from there. What a hub is like is its own module's matter (`hub_huggingface`, `hub_modelscope`). Writes into
-the hub's cache and nowhere else. Knows nothing of fronts, and does not decide which parts a request needs.
+goes on from there. What a hub is like is its own module's matter (`hub.huggingface`, `hub.modelscope`). Writes into the
+hub's cache and nowhere else.
 """
 
 from __future__ import annotations

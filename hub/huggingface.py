@@ -6,7 +6,7 @@ it, and it does not hold a file against the hub's SHA-256. So a file is received
 kept when the line breaks, checked, and only then given its name and its link in the snapshot. `hf_hub_download` would
 ask for the digest and the commit once more and take whatever is answered for a path, so it is not called.
 
-Only `download` uses this. Knows nothing of parts' uses, fronts or events.
+Only `download` uses this.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FULL_TRIES = 2  # a file whose content is wrong is fetched anew once
 
 
 class HuggingFace:
-    """One hub (`hub.Hub`).
+    """One hub (`hub.remote.Hub`).
 
     Args:
         endpoint: the hub's address; HF_ENDPOINT, or the public hub, where none is given.

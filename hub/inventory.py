@@ -1,8 +1,7 @@
 """Which weights there are, where they lie on this machine, whether they are whole, and which a request uses.
 
-Looks, and never writes, downloads or loads; `checkpoint` reads the files' headers. Knows nothing of torch, DiffSynth,
-devices, requests or fronts. Cannot tell Base's transformer from Turbo's: names and shapes are the same, so a file
-counts as what its folder says it is.
+Looks, and never writes, downloads or loads; `checkpoint` reads the files' headers. Cannot tell Base's transformer from
+Turbo's: names and shapes are the same, so a file counts as what its folder says it is.
 """
 
 from __future__ import annotations

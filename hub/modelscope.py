@@ -3,7 +3,7 @@
 modelscope_hub resumes, fetches large files in several ranges, and holds each file against the listing's SHA-256 by
 itself; this only brings it into the shape that `download` asks for.
 
-Only `download` uses this. Knows nothing of parts' uses, fronts or events.
+Only `download` uses this.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REVISION = "master"
 
 
 class ModelScope:
-    """ModelScope (`hub.Hub`).
+    """ModelScope (`hub.remote.Hub`).
 
     Args:
         config: endpoint, token and cache; by MODELSCOPE_ENDPOINT, MODELSCOPE_API_TOKEN and MODELSCOPE_CACHE where none

@@ -99,7 +99,7 @@ NEEDS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("generate", "turbo"): ("turbo", *_SHARED),
     ("generate", "base"): ("base", *_SHARED),
     ("controlnet", "turbo"): ("turbo", *_SHARED, "controlnet"),
-    ("upscale", "turbo"): ("turbo", *_SHARED),  # and Real-ESRGAN, which is no part of a kind: `upscaler_weights`
+    ("upscale", "turbo"): ("turbo", *_SHARED),  # and Real-ESRGAN, which is no part of a kind: `upscaler.weights`
 }
 
 

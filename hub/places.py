@@ -1,7 +1,4 @@
-"""Where weights are looked for: an ordered table of places, and the folders of each as the environment sets them up.
-
-Knows nothing of which weights there are, or of what lies in the folders.
-"""
+"""Where weights are looked for: an ordered table of places, and the folders of each as the environment sets them up."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What `download` asks of a hub: the contract that `hub_huggingface` and `hub_modelscope` fulfil.
-
-Knows nothing of either, of transfers, or of fronts.
-"""
+"""What `download` asks of a hub: the contract that `hub.huggingface` and `hub.modelscope` fulfil."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 `preload_from_hub` in README.md fills the cache while the Space is built, as another user: what lies there can be read
 and not added to, and a hub client that cannot write its refs and locks fails. The mirror is made of links, so it takes
-no room. Knows nothing of which repositories there are.
+no room.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Control images, made one at a time and kept for a while: a picture is drawn with the very image that was shown.
-
-Knows nothing of what is drawn with them.
-"""
+"""Control images, made one at a time and kept for a while: a picture is drawn with the very image that was shown."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """How far away things are in a picture, by Depth Anything V2 Small: the preprocessor "depth".
 
 The model runs on the processor in fp32 (a second or two), so that it never competes with what draws for memory.
-Importing this module imports torch. Knows nothing of requests or of where weights lie.
+Importing this module imports torch.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Two small models of MediaPipe's, whose files lie in weights/blazepose: one finds people, the other finds the joints of
 one person in an upright crop. Both run on the processor in LiteRT. The numbers that go around them (anchors, crops)
 are those of MediaPipe's own graphs (modules/pose_detection and modules/pose_landmark), named where they stand.
-
-Knows nothing of requests, files from outside or models that draw.
 """
 
 from __future__ import annotations

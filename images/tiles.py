@@ -1,7 +1,7 @@
 """Cutting a picture into overlapping tiles and putting them together again without seams.
 
 Everything is separable: where tiles lie and how much each counts is decided for width and height apart, and a tile's
-weight at a point is the product of the two. Knows nothing of what is done to a tile.
+weight at a point is the product of the two.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ weight, and the untouched original is put back afterwards: a step then costs wha
 not, and where a layer holds its weight in a form of its own (offloaded, quantized), a hook adds the difference to the
 layer's output. Either way strength is linear, and what was there before is there again: see docs/adr/0010.
 
-Imports torch. Knows nothing of pipelines or requests; works on any module tree with ZImageDiT's names.
+Imports torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which architecture a file of weights looks made for, by the names and shapes of its tensors.
 
 Only for saying why a file is refused: a guess by names that the public layouts of other models have, and Z-Image's has
-not. Imports nothing of ours.
+not.
 """
 
 from __future__ import annotations

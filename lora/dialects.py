@@ -2,8 +2,6 @@
 
 A file's tensors are grouped into sources: one module as the file spells it, with its parts ("down", "up", "alpha", ...)
 and the one module of the transformer that it changes (three, for a fused qkv). Works on names and shapes alone.
-
-Knows nothing of torch, of bytes or of metadata.
 """
 
 from __future__ import annotations

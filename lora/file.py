@@ -4,7 +4,7 @@ Reads the header alone, and the few bytes of its alphas. What cannot be used is 
 tensor, or the architecture that the file looks made for; what can be used gives a `Report`. No file is silently
 ignored: one that changes nothing is an error.
 
-Knows nothing of torch, of pipelines or of fronts. The names of tensors are `lora_dialects`' matter.
+The names of tensors are `lora.dialects`' matter.
 """
 
 from __future__ import annotations

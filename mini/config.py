@@ -1,7 +1,6 @@
 """The embedded miniature: its configs, its registration with DiffSynth and what it knows.
 
 Imports no torch: the model classes lie in `mini.models` and are named here by their dotted path.
-Knows nothing about where weights come from beyond the folder's layout, and nothing about pipelines.
 """
 
 from __future__ import annotations

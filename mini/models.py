@@ -1,7 +1,7 @@
 """The miniature's torch classes: a tiny Qwen3 text encoder, a small 16-channel, 8x autoencoder, a tiny ControlNet.
 
-DiffSynth loads them by their dotted path (see `mini.register`). Imports torch, so nothing of the app imports this
-module before the first request. Knows nothing about files or pipelines.
+DiffSynth loads them by their dotted path (see `mini.config.register`). Imports torch, so nothing of the app imports
+this module before the first request.
 """
 
 from __future__ import annotations

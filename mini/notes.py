@@ -1,7 +1,4 @@
-"""What is put into a prompt, and said about a result, where the miniature draws; what each kind of weights draws well.
-
-Knows nothing of pipelines.
-"""
+"""What the miniature adds to a prompt and notes about a result, and what each kind of weights draws well."""
 
 from __future__ import annotations
 

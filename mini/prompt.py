@@ -1,7 +1,7 @@
 """What a prompt for the miniature leaves open, the seed says: "a fox" becomes "a small mirrored fox, on the left".
 
-Backgrounds and colours that are not named the model itself decides from the noise. Sizes, places and ways round it
-does not: it is too small for that, and would draw a blend of several. Knows nothing of models, requests or pictures.
+Backgrounds and colours that are not named the model itself decides from the noise. Sizes, places and ways round it does
+not: it is too small for that, and would draw a blend of several.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Captions of scenes: what people might write, and what each caption says and leaves open.
 
-Training and evaluation have templates of their own. Knows nothing about models, tensors or pixels.
+Training and evaluation have templates of their own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Chinese names of everything that the miniature knows, and the sentences around them.
 
-The models' community writes Chinese, so the miniature reads it too. Knows nothing about files, tensors or pictures.
+The models' community writes Chinese, so the miniature reads it too.
 """
 
 from .things import THINGS

@@ -38,7 +38,7 @@ from .transformer import rope_table
 
 logger = logging.getLogger(__name__)
 
-KINDS = {"canny": 0.6, "scribble": 0.2, "gray": 0.2}  # shares; the names are `mini.CONTROLS`
+KINDS = {"canny": 0.6, "scribble": 0.2, "gray": 0.2}  # shares; the names are `mini.config.CONTROLS`
 OPEN = 0.8  # the share of captions that leave size and place to the control image
 WARPED = 0.3  # the share of pictures stretched, sheared and moved off the grid: shapes that no icon has
 OUTLINE, THICK, GAPS = 0.3, 0.25, 0.15  # shares of edge images: outer outlines alone, thicker lines, holes in lines

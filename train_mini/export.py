@@ -30,7 +30,7 @@ MODEL_INDEX = {
     "text_encoder": ["transformers", "Qwen3Model"],
     "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
     "transformer": ["diffusers", "ZImageTransformer2DModel"],
-    "vae": ["mini_models", "MiniAutoencoder"],
+    "vae": ["mini.models", "MiniAutoencoder"],
 }
 
 

@@ -1,7 +1,7 @@
 """Scenes: what a picture shows, which scenes are held out of training, and how they are painted.
 
 A picture is one flat background colour with one icon, or a few, on it; the corners of icons lie on the 16-px grid of
-the transformer's patches. Knows nothing about models or words: pixels only.
+the transformer's patches.
 """
 
 from __future__ import annotations

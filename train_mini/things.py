@@ -1,7 +1,4 @@
-"""What the miniature can draw: the things with their icons and names, the backgrounds, the sizes.
-
-Knows nothing about files, tensors or captions.
-"""
+"""What the miniature can draw: the things with their icons and names, the backgrounds, the sizes."""
 
 # icon of the Fluent emoji flat set -> the names that a prompt may use; the first one is the usual name.
 THINGS: dict[str, tuple[str, ...]] = {

@@ -1,4 +1,4 @@
-"""What the miniature knows, in words: the file that the app reads. Knows nothing about files, tensors or pictures."""
+"""What the miniature knows, in words: the file that the app reads."""
 
 from __future__ import annotations
 

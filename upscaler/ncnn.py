@@ -2,7 +2,7 @@
 
 The format is ncnn's own (its wiki, "param and model file structure"): the text lists layers in order, the binary holds
 their numbers in that order. Of the layers that hold numbers, convolutions and PReLU are known here, which is what
-Real-ESRGAN's networks are made of; their names in PyTorch follow from the order. Knows nothing of torch.
+Real-ESRGAN's networks are made of; their names in PyTorch follow from the order.
 """
 
 from __future__ import annotations

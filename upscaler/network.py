@@ -2,7 +2,7 @@
 
 Networks that enlarge by 4 are halved again by a good filter, tile by tile, so that no picture of four times the size is
 ever in memory. Networks are read by spandrel, which knows their architectures from their weights. Importing this module
-imports torch. Knows nothing of requests or fronts.
+imports torch.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def enlarge(
         image: RGB.
         model: what `load` gave.
         side: a tile's width and height in pixels of `image`, more than UPSCALER_OVERLAP; the memory needed grows with
-            its square, see `device.UPSCALER_BYTES_PER_PIXEL`.
+            its square, see `diffusion.memory.UPSCALER_BYTES_PER_PIXEL`.
 
     Returns:
         RGB, as the generator's return value.

@@ -1,7 +1,7 @@
 """The brand on the page before Gradio's own scripts have run: what a visitor sees first.
 
 Gradio adds an app's styles in the browser, with all the rest. Ours for the first moment go into the page that the
-server sends, ahead of everything else. Knows nothing of what is on the page.
+server sends, ahead of everything else.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A tab's form as values by field name: filled from outside, kept in the visitor's browser, mended after a failure.
 
 Values from outside (a link, a picture, the browser's store) are untrusted: each is checked as the request checks it,
-and what is not possible here is left out and named. Knows nothing of where they come from, or of how a form is drawn.
+and what is not possible here is left out and named.
 """
 
 import json
@@ -62,7 +62,7 @@ class Form:
     ) -> "Form":
         """Gather a tab's fields, and wire what keeps and mends them."""
         # Gradio encrypts the store; with a secret of its own it could not be read after the server's next start.
-        # In a tab it would not be read before the visitor goes there: `ui_restore` renders it beside them.
+        # In a tab it would not be read before the visitor goes there: `web.restore` renders it beside them.
         kept = gr.BrowserState(None, storage_key=f"studio-{mode.mode}", secret="z-image-studio", render=False)
         form = cls(mode, fields, slot, kept, **following)
         gr.on(

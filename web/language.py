@@ -2,7 +2,7 @@
 
 Fixed texts are translated in the browser, by Gradio; sentences that hold values are worded here, in the language that
 the browser shows: the page's own from their values, the engine's from the English that it gives. What a file does not
-have stays English. Knows nothing of what the sentences are about.
+have stays English.
 """
 
 from __future__ import annotations

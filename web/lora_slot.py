@@ -1,7 +1,7 @@
 """The "Use a LoRA" part of a form: a file, its strength, what the file is, and the words that call it.
 
 A tab that takes a LoRA calls `LoraSlot.lay_out` once, adds `slot.inputs` to its form, and gives what they hold to
-`slot.fields`. Knows nothing of the rest of a form, or of how a file is read.
+`slot.fields`.
 """
 
 from dataclasses import dataclass

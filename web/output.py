@@ -46,7 +46,7 @@ class Output:
     details: gr.Accordion
     parameters: gr.HTML
     strip: Strip
-    mendable: set[str] = field(default_factory=set)  # fields that the button `mend` can change; see `ui_form`
+    mendable: set[str] = field(default_factory=set)  # fields that the button `mend` can change; see `web.form`
 
     @classmethod
     def lay_out(cls, mode: type[Request], idle: str) -> "Output":

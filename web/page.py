@@ -1,7 +1,7 @@
 """The page: what a visitor sees and presses, and the endpoints that programs call by name.
 
 Data flows one way: a tab's form becomes a request, the engine turns it into events, each event becomes what the page
-shows. Each tab is a module of its own. Knows nothing of pipelines, of colours, or of how the server is started.
+shows. Each tab is a module of its own.
 """
 
 import gradio as gr
@@ -18,7 +18,7 @@ from web.words import weights_sentence
 MODEL_ZOO = "https://github.com/Tongyi-MAI/Z-Image#-model-zoo"
 COMING_SOON = ("Edit", "Omni")
 
-# As `ui_parts.REWORD_JS`, with the tab that is open.
+# As `web.fields.REWORD_JS`, with the tab that is open.
 WEIGHTS_JS = """
 const open = () => document.querySelector('[role="tab"].selected').dataset.tabId;
 addEventListener("studio-language", () => trigger("input", { mode: open() }));

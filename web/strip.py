@@ -1,4 +1,4 @@
-"""The strip of this visit's last pictures: it is gone when the page is loaded anew. Knows nothing of runs."""
+"""The strip of this visit's last pictures: it is gone when the page is loaded anew."""
 
 from dataclasses import dataclass
 from typing import Any

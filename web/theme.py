@@ -1,7 +1,4 @@
-"""The look: one warm dark palette in both of Gradio's colour modes, Inter from our own files, and the page's CSS.
-
-Knows nothing of what is on the page; `theme.css` names its parts by their ids.
-"""
+"""The look: one warm dark palette in both of Gradio's colour modes, Inter from our own files, and the page's CSS."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What the page says, as HTML and in the visitor's language: how far a run is, how it ended, which weights draw.
-
-Knows nothing of components, or of how a run is carried out.
-"""
+"""What the page says, as HTML and in the visitor's language: how far a run is, how it ended, which weights draw."""
 
 from __future__ import annotations
 
