@@ -102,7 +102,8 @@ def ncnn_output(pixels: np.ndarray, choice: str) -> np.ndarray:
     # Its shortcuts in half precision would be compared, not the weights.
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     net.opt.use_bf16_storage = False
-    assert net.load_param(str(file.with_suffix(".param"))) == 0 and net.load_model(str(file)) == 0
+    assert net.load_param(str(file.with_suffix(".param"))) == 0
+    assert net.load_model(str(file)) == 0
     run = net.create_extractor()
     values = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32) / 255
     given = ncnn.Mat(values)  # looks into the array, and nobody but these names keeps either alive
@@ -159,7 +160,7 @@ def tiled(choice: str, name: str = "chelsea", side: int = 152, tile: int = 96) -
     image = photograph(name, side)
     plain = np.rint(upscaler.network.twice(np.asarray(image), model).clip(0, 255))
     cut = np.asarray(whole(upscaler.network.enlarge(image, model, tile)), np.float64)
-    borders = seams([span for span in tiles.spans(side, tile, UPSCALER_OVERLAP)], 2)
+    borders = seams(list(tiles.spans(side, tile, UPSCALER_OVERLAP)), 2)
     return {"psnr": psnr(cut, plain), "seam": steepness(cut, borders) / steepness(plain, borders)}
 
 

@@ -142,7 +142,8 @@ def test_doctor_names_device_plan_versions_and_weights(tmp_path: Path) -> None:
     # What would be with the real weights, before they are fetched; its reasons begin with what is counted with.
     planned = json.loads(command("doctor", "--json", "--device", "cpu", "--memory", "5", cwd=tmp_path).stdout)
     reasons = planned["memory plan for the real weights"]["controlnet"]
-    assert reasons[0].startswith("5 GB allowed: ") and reasons[-1] == "what does not stay waits on the disk"
+    assert reasons[0].startswith("5 GB allowed: ")
+    assert reasons[-1] == "what does not stay waits on the disk"
     assert {"torch", "diffsynth", "transformers", "gradio"} <= set(facts)
     assert facts["weights"].startswith("mini")
     assert any("Z-Image-Turbo" in str(line) for line in facts["models"])

@@ -41,7 +41,8 @@ def test_both_variants_are_builds_that_the_set_up_knows_and_are_for_this_machine
         args = cli.build_parser().parse_args(service["command"])
         options = web.server.launch_options(args.host, args.port, args.auth, args.insecure, args.allow_host)
         assert AllowedHosts in [one.cls for one in options["app_kwargs"]["middleware"]]  # no other site's page comes in
-    assert "deploy" in services["cuda"] and "deploy" not in services["cpu"]
+    assert "deploy" in services["cuda"]
+    assert "deploy" not in services["cpu"]
 
 
 def test_the_image_starts_a_command_that_there_is() -> None:

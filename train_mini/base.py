@@ -110,12 +110,7 @@ def train_base(work: Path, device: torch.device, s: Schedule | None = None) -> P
         for optimizer in optimizers:
             optimizer.step()
         smooth += 0.02 * (loss.item() - smooth)
-        averaging = step >= (1 - s.average_share) * s.steps
-        for key, value in model.state_dict().items():
-            if averaging:
-                average[key].lerp_(value, 0.005)
-            elif step % 50 == 0 or step + 1 >= (1 - s.average_share) * s.steps:
-                average[key].copy_(value)
+        follow(average, model, step, s)
         if (step + 1) % 25 == 0 or step < first + 3:
             speed = (step + 1 - first) * s.batch / (time.time() - start)
             logger.info("base step %d/%d loss %.4f, %.1f samples/s", step + 1, s.steps, smooth, speed)
@@ -127,6 +122,16 @@ def train_base(work: Path, device: torch.device, s: Schedule | None = None) -> P
             resume.with_suffix(".new").replace(resume)
     torch.save(average, target)
     return target
+
+
+def follow(average: dict[str, torch.Tensor], model: torch.nn.Module, step: int, s: Schedule) -> None:
+    """Bring the average to the weights after a step: a mean over the last steps, before that a copy."""
+    begins = (1 - s.average_share) * s.steps
+    for key, value in model.state_dict().items():
+        if step >= begins:
+            average[key].lerp_(value, 0.005)
+        elif step % 50 == 0 or step + 1 >= begins:
+            average[key].copy_(value)
 
 
 def report(work: Path, predict, probe: Probe, device: torch.device, step: int, steps: int) -> None:

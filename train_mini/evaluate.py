@@ -114,10 +114,11 @@ class Judge:
 
     def distances(self, picture: np.ndarray, scenes: list[Scene]) -> np.ndarray:
         """Return the RMS distance, of 255, to each scene, the nearer of both ways round: float [N]."""
-        small, found = shrink(picture), []
-        for scene in scenes:
-            found.append(min(float(np.sqrt(np.square(small - way).mean())) for way in self._both_ways(scene)))
-        return np.array(found)
+        small = shrink(picture)
+        nearest = (
+            min(float(np.sqrt(np.square(small - way).mean())) for way in self._both_ways(scene)) for scene in scenes
+        )
+        return np.array(list(nearest))
 
     def _both_ways(self, scene: Scene) -> list[np.ndarray]:
         """Return a scene the usual way round and mirrored, shrunk."""

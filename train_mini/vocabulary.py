@@ -41,7 +41,7 @@ def other_words() -> list[str]:
         *captions.AND,
     )  # fmt: skip
     joined = " ".join((re.sub(r"{\w}", " ", " ".join(sentences)), *captions.FILLERS))
-    words = {word for word in re.findall(r"[a-z0-9]+", joined)}
+    words = set(re.findall(r"[a-z0-9]+", joined))
     numbers = {name for names in COUNTS.values() for name in names}
     return sorted(words | numbers | {"a", "an", "the", "one"})
 

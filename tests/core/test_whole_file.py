@@ -106,7 +106,8 @@ def test_a_symlink_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> Non
     (tmp_path / "link").symlink_to("elsewhere/target")
     (tmp_path / "to-nothing").symlink_to("elsewhere/new")
     write_together({tmp_path / "link": b"one", tmp_path / "to-nothing": b"two"})
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "to-nothing").is_symlink()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "to-nothing").is_symlink()
     assert content(tmp_path / "elsewhere") == {"target": b"one", "new": b"two"}
 
 
@@ -144,9 +145,14 @@ def test_a_file_that_may_not_be_written_to_is_not_replaced_either(tmp_path: Path
 
 def test_an_exception_of_the_callers_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "old").write_bytes(b"old")
-    with pytest.raises(KeyError), replacing(tmp_path / "old") as file:
-        file.write(b"new")
-        raise KeyError
+
+    def write_and_fail() -> None:
+        with replacing(tmp_path / "old") as file:
+            file.write(b"new")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write_and_fail()
     assert content(tmp_path) == {"old": b"old"}
 
 
@@ -167,7 +173,8 @@ def test_where_the_json_has_no_room_the_picture_does_not_change_either(tmp_path:
     (tmp_path / "fox.png").write_bytes(b"old")
     (tmp_path / "fox.json").symlink_to("/dev/full")
     done = python(SAVE, tmp_path / "fox.png", 1)
-    assert done.returncode == 1 and "fox.json could not be written" in done.stdout
+    assert done.returncode == 1
+    assert "fox.json could not be written" in done.stdout
     assert (tmp_path / "fox.png").read_bytes() == b"old"
 
 

@@ -61,7 +61,8 @@ def test_a_device_that_is_not_there_is_refused_with_what_is(asked: str) -> None:
 def test_this_machine_has_a_device() -> None:
     chosen = device.choose_device("cpu", "mini")
     assert (chosen.kind, chosen.dtype) == ("cpu", "float32")
-    assert chosen.total_bytes is not None and chosen.free_bytes is not None
+    assert chosen.total_bytes is not None
+    assert chosen.free_bytes is not None
     assert 0 < chosen.free_bytes <= chosen.total_bytes
 
 
@@ -153,7 +154,8 @@ def test_no_plan_promises_more_than_there_is() -> None:
         room = int(gigabytes * GIB * 0.985) - 300_000_000
         for kind in ("cuda", "mps", "cpu"):
             plan = memory_plan(kind, gigabytes * GIB, room, host * GIB, mode, dtype=dtype)
-            assert plan.fits and plan.resident_bytes + memory.HEADROOM[dtype] <= plan.room == room
+            assert plan.fits
+            assert plan.resident_bytes + memory.HEADROOM[dtype] <= plan.room == room
             waiting = sum(memory.PART_BYTES[part] for part, placed in plan.parts.items() if placed.at == "host")
             if plan.keep_both_transformers and plan.parts["transformer"].at == "host":
                 waiting += memory.PART_BYTES["transformer"]
@@ -233,7 +235,8 @@ def test_plans_for_apple(gigabytes: int, mode: str, waits: str, both: bool) -> N
 def test_the_miniature_needs_no_plan(kind: device.DeviceKind) -> None:
     plan = memory_plan(kind, 2 * GIB, GIB, 4 * GIB, "controlnet", "mini")
     assert set(plan.resident) == {*ALL, "controlnet"}
-    assert plan.keep_both_transformers and plan.fits
+    assert plan.keep_both_transformers
+    assert plan.fits
     assert (plan.offload, plan.vram_limit_gb, plan.tiled_vae_above) == (False, None, memory.TILED_AT_MOST)
 
 
@@ -248,7 +251,8 @@ def test_the_users_word_on_memory_counts() -> None:
     less = memory_plan("cuda", total, total, 64 * GIB, "generate", allowed=12 * 10**9)
     more = memory_plan("cuda", total, total, 64 * GIB, "generate", allowed=48 * 10**9)
     assert (where(less), where(more)) == ("hh", "dd")
-    assert less.reasons[0].startswith("12 GB allowed") and less.vram_limit_gb == round(12 * 10**9 / GIB - 0.5, 1)
+    assert less.reasons[0].startswith("12 GB allowed")
+    assert less.vram_limit_gb == round(12 * 10**9 / GIB - 0.5, 1)
     assert more.keep_both_transformers
 
 
@@ -348,7 +352,8 @@ sys.exit(cli.main(sys.argv[1:]))
     command = [sys.executable, "-c", code, *arguments]
     environ["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
-    assert done.returncode == 0 and "torch after 1\n" in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "torch after 1\n" in done.stderr
 
 
 def test_diffsynth_uses_torchs_attention_whatever_else_is_installed(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def test_where_parts_wait_changes_no_picture(at: str, held: str) -> None:
         expected, found = (draw(built, model, mode) for built in (plain, managed))
         assert torch.equal(expected.latents, found.latents)
         assert expected.image.tobytes() == found.image.tobytes()
-    assert managed.pipe.vram_management_enabled and not plain.pipe.vram_management_enabled
+    assert managed.pipe.vram_management_enabled
+    assert not plain.pipe.vram_management_enabled
     assert not loader.is_managed(managed.pipe.vae_decoder)
     for transformer in managed.transformers.values():
         held_bytes = sum(one.nbytes for one in transformer.parameters() if not one.is_meta)
@@ -199,7 +200,8 @@ def test_out_of_memory_is_a_sentence_and_the_next_request_works(tmp_path: Path) 
 def test_where_memory_ends_a_tighter_plan_draws() -> None:
     # Base beside Turbo takes 20 MB and is too much; one layer at a time is not.
     first, tight, after = run_limited(12, model="base")
-    assert tight["kind"] == "Result" and "less_memory" in tight["notes"], tight["text"]
+    assert tight["kind"] == "Result", tight["text"]
+    assert "less_memory" in tight["notes"]
     assert "less_memory" not in first["notes"]
     assert after["png"] == first["png"]
 
@@ -218,8 +220,11 @@ def test_a_machine_too_small_is_refused_before_anything_is_read(
     engine = Engine(Settings(device="cpu", memory_gb=1))
     monkeypatch.setattr(engine, "weights_in_use", lambda *_: full)  # no real weights on a test machine
     *_, last = engine.run(TextToImage(prompt="a fox", seed=1))
-    assert isinstance(last, Failure) and last.code == "out_of_memory"
-    assert "1 GB allowed" in last.text and advice in last.text and not_said not in last.text
+    assert isinstance(last, Failure)
+    assert last.code == "out_of_memory"
+    assert "1 GB allowed" in last.text
+    assert advice in last.text
+    assert not_said not in last.text
 
 
 def test_the_page_says_what_stays_in_memory() -> None:

@@ -93,8 +93,10 @@ def test_a_lora_of_huge_numbers_is_named(
 ) -> None:
     pairs = loras.random_pairs(gain=gain, modules=modules)
     last, stages = ask(own, lora=str(loras.write(tmp_path / "loud.safetensors", loras.peft(pairs))))
-    assert isinstance(last, Failure) and (last.code, last.values["defect"]) == ("broken_picture", code)
-    assert "loud" in last.text and "lower strength" in last.text
+    assert isinstance(last, Failure)
+    assert (last.code, last.values["defect"]) == ("broken_picture", code)
+    assert "loud" in last.text
+    assert "lower strength" in last.text
     assert all(stage.name != "safe mode" for stage in stages)  # fp32 and SDPA already: it would compute the same
     assert isinstance(ask(own)[0], Result)
 
@@ -108,7 +110,8 @@ def test_nan_in_the_vae_is_no_black_picture(own: Engine) -> None:
     last, _ = ask(own)
     with torch.no_grad():
         weight.copy_(good)
-    assert isinstance(last, Failure) and last.values == {"defect": "nan", "stage": "decoding"}
+    assert isinstance(last, Failure)
+    assert last.values == {"defect": "nan", "stage": "decoding"}
     assert "the VAE's file is damaged" in last.text
     assert isinstance(ask(own)[0], Result)
 
@@ -167,7 +170,12 @@ def test_safe_mode_is_left_as_it_was_entered() -> None:
     assert not built.safe_mode_differs()
     built.pipe.vae_decoder.to(torch.bfloat16)
     assert built.safe_mode_differs()
-    with pytest.raises(ZeroDivisionError), built.safe_mode():
-        assert next(built.pipe.vae_decoder.parameters()).dtype == torch.float32
-        raise ZeroDivisionError
+
+    def fail_inside() -> None:
+        with built.safe_mode():
+            assert next(built.pipe.vae_decoder.parameters()).dtype == torch.float32
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_inside()
     assert next(built.pipe.vae_decoder.parameters()).dtype == torch.bfloat16

@@ -37,7 +37,8 @@ def test_the_result_has_the_halfs_own_dtype_and_each_tile_is_told() -> None:
             decoded = done.value
             break
     assert told == [(index, 6) for index in range(1, 7)]
-    assert decoded.dtype == torch.bfloat16 and decoded.shape == (1, 3, 160, 288)
+    assert decoded.dtype == torch.bfloat16
+    assert decoded.shape == (1, 3, 160, 288)
     assert (decoded == 1).all()
 
 

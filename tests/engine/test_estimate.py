@@ -97,7 +97,8 @@ def test_seconds_follow_the_device() -> None:
     assert slow.seconds == pytest.approx(4600, rel=0.05)  # 449 TFLOP and the rest at 100 GFLOP/s
     assert fast.seconds == pytest.approx(1.15, rel=0.05)
     unknown = assumed("cuda", capability=(8, 7))
-    assert unknown == assumed("cuda", capability=(8, 6)) and unknown.source == "assumed"
+    assert unknown == assumed("cuda", capability=(8, 6))
+    assert unknown.source == "assumed"
     assert assumed("cuda", capability=(6, 1)).flops > 0
 
 
@@ -117,7 +118,8 @@ def test_a_finished_run_replaces_the_assumption() -> None:
     after = forecast.check(request, "full", (512, 512), on, plan)
     assert (before.source, after.source) == ("assumed", "measured")
     whole = work(side=512).flops / (8 * step_flops("full", 512, 512))
-    assert after.seconds == pytest.approx(30.0 * whole) and 1 < whole < 1.1
+    assert after.seconds == pytest.approx(30.0 * whole)
+    assert 1 < whole < 1.1
     forecast.learn(request, "full", (512, 512), {"total": 1.0})  # a run that drew nothing teaches nothing
     assert forecast.check(request, "full", (512, 512), on, plan) == after
 
@@ -132,7 +134,8 @@ def test_durations_are_said_as_people_say_them(taken: float, text: str) -> None:
 
 def test_memory_grows_with_the_picture_and_shrinks_with_the_plan() -> None:
     sizes = [peak_bytes(work(side=side), plan_of(48), "bfloat16") for side in (512, 1024, 2048)]
-    assert sizes == sorted(sizes) and sizes[0] > plan_of(48).resident_bytes
+    assert sizes == sorted(sizes)
+    assert sizes[0] > plan_of(48).resident_bytes
     assert peak_bytes(work("controlnet", side=2048), plan_of(48, "controlnet"), "bfloat16") - sizes[2] > 3e9
     assert peak_bytes(work(), plan_of(8), "bfloat16") < 8 * GIB
 
@@ -154,7 +157,8 @@ def test_what_cannot_fit_is_refused_with_the_nearest_that_does() -> None:
     values = raised.value.values
     assert values["field"] == "image"
     width, height = map(int, values["nearest"].split(" x "))
-    assert width / height == pytest.approx(2048 / 1536, rel=0.05) and width % 16 == height % 16 == 0
+    assert width / height == pytest.approx(2048 / 1536, rel=0.05)
+    assert width % 16 == height % 16 == 0
     check(Work("full", "controlnet", 9, width, height), plan, "float32", FAST)
     with pytest.raises(RequestError):
         check(Work("full", "controlnet", 9, width + 64, height + 64), plan, "float32", FAST)
@@ -166,7 +170,8 @@ def test_what_would_take_days_is_refused_with_the_steps_that_do_not() -> None:
     with pytest.raises(RequestError) as raised:
         check(work(steps=100, cfg=4.0, side=2048), plan, "float32", two_cores)
     values = raised.value.values
-    assert values["field"] == "steps" and "hours" in values["allowed"]
+    assert values["field"] == "steps"
+    assert "hours" in values["allowed"]
     steps = values["nearest"]
     found = check(work(steps=steps, cfg=4.0, side=2048), plan, "float32", two_cores)
     assert found.seconds <= estimate.HOPELESS_SECONDS
@@ -177,7 +182,8 @@ def test_what_would_take_days_is_refused_with_the_steps_that_do_not() -> None:
 def test_the_miniature_is_never_hopeless() -> None:
     plan = memory_plan("cpu", GIB, GIB, GIB, "generate", "mini")
     found = check(Work("mini", "generate", 100, 128, 128, 4.0), plan, "float32", assumed("cpu", cores=1))
-    assert found.seconds < 60 and math.isfinite(found.bytes)
+    assert found.seconds < 60
+    assert math.isfinite(found.bytes)
 
 
 def test_an_enlargement_that_would_take_days_is_refused_before_anything_is_drawn(tmp_path, monkeypatch) -> None:
@@ -194,5 +200,8 @@ def test_an_enlargement_that_would_take_days_is_refused_before_anything_is_drawn
     monkeypatch.setattr(engine, "weights_in_use", lambda *_: inventory.Chosen("full", {}, "nowhere", ""))
     monkeypatch.setattr(estimate.os, "cpu_count", lambda: 2)  # a figure for two cores, whatever this machine has
     *_, last = engine.run(Upscale(image=str(tmp_path / "large.png"), steps=50))
-    assert isinstance(last, Failure) and last.code == "bad_request"
-    assert last.values["field"] == "steps" and "4096 x 4096" in last.text and last.values["nearest"] >= 1
+    assert isinstance(last, Failure)
+    assert last.code == "bad_request"
+    assert last.values["field"] == "steps"
+    assert "4096 x 4096" in last.text
+    assert last.values["nearest"] >= 1

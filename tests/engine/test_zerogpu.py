@@ -206,7 +206,8 @@ def test_where_memory_ends_a_task_fails_and_the_models_stay(monkeypatch: pytest.
     with monkeypatch.context() as patched:
         patched.setattr(pipeline, "text_to_image", exhausted)
         *_, last = engine._in_fork(Task(TextToImage.parse(prompt="a fox").resolved("mini"), (128, 128)))
-    assert last.code == "space_out_of_memory" and len(calls) == 1  # once more would read files that are gone
+    assert last.code == "space_out_of_memory"
+    assert len(calls) == 1
     assert "ask for a smaller one" in last.text  # what a visitor can do, and nothing else
     assert engine._pipeline is pipeline
     *_, last = engine._in_fork(Task(TextToImage.parse(prompt="a fox", steps=1).resolved("mini"), (128, 128)))
@@ -351,7 +352,8 @@ def test_a_picture_is_drawn_in_a_fork_that_a_gpu_is_lent_to(space: Space, lender
 
 def test_a_space_links_what_was_preloaded(space: Space) -> None:
     link = space.log.parent / "models" / VAE.repo / VAE.pattern
-    assert link.is_symlink() and link.resolve().parent.name == "blobs"
+    assert link.is_symlink()
+    assert link.resolve().parent.name == "blobs"
 
 
 def test_an_aborted_task_is_tried_once_more(space: Space, lender: Lender) -> None:
@@ -426,7 +428,8 @@ def test_aborted_and_overdrawn_tasks_are_tried_once_more(tmp_path: Path) -> None
         assert done.returncode == 0, done.stderr.decode()
         once, twice, quota = json.loads(done.stdout.splitlines()[-1])
         assert once == ["Retry", "Result", "The Space took its GPU back after 60 s; trying once more with 120 s."]
-        assert twice[:2] == ["Retry", "GpuAborted"] and "after 120 s" in twice[2]
+        assert twice[:2] == ["Retry", "GpuAborted"]
+        assert "after 120 s" in twice[2]
         assert quota == ["Result"]
         assert [asked["durationSeconds"] for asked in lender.named("/schedule")] == ["60", "120"] * 2 + ["60", "40"]
 

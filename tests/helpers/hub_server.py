@@ -141,6 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
         place = f"http://localhost:{self.hub.port}/storage/{repo}/{name}"
         headers |= {"X-Linked-Etag": mark, "X-Linked-Size": str(len(content)), "Location": place}
         self._head(302, headers | {"Content-Length": "0"})
+        return None
 
     def _list(self, repo: str) -> None:
         if repo in self.hub.refused:
@@ -151,6 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.dumps({"id": repo, "sha": self.hub.commit, "siblings": names}).encode()
         self._head(200, {"Content-Length": str(len(body)), "Content-Type": "application/json"})
         self.wfile.write(body)
+        return None
 
     def _modelscope(self, path: str) -> None:
         """Answer as ModelScope: `<repo>/repo/files` lists, `<repo>/repo?FilePath=…` is a file."""
@@ -173,6 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.dumps({"Code": 200, "Success": True, "Data": {"Files": files}}).encode()
         self._head(200, {"Content-Length": str(len(body)), "Content-Type": "application/json"})
         self.wfile.write(body)
+        return None
 
     def _content(self, name: str, content: bytes, headers: dict[str, str]) -> None:
         fault = self.hub.take(name) if self.command == "GET" else None
@@ -193,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
             body += b"more"
         self._head(206 if start else 200, headers | {"Content-Length": str(len(body)), "Accept-Ranges": "bytes"})
         if self.command == "HEAD":
-            return
+            return None
         if fault == "slow":
             self.hub._ended.wait(30)
         if fault in ("cut", "slow"):

@@ -74,7 +74,8 @@ def test_from_nothing_to_whole_to_damaged_to_mended(hub, environ, tmp_path) -> N
     assert done.stdout == "upscaler: fetched and checked\n"
     assert "Fetching 1 files, 67 MB (67 MB still to come)" in done.stderr
     link = tmp_path / "models" / REPO / FILE
-    assert link.stat().st_size == SIZE and link.is_symlink()
+    assert link.stat().st_size == SIZE
+    assert link.is_symlink()
 
     seen = len(hub.requests)
     assert models(environ, "download", "upscaler").stdout == "upscaler: here already\n"
@@ -193,7 +194,8 @@ def test_the_page_touches_no_network_but_its_own(environ, tmp_path) -> None:
             time.sleep(0.2)
         client = Client(f"http://127.0.0.1:{port}", verbose=False)
         assert client.predict("an apple", steps=1, seed=3, api_name="/generate")[1]["request"]["seed"] == 3
-        assert process.poll() is None and "NETWORK" not in log.read_text(), log.read_text()
+        assert process.poll() is None, log.read_text()
+        assert "NETWORK" not in log.read_text()
     finally:
         process.terminate()
         process.wait(timeout=30)

@@ -554,7 +554,9 @@ def test_the_inventory_lists_every_part(full_cache: Path, environ: dict[str, str
     assert not any(one.present for one in inventory.find_all(environ))
     environ |= cached(environ, full_cache)
     for one in inventory.find_all(environ):
-        assert one.present and one.problems == () and one.source == "Hugging Face cache"
+        assert one.present
+        assert one.problems == ()
+        assert one.source == "Hugging Face cache"
         if one.part.name != "tokenizer":  # the stand-in is smaller
             assert one.part.size <= one.size < one.part.size + 200_000
 

@@ -76,7 +76,8 @@ def test_every_file_of_a_part_is_linked_and_found_there(snapshot, environ, here)
     assert {one.action for one in done} == {"linked"}
     assert {path.name for path in here.iterdir()} == {path.name for path in (snapshot / "transformer").iterdir()}
     for path in here.iterdir():
-        assert path.is_symlink() and path.samefile(snapshot / "transformer" / path.name)
+        assert path.is_symlink()
+        assert path.samefile(snapshot / "transformer" / path.name)
     assert {path.name for path in (here.parent / "tokenizer").iterdir()} == set(TOKENIZER)
     assert [one.source for one in inventory.find_all(environ, parts=parts)] == ["models folder"] * 2
     assert links.link(environ, parts) == []
@@ -202,7 +203,8 @@ def test_one_wrong_byte_is_found_and_the_file_makes_room(snapshot, environ) -> N
     assert "holds something else than the hub gave" in model.problems[0]
     assert download.drop(model.broken) == (list(model.broken), [])
     found = inventory.find_all(environ, parts=parts)[0]
-    assert not found.present and "link to nothing" in found.problems[0]
+    assert not found.present
+    assert "link to nothing" in found.problems[0]
 
 
 def test_a_missing_part_and_one_that_is_cut_short(snapshot, environ) -> None:
@@ -220,7 +222,8 @@ def test_files_of_the_user_are_never_removed(snapshot, environ, here) -> None:
     for path in (snapshot / "transformer").iterdir():
         (here / path.name).write_bytes(path.read_bytes())
     (model, _) = verdicts(environ, parts)
-    assert model.state == "whole" and model.found.source == "models folder"
+    assert model.state == "whole"
+    assert model.found.source == "models folder"
     assert len(model.unproven) == 2  # no digest lies beside them
     path = here / "model-00001-of-00002.safetensors"
     note = here.parent / ".cache" / "huggingface" / "download" / "transformer" / f"{path.name}.metadata"

@@ -15,7 +15,8 @@ from images import tiles
 def test_spans_cover_everything_and_overlap_enough(length: int, side: int, margin: int) -> None:
     overlap = 32
     along = tiles.spans(length, side, overlap)
-    assert along[0][0] == 0 and along[-1][1] == length
+    assert along[0][0] == 0
+    assert along[-1][1] == length
     assert all(end - begin == min(side, length) for begin, end in along)
     assert all(first[1] - second[0] >= overlap for first, second in itertools.pairwise(along))
     total = np.zeros(length)

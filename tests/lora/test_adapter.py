@@ -380,7 +380,7 @@ KINDS = {"plain": reload, "hooked": lambda: reload(HOOKS), "managed": managed, "
 
 @pytest.fixture(scope="module", params=KINDS)
 def any_pipeline(request: pytest.FixtureRequest) -> Iterator[Pipeline]:
-    yield KINDS[request.param]()
+    return KINDS[request.param]()
 
 
 def test_a_lora_is_worn_on_every_kind_of_pipeline(any_pipeline: Pipeline, tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def test_stored_in_bfloat16_and_finite():
 
     for path in mini.config.FOLDER.rglob("*.safetensors"):
         for name, tensor in load_file(path).items():
-            assert tensor.dtype == torch.bfloat16 and torch.isfinite(tensor).all(), (path, name)
+            assert tensor.dtype == torch.bfloat16, (path, name)
+            assert torch.isfinite(tensor).all(), (path, name)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,8 @@ def test_tokenizer_carries_the_chat_template(pipelines):
     assert chat == "<|im_start|>user\na fox<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.convert_ids_to_tokens(tokenizer(chat).input_ids)[-5:-3] == ["<|im_end|>", "Ċ"]
     assert tokenizer.decode(tokenizer("käse 狐狸").input_ids) == "käse 狐狸"
-    assert tokenizer.pad_token == "<|endoftext|>" and tokenizer.padding_side == "right"
+    assert tokenizer.pad_token == "<|endoftext|>"
+    assert tokenizer.padding_side == "right"
 
 
 # ---- knowledge -------------------------------------------------------------------------------------------------------

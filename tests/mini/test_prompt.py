@@ -33,7 +33,8 @@ def test_what_says_everything_or_names_not_one_thing_is_left_alone(prompt: str) 
 def test_an_open_prompt_gets_every_size_and_every_place() -> None:
     made = [complete("a fox", seed) for seed in range(1, 600)]
     sizes = Counter(one.size for one in made)
-    assert set(sizes) == set(SIZES) and sizes["small"] > sizes["large"] > 80
+    assert set(sizes) == set(SIZES)
+    assert sizes["small"] > sizes["large"] > 80
     assert {one.place for one in made if one.size == "small"} == set(PLACES)
     assert {one.place for one in made if one.size != "small"} == {"centre"}
     assert complete("a fox", 5) == complete("a fox", 5)
@@ -80,7 +81,8 @@ def test_every_other_seed_turns_a_thing_round() -> None:
 def test_what_is_said_stays_and_decides_the_rest() -> None:
     for seed in range(1, 60):
         small, large = complete("a small fox", seed), complete("a large fox", seed)
-        assert small.size is None and small.place in PLACES
+        assert small.size is None
+        assert small.place in PLACES
         assert small.text.startswith("a small mirrored fox, " if small.mirrored else "a small fox, ")
         assert (large.size, large.place) == (None, "centre")
         left = complete("a fox on the left side", seed)

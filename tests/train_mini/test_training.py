@@ -57,7 +57,8 @@ def scenes():
 @pytest.mark.parametrize("kind", ["single", "coloured", "pair", "count"])
 def test_held_out_combinations_never_train(scenes, kind):
     held = scenes_to_test(kind, 60)
-    assert len(held) == 60 and scenes_to_test(kind, 20) == held[:20]  # sheets and figures are of the same
+    assert len(held) == 60
+    assert scenes_to_test(kind, 20) == held[:20]
     assert all(kind_of(scene) == kind and held_out(scene) for scene in held)
     ways = {replace(scene, mirrored=way) for scene in held for way in (False, True)}
     assert not ways & set(scenes)
@@ -76,10 +77,14 @@ def test_about_a_tenth_is_held_out():
 
 def test_the_world_is_as_large_as_promised(scenes):
     names = [name for group in THINGS.values() for name in group]
-    assert len(THINGS) >= 150 and len(BACKGROUNDS) >= 10 and len(SIZES) == 3 and len(PLACES) == 9
+    assert len(THINGS) >= 150
+    assert len(BACKGROUNDS) >= 10
+    assert len(SIZES) == 3
+    assert len(PLACES) == 9
     assert len(names) == len(set(names))
     assert set(names) >= NO_ARTICLE
-    assert set(COLOURABLE) <= set(THINGS) and len(COLOURABLE) >= 40
+    assert set(COLOURABLE) <= set(THINGS)
+    assert len(COLOURABLE) >= 40
     assert {scene.thing for scene in scenes} == set(THINGS)
     assert {(s.size, s.place) for s in scenes if s.arrangement == "one"} == set(LAYOUTS)
     assert {s.mirrored for s in scenes if s.arrangement == "one"} == {False, True}
@@ -103,7 +108,8 @@ def test_painting_puts_icons_where_the_scene_says():
         return rows[0], columns[0], rows[-1], columns[-1]
 
     top, _, _, right = box(Scene("soccer-ball", "blue", "small", "bottom left"))
-    assert top >= 64 and right <= 64
+    assert top >= 64
+    assert right <= 64
     assert box(Scene("soccer-ball", "blue", "large"))[2] > 110
     both = Scene("fox", "white", second="lion", arrangement="above")
     assert painter.paint(both).crop((0, 0, 128, 64)).tobytes() != painter.paint(both).crop((0, 64, 128, 128)).tobytes()
@@ -165,14 +171,21 @@ def test_captions_put_everything_into_words():
     car = Scene("automobile", "gray", "small", "top left", "purple")
     for _ in range(60):
         text = describe(car, rng, EVERYTHING).text
-        assert "car" in text and ("purple" in text or "violet" in text) and ("gray" in text or "grey" in text)
-        assert any(word in text for word in ("small", "little", "tiny")) and "left" in text
-        assert "  " not in text and ",," not in text and not text.endswith(",")
+        assert "car" in text
+        assert "purple" in text or "violet" in text
+        assert "gray" in text or "grey" in text
+        assert any(word in text for word in ("small", "little", "tiny"))
+        assert "left" in text
+        assert "  " not in text
+        assert ",," not in text
+        assert not text.endswith(",")
     assert "three foxes" in {
         describe(Scene("fox", "red", arrangement="three"), rng, frozenset()).text for _ in range(60)
     }
     chinese_text = describe(car, rng, EVERYTHING, in_chinese=True).text
-    assert "汽车" in chinese_text and "紫色" in chinese_text and "左上" in chinese_text
+    assert "汽车" in chinese_text
+    assert "紫色" in chinese_text
+    assert "左上" in chinese_text
 
 
 def test_captions_say_what_is_mirrored_and_nothing_of_what_is_not():
@@ -189,7 +202,8 @@ def test_a_mirrored_thing_has_the_code_of_its_mirrored_picture(tmp_path, monkeyp
     monkeypatch.setattr(text_encoder, "Painter", lambda work: AtlasPainter(ATLAS))
     codes = text_encoder.Codes(tmp_path)
     plain, turned = (codes(Said("fox", "blue", arrangement="one", mirrored=way)) for way in (False, True))
-    assert not torch.allclose(plain[0], turned[0], atol=0.5) and not torch.allclose(plain[2], turned[2], atol=0.5)
+    assert not torch.allclose(plain[0], turned[0], atol=0.5)
+    assert not torch.allclose(plain[2], turned[2], atol=0.5)
     frog = [codes(Said("frog", mirrored=way))[0] for way in (False, True)]
     assert torch.allclose(*frog, atol=0.1)  # it looks the same both ways round
     assert torch.equal(codes(Said("fox")), codes(Said("fox", mirrored=False)))
@@ -222,7 +236,8 @@ def test_wordings_of_evaluation_are_held_out():
 
 def test_chinese_names_part_all_things():
     names = [name for names in chinese.THING_NAMES.values() for name in names]
-    assert len(chinese.THING_NAMES) == len(THINGS) and len(names) == len(set(names))
+    assert len(chinese.THING_NAMES) == len(THINGS)
+    assert len(names) == len(set(names))
 
 
 def test_stray_words_leave_what_a_caption_says_whole():
@@ -239,7 +254,8 @@ def test_stray_words_leave_what_a_caption_says_whole():
 def test_stray_characters_are_in_no_chinese_name_and_no_sentence():
     ours = "".join(str(value) for name, value in vars(chinese).items() if name.isupper())
     stray = text_encoder.stray_characters()
-    assert len(stray) > 3000 and not set(stray) & set(ours)
+    assert len(stray) > 3000
+    assert not set(stray) & set(ours)
 
 
 def test_training_goes_on_from_an_exported_miniature(tmp_path):
@@ -248,7 +264,8 @@ def test_training_goes_on_from_an_exported_miniature(tmp_path):
     encoder = MiniTextEncoder()
     encoder.load_state_dict(torch.load(tmp_path / "text_encoder_start.pt", weights_only=True))
     ids, mask = text_encoder.tokenize(text_encoder.load_tokenizer(tmp_path), ["a fox", "画一只狐狸"])
-    assert ids.shape == mask.shape and len(ids) == 2
+    assert ids.shape == mask.shape
+    assert len(ids) == 2
     assert (tmp_path / "autoencoder.pt").exists()
     assert (tmp_path / "start.pt").read_bytes() == b"kept"
 
@@ -279,7 +296,8 @@ def test_a_noise_gets_the_picture_it_resembles_and_every_picture_its_share():
     noise = torch.randn(4000, 64, generator=generator)
     chosen = pools.couple(pictures.expand(4000, -1, -1), noise)
     shares = torch.bincount(chosen, minlength=5) / 4000
-    assert shares.min() > 0.1 and shares.max() < 0.35
+    assert shares.min() > 0.1
+    assert shares.max() < 0.35
     assert pools.couple(pictures, pictures[:, 3] - pictures.mean(1)).tolist() == [3]
 
 
@@ -287,7 +305,8 @@ def test_a_noise_wishes_the_layout_whose_patches_say_so():
     noise = torch.randn(3000, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     singles = pools.wishes(noise)[:, : len(LAYOUTS)]
     shares = torch.bincount(singles.argmax(1), minlength=len(LAYOUTS)) / len(noise)
-    assert shares.min() > 0.02 and shares.max() < 0.3
+    assert shares.min() > 0.02
+    assert shares.max() < 0.3
     assert torch.allclose(pools.wishes(noise + 7.0), pools.wishes(noise), atol=1e-3)  # no plain colour changes it
     calm = torch.zeros(1, 16, 16, 16)
     board = 1 - 2.0 * ((torch.arange(8)[:, None] + torch.arange(8)) % 2)
@@ -321,7 +340,8 @@ def test_what_a_seed_adds_to_a_caption_is_said():
 def test_rivals_differ_in_one_thing():
     for scene in (*scenes_to_test("single", 4), *scenes_to_test("coloured", 4), *scenes_to_test("pair", 4)):
         competing = rivals(scene, random.Random(0))
-        assert scene in competing[:2] and len(competing) == len(set(competing)) > 20
+        assert scene in competing[:2]
+        assert len(competing) == len(set(competing)) > 20
 
 
 def test_walk_is_the_mean_velocity_of_its_steps():
@@ -332,7 +352,9 @@ def test_walk_is_the_mean_velocity_of_its_steps():
     turbo.walk(lambda here, sigma: seen.append(sigma) or here, x, start, end, 2)
     assert torch.allclose(torch.stack(seen), torch.tensor([[1.0, 0.6], [0.9, 0.3]]))
     sigmas = turbo.turbo_sigmas()
-    assert sigmas[0] == 1 and sigmas[-1] == 0 and len(sigmas) == 9
+    assert sigmas[0] == 1
+    assert sigmas[-1] == 0
+    assert len(sigmas) == 9
 
 
 # ---- transformer -----------------------------------------------------------------------------------------------------
@@ -377,15 +399,18 @@ def test_start_values_leave_no_uninitialised_memory():
 def test_muon_steps_are_nearly_orthogonal():
     g = torch.randn(3, 48, 96, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(muon.orthogonalise(g, 5, torch.float32))
-    assert values.min() > 0.4 and values.max() < 1.4
+    assert values.min() > 0.4
+    assert values.max() < 1.4
 
 
 def test_sigma_draws():
     generator = torch.Generator().manual_seed(0)
     high = base.draw_sigma(64, 64, generator)
     every = base.draw_sigma(6400, 800, generator)
-    assert high.min() >= 0.88 and high.max() <= 1.0
-    assert every.min() < 0.15 and every.max() > 0.99
+    assert high.min() >= 0.88
+    assert high.max() <= 1.0
+    assert every.min() < 0.15
+    assert every.max() > 0.99
     assert 0.5 < every.median() < 0.75
 
 

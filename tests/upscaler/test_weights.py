@@ -110,12 +110,14 @@ def test_a_package_that_is_not_whole_is_named(monkeypatch: pytest.MonkeyPatch, t
 def test_where_it_is_looked_for(tmp_path: Path) -> None:
     environ = {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}
     packaged = upscaler.weights.find("best", environ)
-    assert packaged.file is None and packaged.packaged is upscaler.weights.PACKAGED["best"]
+    assert packaged.file is None
+    assert packaged.packaged is upscaler.weights.PACKAGED["best"]
 
     cache = places.hub_cache(environ)
     write_hub_snapshot(cache, parts.PARTS["upscaler"].repo, ["upscaler"])
     cached = upscaler.weights.find("best", environ)
-    assert cached.file is not None and cached.file.is_relative_to(cache)
+    assert cached.file is not None
+    assert cached.file.is_relative_to(cache)
     assert upscaler.weights.find("fast", environ).file is None
 
     own = tmp_path / "4x-own.safetensors"

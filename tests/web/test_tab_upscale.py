@@ -181,6 +181,7 @@ def test_programs_call_it_by_name(photo: Path, tmp_path: Path) -> None:
     picture, parameters = client.predict(image=handle_file(photo), upscaler="fast", api_name="/upscale")
     with Image.open(picture) as made:
         assert made.size == (96, 96)
-    assert parameters["mode"] == "upscale" and parameters["request"]["denoise"] == 0
+    assert parameters["mode"] == "upscale"
+    assert parameters["request"]["denoise"] == 0
     with pytest.raises(AppError, match="denoise"):
         client.predict(image=handle_file(photo), denoise=2, api_name="/upscale")

@@ -314,7 +314,8 @@ def test_our_own_javascript_stays_small() -> None:
 def test_the_look_stays_small_and_fetches_nothing() -> None:
     rules = theme.CSS.read_text(encoding="utf-8")
     assert len(rules) < 10_000
-    assert "@import" not in rules and "url(" not in rules
+    assert "@import" not in rules
+    assert "url(" not in rules
 
 
 # --- what mends a failure
@@ -400,7 +401,8 @@ def test_a_picture_that_cannot_be_kept_is_told_on_the_page(draw, full: str, tmp_
     else:
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
     *_, last = output.follow(events(), lambda: False, [], count=2)
-    assert "could not be written (" in last[output.status] and "make room on the disk" in last[output.status]
+    assert "could not be written (" in last[output.status]
+    assert "make room on the disk" in last[output.status]
     assert "无法写入" in last[output.words](say_in("zh"))
     assert drawn == [1]  # the next one would fare no better
 
