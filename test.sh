@@ -1,6 +1,12 @@
 #!/usr/bin/env bash
-# Every check, in order: set-up with the test packages and a browser, format, lint, then the unit, pipeline and
-# browser tests. Arguments go to pytest (bash test.sh -k install). Screenshots are left in artifacts/.
+# Every check, in order: set-up with the test packages and a browser, format, lint, types, then the tests.
+#
+#   bash test.sh                 everything
+#   bash test.sh fast            all of it that needs no browser and takes no long
+#   bash test.sh format|lint|types   one check alone, without set-up
+#   bash test.sh -k install      everything, with arguments for pytest
+#
+# Screenshots are left in artifacts/.
 set -eu
 
 case $0 in
@@ -8,6 +14,7 @@ case $0 in
 esac
 root=$(pwd -P)
 python=$root/.venv/bin/python
+[ "${OS:-}" != Windows_NT ] || python=$root/.venv/Scripts/python.exe
 selection="not gpu"
 
 # Runs the rest of its arguments under a heading, and says how long they took.
@@ -60,9 +67,26 @@ set_up() {
     "$name" -IS install.py --extra test
 }
 
+format() { "$python" -m ruff format --check .; }
+lint() { "$python" -m ruff check .; }
+types() { "$python" -m mypy; }
+
+case ${1:-} in
+format | lint | types)
+    "$1"
+    exit
+    ;;
+fast)
+    shift
+    selection="not gpu and not browser and not slow"
+    ;;
+*) phase "system packages" system_packages ;;
+esac
 mkdir -p artifacts
-phase "system packages" system_packages
 phase "set-up" set_up
-phase "format" "$python" -m ruff format --check .
-phase "lint" "$python" -m ruff check .
-phase "tests" "$python" -m pytest -m "$selection" --durations=15 "$@"
+phase "format" format
+phase "lint" lint
+phase "types" types
+# As many tests at once as there are processors, up to four, each with one thread: most wait for a page or a process.
+export OMP_NUM_THREADS=1
+phase "tests" "$python" -m pytest -m "$selection" -n auto --maxprocesses 4 --dist worksteal --durations=15 "$@"
