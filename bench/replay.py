@@ -300,6 +300,8 @@ VOLATILE_TEXTS: tuple[tuple[str, str, str], ...] = (
     ("the date of a picture", r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\+\d\d:\d\d|Z)", "<date>"),
     ("log lines: when, and by which module", r"(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ \S+ (?=[A-Z]+ )", ""),
     ("seconds taken or left", r"\b\d+(\.\d+)? (s\b|min\b|秒|分钟)", r"<time> \2"),
+    ("the speed of a step that the doctor measures", r"[\d.]+(e\+\d+)? times as fast", "<speed> times as fast"),
+    ("the speeds that the doctor measures", r"[\d.]+(e\+\d+)? GFLOP/s in fp32, [\d.]+(e\+\d+)? in", "<speed>"),
     ("the doctor's free memory", r"[\d.]+ [GM]B of (?=[\d.]+ [GM]B free)", "<size> of "),
     ("where Python keeps a function", r" at 0x[0-9a-f]+", ""),
     ("how long a picture's stages took, on the page", r"(?s)&quot;seconds&quot;: \{.*?\}", "<seconds>"),
