@@ -37,6 +37,7 @@ def browser() -> Iterator[Browser]:
     path = next(filter(None, map(shutil.which, names)), None)
     assert path, f"none of {', '.join(names)} is installed"
     ARTIFACTS.mkdir(exist_ok=True)
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield started
@@ -68,7 +69,6 @@ def open_page(browser: Browser) -> Iterator[Open]:
         settled(page)  # until then the page still fills its form and words its examples
         return page
 
-    expect.set_options(timeout=PATIENCE)
     yield visit
     heard = list(complaints)  # what closing breaks off, Gradio calls an error too
     for context in contexts:
