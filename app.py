@@ -17,7 +17,8 @@ if environment.on_space():
     space_cache.settle(os.environ)
 
 from engine import Engine
-from web import page, server
+from web import page
+from web import server as server
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> gr.Blocks:
     """Build `demo`, the name that Gradio's own tools look for, when somebody asks for it."""
     if name == "demo":
-        globals()["demo"] = page.build(Engine())
-        return globals()["demo"]
+        globals()["demo"] = demo = page.build(Engine())
+        return demo
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

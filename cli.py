@@ -104,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before anything that could use the network is imported
     try:
-        return args.run(args)
+        code: int = args.run(args)
+        return code
     except StudioError as error:
         return _fail(Failure.of(error), args.json)
     except KeyboardInterrupt:
@@ -117,8 +118,9 @@ def _add_fields(parser: Parser, request: type[Request]) -> None:
         if name == "prompt" and field.is_required():
             parser.add_argument(name, nargs="?", help=_help(request, name))
         elif name != "weights":  # one of the common ones
-            extra = field.json_schema_extra or {}
-            flag = extra.get("flag", "--" + name.replace("_", "-"))
+            declared = field.json_schema_extra
+            extra: dict[str, Any] = declared if isinstance(declared, dict) else {}
+            flag: str | None = extra.get("flag", "--" + name.replace("_", "-"))
             if flag is None:  # a part of another flag's value
                 continue
             metavar = extra.get("metavar", flag.removeprefix("--").upper())

@@ -234,7 +234,7 @@ def only_one(path: Path) -> Iterator[int]:
     descriptor: should only the parent be killed, a pip that lives on still keeps others out.
     """
     with open(path, "a+b") as file:
-        if WINDOWS:
+        if sys.platform == "win32":  # spelt out, as type checkers know it
             import msvcrt
             import time
 

@@ -27,7 +27,7 @@ def loads(text: str) -> Any:
         value = json.loads(text, parse_int=number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    level = [[value]]
+    level: list[list[Any] | dict[str, Any]] = [[value]]
     for _ in range(MAX_DEPTH + 1):
         every = (inner for one in level for inner in (one.values() if type(one) is dict else one))
         level = [inner for inner in every if type(inner) is dict or type(inner) is list]

@@ -276,7 +276,7 @@ def _text_chunks(path: Path) -> dict[str, str]:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             # Not `image.text`, which decodes the pixels; galleries, A1111 and we write the text before them.
-            texts = {key: value for key, value in image.info.items() if isinstance(value, str)}
+            texts = {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
             return {key: text for key, text in texts.items() if len(text) <= MAX_TEXT}
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise RequestError("file", path.name, allowed) from error

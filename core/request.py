@@ -109,7 +109,7 @@ class Request(BaseModel):
         schema = cls.model_json_schema()
         declared = schema["properties"][name]
         if "allowed" in declared:
-            return declared["allowed"]
+            return str(declared["allowed"])
         kinds = [kind for kind in declared.get("anyOf", [declared]) if kind.get("type") != "null"]
         kind = kinds[0]  # besides null, every field of ours has one type
         if "enum" in kind:
@@ -271,8 +271,12 @@ class ControlNet(Preprocess):
 
     def resolved(self, kind: WeightsKind) -> ControlNet:
         """Return this request with every open value filled in for the weights in use, a random seed included."""
-        filled = {"steps": self.steps or CONTROLNET_STEPS, "seed": self.seed or random_seed(), "weights": kind}
-        filled["lora_strength"] = self.lora_strength if self.lora else LORA_STRENGTH  # means nothing without one
+        filled: dict[str, Any] = {
+            "steps": self.steps or CONTROLNET_STEPS,
+            "seed": self.seed or random_seed(),
+            "weights": kind,
+            "lora_strength": self.lora_strength if self.lora else LORA_STRENGTH,  # means nothing without one
+        }
         return self.model_copy(update=filled)
 
 
@@ -323,7 +327,10 @@ class Upscale(Request):
     @property
     def steps_run(self) -> int:
         """How many steps a resolved request takes: all of them, however small `denoise` is, but none at 0."""
-        return self.steps if self.denoise else 0
+        if not self.denoise:
+            return 0
+        assert self.steps is not None  # a resolved request has them
+        return self.steps
 
     def resolved(self, kind: WeightsKind) -> Upscale:
         """Return this request with every open value filled in for the weights in use, a random seed included."""

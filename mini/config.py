@@ -9,6 +9,9 @@ import json
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from core.request import Preprocessor
 
 NATIVE_SIZE = 128  # pixels; the only size that the miniature was trained at
 
@@ -23,7 +26,7 @@ TOKENIZER_FOLDER = "tokenizer"
 VOCABULARY_FILE = "vocabulary.json"
 
 # Keyword arguments of DiffSynth's ZImageDiT (and of diffusers' ZImageTransformer2DModel).
-TRANSFORMER_CONFIG: dict = {
+TRANSFORMER_CONFIG: dict[str, Any] = {
     "dim": 192,
     "n_layers": 6,
     "n_refiner_layers": 1,
@@ -38,12 +41,12 @@ TRANSFORMER_CONFIG: dict = {
 # transformer layer; 16 channels of the control image, 1 of an inpainting mask and 16 of the picture under it.
 CONTROLNET_FILE = "Z-Image-Turbo-Fun-Controlnet-Union-2.1-8steps.safetensors"
 CONTROLNET_FOLDER = FOLDER / "Z-Image-Turbo-Fun-Controlnet-Union-2.1"
-CONTROLNET_CONFIG: dict = {"control_layers_places": [0, 2, 4], "n_refiner_layers": 1, "control_in_dim": 33}
+CONTROLNET_CONFIG: dict[str, Any] = {"control_layers_places": [0, 2, 4], "n_refiner_layers": 1, "control_in_dim": 33}
 
-CONTROLS = ("canny", "gray", "scribble")  # the preprocessors that it was trained with
+CONTROLS: tuple[Preprocessor, ...] = ("canny", "gray", "scribble")  # the preprocessors that it was trained with
 
 # Keyword arguments of transformers' Qwen3Config.
-TEXT_ENCODER_CONFIG: dict = {
+TEXT_ENCODER_CONFIG: dict[str, Any] = {
     "vocab_size": 3072,
     "hidden_size": 128,
     "intermediate_size": 384,
@@ -65,7 +68,7 @@ TEXT_ENCODER_HASH = "cbb963e40affccf4cca87efb94719fc4"
 VAE_HASH = "db586bf62efdeec038ee33d705b7ec2a"
 CONTROLNET_HASH = "368812adebd469580d516965502d75f1"
 
-MODEL_CONFIGS: tuple[dict, ...] = (
+MODEL_CONFIGS: tuple[dict[str, Any], ...] = (
     {
         "model_hash": TRANSFORMER_HASH,
         "model_name": "z_image_dit",
@@ -120,13 +123,14 @@ def register() -> None:
 
 
 @cache
-def vocabulary() -> dict:
+def vocabulary() -> dict[str, Any]:
     """Return the vocabulary file.
 
     `things`, `backgrounds`, `colours`, `sizes`, `ways` and `places` map usual names to all English names, `chinese`
     lists the Chinese terms, `other_words` the words that only join the others.
     """
-    return json.loads((FOLDER / VOCABULARY_FILE).read_text(encoding="utf-8"))
+    words: dict[str, Any] = json.loads((FOLDER / VOCABULARY_FILE).read_text(encoding="utf-8"))
+    return words
 
 
 def _names(*groups: str) -> list[str]:

@@ -7,6 +7,7 @@ this module before the first request.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffsynth.models.z_image_controlnet import ZImageControlNet, ZImageControlTransformerBlock
@@ -14,6 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from mini.config import CONTROLNET_CONFIG, TEXT_ENCODER_CONFIG, TRANSFORMER_CONFIG
+
+if TYPE_CHECKING:
+    from transformers.modeling_outputs import BaseModelOutputWithPast
 
 LATENT_CHANNELS = 16
 LATENT_BOUND = 4.0  # raw latents are squashed into -4..4
@@ -28,12 +32,13 @@ class MiniTextEncoder(nn.Module):
 
         self.model = Qwen3Model(Qwen3Config(**TEXT_ENCODER_CONFIG))
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:  # whatever Qwen3Model takes
         """Pass through to Qwen3Model; the pipeline reads `hidden_states[-2]`."""
-        return self.model(*args, **kwargs)
+        output: BaseModelOutputWithPast = self.model(*args, **kwargs)
+        return output
 
 
-class MiniControlNet(ZImageControlNet):
+class MiniControlNet(ZImageControlNet):  # type: ignore[misc]  # DiffSynth brings no types
     """DiffSynth's ControlNet at the miniature's size; the original's blocks have a fixed width of 3840."""
 
     def __init__(self) -> None:
@@ -70,7 +75,8 @@ class Residual(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> the same shape."""
         h = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(h)))
+        added: torch.Tensor = self.conv2(F.silu(self.norm2(h)))
+        return x + added
 
 
 class _Latents(nn.Module):
@@ -104,7 +110,7 @@ class MiniVAEEncoder(_Latents):
         """Pictures [B, 3, H, W] in -1..1 -> raw latents [B, 16, H/8, W/8] in -4..4; H and W multiples of 8."""
         return LATENT_BOUND * torch.tanh(self.layers(pictures) / LATENT_BOUND)
 
-    def forward(self, pictures: torch.Tensor, **kwargs) -> torch.Tensor:
+    def forward(self, pictures: torch.Tensor, **kwargs: object) -> torch.Tensor:
         """Pictures [B, 3, H, W] in -1..1 -> latents [B, 16, H/8, W/8] of about unit variance."""
         return (self.raw(pictures) - self.latents_mean) / self.latents_std
 
@@ -131,9 +137,10 @@ class MiniVAEDecoder(_Latents):
 
     def raw(self, latents: torch.Tensor) -> torch.Tensor:
         """Raw latents [B, 16, h, w] in -4..4 -> pictures [B, 3, 8h, 8w], about -1..1."""
-        return self.layers(latents)
+        pictures: torch.Tensor = self.layers(latents)
+        return pictures
 
-    def forward(self, sample: torch.Tensor, **kwargs) -> torch.Tensor:
+    def forward(self, sample: torch.Tensor, **kwargs: object) -> torch.Tensor:
         """Latents [B, 16, h, w] of about unit variance -> pictures [B, 3, 8h, 8w], about -1..1."""
         return self.raw(sample * self.latents_std + self.latents_mean)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mini.config
 from core.events import Note
-from core.request import PREPROCESSORS, ControlNet, Request, TextToImage
+from core.request import PREPROCESSORS, ControlNet, TextToImage
 from core.sizes import WeightsKind
 from mini.prompt import complete
 
@@ -20,12 +20,12 @@ def completed(request: TextToImage | ControlNet, kind: WeightsKind) -> tuple[str
     return made.text, [Note("seed_chose", text, {"words": list(made.words), "prompt": made.text})]
 
 
-def about(request: Request, kind: WeightsKind) -> list[Note]:
+def about(request: TextToImage | ControlNet, kind: WeightsKind) -> list[Note]:
     """Say which words of the prompt, or which preprocessor, mean nothing to the miniature."""
     if kind != "mini":
         return []
     notes = []
-    used = getattr(request, "preprocessor", "none")
+    used = request.preprocessor if isinstance(request, ControlNet) else "none"
     if used not in (*mini.config.CONTROLS, "none"):
         known = ", ".join(PREPROCESSORS[name].title for name in mini.config.CONTROLS)
         text = f"The miniature was not taught {PREPROCESSORS[used].title}. It knows {known}."

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from mini.config import vocabulary
 
@@ -32,7 +33,7 @@ class Completed:
     words: tuple[str, ...] = ()
 
 
-def complete(prompt: str, seed: int, known: Mapping | None = None) -> Completed:
+def complete(prompt: str, seed: int, known: Mapping[str, Any] | None = None) -> Completed:
     """Say size, place and way round of the one thing in a prompt, as far as they are open.
 
     Args:
@@ -77,7 +78,7 @@ class _Language:
 
     def __init__(
         self,
-        names: Mapping,
+        names: Mapping[str, Any],
         article: str,
         border: str,
         space: str,
@@ -137,7 +138,7 @@ def _flat(table: Mapping[str, list[str]]) -> list[str]:
     return [name for names in table.values() for name in names]
 
 
-def _languages(known: Mapping | None) -> tuple[_Language, _Language]:
+def _languages(known: Mapping[str, Any] | None) -> tuple[_Language, _Language]:
     return _make(known) if known is not None else _ours()
 
 
@@ -146,7 +147,7 @@ def _ours() -> tuple[_Language, _Language]:
     return _make(vocabulary())
 
 
-def _make(known: Mapping) -> tuple[_Language, _Language]:
+def _make(known: Mapping[str, Any]) -> tuple[_Language, _Language]:
     return (
         _Language(known["chinese_names"], article="", border="", space="", comma="，", locative="在", way_follows=True),
         _Language(known, article=r"\ban?\s+|\bthe\s+", border=r"\b", space=" ", comma=", "),
