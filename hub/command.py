@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import hub.remote
@@ -75,7 +76,9 @@ def _download(args: argparse.Namespace) -> int:
     missing = [one for one in find_all(parts=parts) if not one.present]
     if missing and _offline():
         raise weights_missing(missing, "offline (--offline or HF_HUB_OFFLINE), so nothing is fetched")
-    fetched, size, folder = [], 0, None
+    fetched: list[str] = []
+    folder: Path | None = None
+    size = 0
     if missing:
         for event in download.fetch([one.part for one in missing], download.connect(args.hub)):
             match event:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, TypeVarTuple
 
 from core.errors import DownloadError, NotWritten
 from hub.parts import Part, size_text
@@ -21,6 +22,9 @@ from hub.remote import Hub, RemoteFile
 
 WORKERS = 4  # files at once; one stream from a hub's servers seldom fills a fast line
 ROOM = 500_000_000  # bytes that are left free on the disk
+
+Given = TypeVarTuple("Given")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ def _transfer(hub: Hub, files: list[RemoteFile], have: int, plan: Planned, worke
             thread.join(timeout=2)
 
 
-def _translated(hub: Hub, repo: str, call: Callable, *arguments: object):
+def _translated(hub: Hub, repo: str, call: Callable[[*Given], Answer], *arguments: *Given) -> Answer:
     """Call, and put what a library or the system raises into one of our sentences."""
     try:
         return call(*arguments)
@@ -157,17 +161,18 @@ def _translated(hub: Hub, repo: str, call: Callable, *arguments: object):
     except Exception as error:
         if (ours := hub.explain(error, repo)) is not None:
             raise ours from error
+        said: BaseException = error
         if isinstance(error, NotWritten) and error.__cause__:  # what the system said of a file of ours
-            error = error.__cause__
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            said = error.__cause__
+        if isinstance(said, OSError) and said.errno == errno.ENOSPC:
             raise DownloadError(f"the disk with {hub.folder} is full: make room and run the same command again") from (
-                error
+                said
             )
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if isinstance(said, OSError) and said.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise DownloadError(
-                f"{error.filename or hub.folder} cannot be written ({error.strerror}): let HF_HOME (or "
+                f"{said.filename or hub.folder} cannot be written ({said.strerror}): let HF_HOME (or "
                 "MODELSCOPE_CACHE) name a folder of yours"
-            ) from error
+            ) from said
         raise
 
 

@@ -17,7 +17,10 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.file_download import _create_symlink, http_get, repo_folder_name
-from huggingface_hub.utils import WeakFileLock, build_hf_headers
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # its types hide what it exports
+    WeakFileLock,
+    build_hf_headers,
+)
 
 from core.errors import DownloadError
 from core.whole_file import write_whole
@@ -165,7 +168,11 @@ class HuggingFace:
 
 
 # The second is the HTTP client's base class; which client that is depends on the version of huggingface_hub.
-_UNREACHABLE = (hub_errors.LocalEntryNotFoundError, hub_errors.HTTPError, hub_errors.FileMetadataError)
+_UNREACHABLE = (
+    hub_errors.LocalEntryNotFoundError,
+    hub_errors.HTTPError,  # type: ignore[attr-defined]  # imported there, from the client
+    hub_errors.FileMetadataError,
+)
 _LOG_IN = "set HF_TOKEN to a token that may read it (or run `hf auth login`)"
 
 

@@ -30,6 +30,7 @@ class ModelScope:
 
     def __init__(self, config: HubConfig | None = None) -> None:
         config = config or get_default_config()
+        assert config.endpoint is not None  # the library fills it in
         self.endpoint = config.endpoint
         self.folder = Path(config.cache_dir)
         self._api = HubApi(config)
