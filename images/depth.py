@@ -10,6 +10,7 @@ import logging
 import math
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ _LONGEST = 4 * _SIDE  # of a very long picture's longer side; attention costs it
 def config() -> DepthAnythingConfig:
     """Return the model's shape (config.json of depth-anything/Depth-Anything-V2-Small-hf)."""
     return DepthAnythingConfig(
-        backbone_config=Dinov2Config(
+        backbone_config=Dinov2Config(  # type: ignore[call-arg]  # transformers' types lack out_features
             hidden_size=384,
             num_attention_heads=6,
             image_size=_SIDE,
@@ -55,7 +56,8 @@ def depth(image: Image.Image, weights: Path) -> Image.Image:
     scale = min(_SIDE / shorter, _LONGEST / longer)
     size = [max(_STEP, round(side * scale / _STEP) * _STEP) for side in image.size]
     pixels = np.asarray(image.resize(size, Image.Resampling.BICUBIC), np.float32) / 255
-    normal = torch.from_numpy((pixels - np.float32(_MEAN)) / np.float32(_DEVIATION)).permute(2, 0, 1)[None]
+    mean, deviation = np.array(_MEAN, np.float32), np.array(_DEVIATION, np.float32)
+    normal = torch.from_numpy((pixels - mean) / deviation).permute(2, 0, 1)[None]
     with torch.no_grad():
         near = _model(str(weights), weights.stat().st_mtime_ns)(pixel_values=normal).predicted_depth[0].numpy()
     low, high = float(near.min()), float(near.max())
@@ -68,10 +70,13 @@ def depth(image: Image.Image, weights: Path) -> Image.Image:
 @lru_cache(maxsize=1)
 def _model(weights: str, _changed: int) -> DepthAnythingForDepthEstimation:
     path = Path(weights)
-    loaded, info = DepthAnythingForDepthEstimation.from_pretrained(
+    # A pair, because of `output_loading_info`; transformers' types know the model alone.
+    answer: Any = DepthAnythingForDepthEstimation.from_pretrained(
         path.parent, config=config(), local_files_only=True, use_safetensors=True, output_loading_info=True
     )
+    loaded, info = answer
     if missing := [*info["missing_keys"], *info["mismatched_keys"]]:  # transformers fills these with random numbers
         raise ValueError(f"{path} is not Depth Anything V2 Small: it lacks {missing[0]} and {len(missing) - 1} others")
     logging.getLogger(__name__).info("loaded %s", path)
-    return loaded.eval()
+    model: DepthAnythingForDepthEstimation = loaded.eval()
+    return model

@@ -88,7 +88,7 @@ def draw(people: list[np.ndarray], size: tuple[int, int]) -> Image.Image:
                 length = math.dist(at[start], at[end])
                 angle = math.degrees(math.atan2(at[end][1] - at[start][1], at[end][0] - at[start][0]))
                 outline = cv2.ellipse2Poly(middle, (int(length / 2), thick), int(angle), 0, 360, 1)
-                cv2.fillConvexPoly(canvas, outline, dim)
+                cv2.fillConvexPoly(canvas, np.asarray(outline), dim)
         for joint, colour, ok in zip(at, _COLOURS, seen, strict=True):
             if ok:
                 cv2.circle(canvas, joint, thick, colour, thickness=-1)
@@ -106,7 +106,7 @@ def _openpose(landmarks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @cache
 def _interpreter(name: str) -> Any:
-    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]  # LiteRT brings no types
 
     interpreter = Interpreter(str(MODELS / name), num_threads=2)
     interpreter.allocate_tensors()
@@ -148,7 +148,8 @@ def _detect(pixels: np.ndarray) -> list[Crop]:
     count = len(_anchors())
     raw, logits = outputs[1, count, 12][0], outputs[1, count, 1][0, :, 0]
     scores = 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -100, 100)))
-    boxes, kept = [], []
+    boxes: list[np.ndarray] = []
+    kept: list[Crop] = []
     for index in np.argsort(-scores, kind="stable"):
         if scores[index] < _LEAST_SCORE or len(kept) == MOST_PEOPLE:
             break

@@ -47,7 +47,7 @@ def control(request: Preprocess, sizes: ImageSizes) -> Control:
         if is_edges(opened.image):
             text = f"The picture looks like outlines already: {PREPROCESSORS['none'].title} may fit better."
             notes.append(Note("already_edges", text))
-        if not any(high for _, high in made.getextrema()):
+        if made.getbbox() is None:  # it is black all over
             text = f"{PREPROCESSORS[request.preprocessor].title} finds nothing in this picture, so the prompt decides."
             notes.append(Note("empty_control", text))
     return Control(made, opened.digest, tuple(notes))

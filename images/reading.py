@@ -10,6 +10,7 @@ import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -17,6 +18,9 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from core.errors import RequestError
 from core.events import Note
 from core.sizes import ImageSizes
+
+if TYPE_CHECKING:
+    from PIL._imagingcms import CmsProfile
 
 MAX_PIXELS = 80_000_000  # 240 MB as RGB; below Pillow's own bound (89 million), so that the sentence is ours
 MAX_FILE_BYTES = 256 << 20
@@ -164,7 +168,7 @@ def _with_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
     return image.convert("RGB")
 
 
-def _in_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile | ImageCms.core.CmsProfile) -> Image.Image:
+def _in_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile | CmsProfile) -> Image.Image:
     converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
     assert converted is not None  # only an in-place conversion returns None
     return converted
@@ -199,8 +203,8 @@ def fit(image: Image.Image, sizes: ImageSizes, area: int | None = None) -> Fitte
     # Cut and resized at once: the whole of a long, thin picture could be enormous at that scale.
     box = (max(left, 0), max(top, 0), min(left + kept[0], image.width), min(top + kept[1], image.height))
     resized = image if image.size == size else image.resize(size, Image.Resampling.LANCZOS, box)
-    cut = tuple(max(0, round(whole * scale) - side) for whole, side in zip(image.size, size, strict=True))
-    return Fitted(resized, cut, _cut_note(image.size, size, cut))
+    across, down = (max(0, round(whole * scale) - side) for whole, side in zip(image.size, size, strict=True))
+    return Fitted(resized, (across, down), _cut_note(image.size, size, (across, down)))
 
 
 def fitted_size(size: tuple[int, int], sizes: ImageSizes, area: int | None = None) -> tuple[tuple[int, int], float]:
@@ -215,8 +219,8 @@ def fitted_size(size: tuple[int, int], sizes: ImageSizes, area: int | None = Non
     across = possible(possible(across / ratio) * ratio)  # what bounds the height bounds the width too
     down = possible(across / ratio)
     # A hair more before rounding down, for a side that is whole but for floating point.
-    target = tuple(int(side + 1e-6) // sizes.step * sizes.step for side in (across, down))
-    return target, max(across / width, down / height)
+    columns, rows = (int(side + 1e-6) // sizes.step * sizes.step for side in (across, down))
+    return (columns, rows), max(across / width, down / height)
 
 
 def _cut_note(size: tuple[int, int], target: tuple[int, int], cut: tuple[int, int]) -> tuple[Note, ...]:

@@ -30,7 +30,8 @@ class Tile:
     @property
     def weight(self) -> np.ndarray:
         """Return how much the tile counts at each of its points, float32, [height, width]."""
-        return self.down[:, None] * self.across[None, :]
+        product: np.ndarray = self.down[:, None] * self.across[None, :]
+        return product
 
 
 def grid(size: tuple[int, int], side: int, overlap: int, margin: int = 0, step: int = 1, scale: int = 1) -> list[Tile]:

@@ -12,7 +12,7 @@ from collections.abc import Generator
 from functools import lru_cache
 
 import numpy as np
-import spandrel
+import spandrel  # type: ignore[import-untyped]  # spandrel brings no types
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -57,6 +57,7 @@ def _read(source: Source) -> spandrel.ImageModelDescriptor:
     if source.packaged is not None:
         arrays = upscaler.weights.decoded(source.packaged)
         return _recognised(source, {name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
+    assert source.file is not None  # a source is one or the other
     try:
         if source.file.suffix.lower() == ".safetensors":
             state = load_file(source.file)
@@ -120,4 +121,5 @@ def twice(pixels: np.ndarray, model: spandrel.ImageModelDescriptor) -> np.ndarra
                 large = large.cpu()
             size = (height * SCALE, width * SCALE)
             large = F.interpolate(large, size, mode="bicubic", antialias=True)
-        return (large[0].permute(1, 2, 0) * 255).cpu().numpy()
+        enlarged: np.ndarray = (large[0].permute(1, 2, 0) * 255).cpu().numpy()
+        return enlarged
