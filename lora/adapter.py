@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TypeGuard, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -158,7 +159,7 @@ def _bias(change: Change, parts: Tensors) -> torch.Tensor | None:
 def _ratio(weight: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     """Return DoRA's magnitude over the weight's norm: [rows, 1], or [1, columns] where it is one for each column."""
     by_column = magnitude.ndim == 2 and magnitude.shape[0] == 1
-    norm = weight.norm(dim=0 if by_column else 1, keepdim=True)
+    norm: torch.Tensor = weight.norm(dim=0 if by_column else 1, keepdim=True)
     return (magnitude if by_column else magnitude.reshape(-1, 1)) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
 
 
@@ -220,11 +221,12 @@ def _module(transformer: torch.nn.Module, name: str) -> torch.nn.Module:
 def _copy_bytes(module: torch.nn.Module) -> int | None:
     """Return what a changed copy of a module's weight takes; None where the module's weight is not plainly its own."""
     weight = module._parameters.get("weight")  # not `module.weight`: a wrapper hands on its inner module's
-    plain = _is_plain(weight) and (weight.ndim == 1 or type(module).forward is torch.nn.Linear.forward)
-    return weight.nbytes if plain else None
+    if _is_plain(weight) and (weight.ndim == 1 or type(module).forward is torch.nn.Linear.forward):
+        return weight.nbytes
+    return None
 
 
-def _is_plain(tensor: torch.Tensor | None) -> bool:
+def _is_plain(tensor: torch.Tensor | None) -> TypeGuard[torch.nn.Parameter]:
     return type(tensor) is torch.nn.Parameter and tensor.dtype.is_floating_point and not tensor.is_meta
 
 
@@ -234,18 +236,28 @@ def _on(device: torch.device, change: Change) -> dict[str, torch.Tensor]:
 
 def _copy(change: Change, modules: Sequence[torch.nn.Module], strength: float, undo: ExitStack) -> None:
     """Give modules changed copies of their weights, and put the originals back at the end."""
-    weights = [module._parameters["weight"] for module in modules]
+    weights = [_own_weight(module) for module in modules]
+    rows = [len(weight) for weight in weights]
     parts = _on(weights[0].device, change)
     with torch.no_grad():
         together = torch.cat([weight.float() for weight in weights]) if len(weights) > 1 else weights[0].float()
-        pieces = changed(together, change, parts, strength).split([len(weight) for weight in weights])
+        whole = changed(together, change, parts, strength)
+        pieces = whole.split(rows)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         bias = _bias(change, parts)
-        biases = bias.split([len(weight) for weight in weights]) if bias is not None else [None] * len(modules)
+        biases: Sequence[torch.Tensor | None] = [None] * len(modules)
+        if bias is not None:
+            biases = bias.split(rows)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     for module, weight, piece, added in zip(modules, weights, pieces, biases, strict=True):
         _replace(module, "weight", piece.to(weight.dtype), undo)
         if added is not None:
             old = module._parameters.get("bias")
             _replace(module, "bias", (strength * added + (0 if old is None else old.float())).to(weight.dtype), undo)
+
+
+def _own_weight(module: torch.nn.Module) -> torch.nn.Parameter:
+    weight = module._parameters["weight"]
+    assert weight is not None  # `_copy_bytes` has seen it
+    return weight
 
 
 def _replace(module: torch.nn.Module, name: str, values: torch.Tensor, undo: ExitStack) -> None:
@@ -260,21 +272,23 @@ def _hook(
     if modules[0].weight.ndim == 1:
         _hook_norm(change, modules[0], strength, undo)
         return
-    device, dtype = _computes_on(modules[0], dtype)
+    # Linear layers now: torch's, or what has the same attributes (DiffSynth's wrappers, quantized layers).
+    linears = [cast(torch.nn.Linear, module) for module in modules]
+    device, dtype = _computes_on(linears[0], dtype)
     parts = _on(device, change)
     bias, ratio = _bias(change, parts), None
     with torch.no_grad():
         if "magnitude" in parts:
-            whole = torch.cat([_weight_of(module, device, dtype) for module in modules])
+            whole = torch.cat([_weight_of(linear, device, dtype) for linear in linears])
             added = difference(change, parts)
             ratio = _ratio(whole if added is None else whole + added, parts["magnitude"])
         apply = _times(change, parts, dtype)
     row = 0
-    for module in modules:
-        rows = slice(row, row + module.out_features)
+    for linear in linears:
+        rows = slice(row, row + linear.out_features)
         row = rows.stop
         own = ratio if ratio is None or ratio.shape[0] == 1 else ratio[rows]
-        _hook_linear(module, apply(rows), strength, own, None if bias is None else bias[rows], dtype, undo)
+        _hook_linear(linear, apply(rows), strength, own, None if bias is None else bias[rows], dtype, undo)
 
 
 Add = Callable[[torch.Tensor, torch.Tensor, float], None]  # (y [n, rows], x [n, columns], by): y += by x difference(x)
@@ -290,12 +304,16 @@ def _times(change: Change, parts: Tensors, dtype: torch.dtype) -> Callable[[slic
 
         def kron(rows: slice) -> Add:
             def add(y: torch.Tensor, x: torch.Tensor, by: float) -> None:
-                inner = x.unflatten(-1, (first.shape[1], second.shape[1])) @ second.T  # [n, b, c]
+                shape = first.shape[1], second.shape[1]
+                x = x.unflatten(-1, shape)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                inner = x @ second.T  # [n, b, c]
                 y.add_((first @ inner).flatten(-2)[:, rows], alpha=by * change.scale)
 
             return add
 
         return kron
+    up: torch.Tensor | None
+    down: torch.Tensor | None
     if change.kind == "LoHa":
         # The element-wise product of two products is one product, of the factors' row-wise Kronecker products.
         up = (parts["hada_w1_a"].unsqueeze(2) * parts["hada_w2_a"].unsqueeze(1)).flatten(1)
@@ -321,7 +339,7 @@ def _times(change: Change, parts: Tensors, dtype: torch.dtype) -> Callable[[slic
 
 
 def _hook_linear(
-    module: torch.nn.Module,
+    module: torch.nn.Linear,
     add: Add,
     strength: float,
     ratio: torch.Tensor | None,
@@ -335,11 +353,12 @@ def _hook_linear(
     entered: list[torch.Tensor] = []
 
     def before(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        assert ratio is not None  # this is hooked by column only
         # W (x + s (r - 1) x) + s D (r x): the first product is the layer's own, of another input.
         entered.append(inputs[0] * ratio[0].to(inputs[0].dtype))
         return (torch.lerp(inputs[0], entered[0], strength), *inputs[1:])
 
-    def after(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    def after(layer: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         x = entered.pop() if by_column else inputs[0]
         x, y = x.reshape(-1, x.shape[-1]).to(output.dtype), output.view(-1, output.shape[-1])
         if ratio is None or by_column:
@@ -365,27 +384,28 @@ def _hook_norm(change: Change, module: torch.nn.Module, strength: float, undo: E
 
     def after(norm: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         x = inputs[0].float()
-        normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps)
+        eps = cast(float, norm.eps)  # a number, in whatever class of norm
+        normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
         return output + (normed * values.to(x.device)).to(output.dtype)
 
     undo.callback(module.register_forward_hook(after).remove)
 
 
-def _computes_on(module: torch.nn.Module, dtype: torch.dtype) -> tuple[torch.device, torch.dtype]:
+def _computes_on(module: torch.nn.Linear, dtype: torch.dtype) -> tuple[torch.device, torch.dtype]:
     """Return where and in what a layer computes: DiffSynth's wrappers say so, other layers do it where they lie."""
     device = getattr(module, "computation_device", None) or module.weight.device
     own = getattr(module, "computation_dtype", None) or dtype
     return torch.device(device), own if own.itemsize > 1 else dtype  # fp8 products come out in the input's dtype
 
 
-def _weight_of(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def _weight_of(module: torch.nn.Linear, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """Return the weight that a layer computes with, fp32 [rows, columns], in whatever form it is held."""
     if _is_plain(weight := module._parameters.get("weight")):
         return weight.to(device).float()
     # Packed, or on the disk: the layer's answers to the unit vectors are its weight's columns.
     waits = getattr(module, "state", None) == 0  # DiffSynth's wrappers answer only where they were fetched before
     if waits:
-        module.onload()
+        module.onload()  # type: ignore[operator]  # a method of DiffSynth's wrappers
     bias = 0.0 if module.bias is None else module.bias.to(device).float()
     columns = []
     for start in range(0, module.in_features, PROBE_ROWS):
@@ -394,5 +414,5 @@ def _weight_of(module: torch.nn.Module, device: torch.device, dtype: torch.dtype
         units[range(count), range(start, start + count)] = 1
         columns.append(module(units).float() - bias)
     if waits:
-        module.offload()
+        module.offload()  # type: ignore[operator]  # as above
     return torch.cat(columns).T

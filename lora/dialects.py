@@ -199,6 +199,7 @@ class Source:
             what = "belong to more than one kind of LoRA" if kinds else "are there without the tensors that they scale"
             raise BadLayerError(f"{_listed(self.parts.values())} {what}")
         (kind,) = kinds
+        assert kind is not None  # that was refused above
         for choices in _NEEDED[kind]:
             whole = [choice for choice in choices if set(choice) <= set(self.parts)]
             begun = [choice for choice in choices if set(choice) & set(self.parts)]
@@ -299,7 +300,9 @@ def _part(match: re.Match[str]) -> str:
 
 def _prefix(name: str) -> str:
     """Return what stands before the module's own name."""
-    return _PILED.match(name)[0]
+    found = _PILED.match(name)
+    assert found is not None  # it matches an empty string too
+    return found[0]
 
 
 def without_repeats(sources: Iterable[Source]) -> tuple[list[Source], list[Source]]:

@@ -281,7 +281,7 @@ def _number(file: Any, header: Header, name: str) -> float:
     file.seek(header.data_start + tensor.begin)
     data = file.read(tensor.end - tensor.begin)
     if tensor.dtype == "BF16":  # the upper half of an F32
-        value = struct.unpack("<f", b"\0\0" + data)[0]
+        value: float = struct.unpack("<f", b"\0\0" + data)[0]
     elif tensor.dtype in _UNPACK:
         value = float(struct.unpack(_UNPACK[tensor.dtype], data)[0])
     else:
@@ -338,8 +338,8 @@ def _declared_alphas(metadata: Mapping[str, str]) -> _Declared:
     }
     trained_with = _json(metadata, "ss_network_args")
     rooted = bool(config.get("use_rslora")) or str(trained_with.get("rs_lora", "")).lower() == "true"
-    given = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-    return _Declared(float(alpha) if given else None, numbers, rooted)
+    given = float(alpha) if isinstance(alpha, int | float) and not isinstance(alpha, bool) else None
+    return _Declared(given, numbers, rooted)
 
 
 def _json(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
