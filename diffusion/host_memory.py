@@ -55,11 +55,11 @@ def _groups(mount: Path, membership: Path) -> Iterator[tuple[Path, str, str, str
         version = 2 if not controllers else 1
         if version == 1 and "memory" not in controllers.split(","):
             continue
-        folder, *files = _CGROUPS[version]
+        folder, limit, usage, reclaimable = _CGROUPS[version]
         parts = path.strip("/").split("/")
         # Inside a container the path may be the host's, which is not visible there: the mount itself is the group then.
         for depth in range(len(parts), -1, -1):
-            yield mount.joinpath(folder, *parts[:depth]), *files
+            yield mount.joinpath(folder, *parts[:depth]), limit, usage, reclaimable
 
 
 def _text(path: Path) -> str:

@@ -18,7 +18,7 @@ from diffusion import vae_tiles
 from diffusion.vae_tiles import FACTOR, REDRAWN_SHARE
 
 
-class InputImageUnit(ZImageUnit_InputImageEmbedder):
+class InputImageUnit(ZImageUnit_InputImageEmbedder):  # type: ignore[misc]  # DiffSynth brings no types
     """DiffSynth's unit for the picture to start from, which under VRAM management asks for a model `vae`.
 
     No pipeline of Z-Image has one, so the encoder would stay where it waits, and fail.
@@ -97,6 +97,7 @@ def _counted(stage: str, work: vae_tiles.Work[torch.Tensor]) -> Generator[TileDo
             with torch.no_grad():
                 done, total = next(work)
         except StopIteration as finished:
-            return finished.value
+            whole: torch.Tensor = finished.value
+            return whole
         if total > 1:
             yield TileDone(stage, done, total)

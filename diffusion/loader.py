@@ -21,7 +21,7 @@ from diffusion import host_memory, vae_tiles
 from diffusion.memory import MemoryPlan, Placement
 
 
-class StudioPipe(ZImagePipeline):
+class StudioPipe(ZImagePipeline):  # type: ignore[misc]  # DiffSynth brings no types
     """DiffSynth's pipe, whose management also runs on the CPU, and whose VAE can work in tiles.
 
     Attributes:
@@ -35,7 +35,8 @@ class StudioPipe(ZImagePipeline):
         encodes = half is self.vae_encoder
         pixels = inputs.shape[-2] * inputs.shape[-1] * (1 if encodes else vae_tiles.FACTOR**2)
         if self.tiled_vae_above is None or pixels <= self.tiled_vae_above:
-            return half(inputs)
+            whole: torch.Tensor = half(inputs)
+            return whole
         return vae_tiles.finished((vae_tiles.encode if encodes else vae_tiles.decode)(half, inputs))
 
     def load_models_to_device(self, model_names: Sequence[str]) -> None:

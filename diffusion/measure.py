@@ -70,7 +70,8 @@ class Speeds:
             sum(share / getattr(getattr(self, work), dtype) for work, share in STEP_SHARES.items())
             for dtype in ("float32", "bfloat16")
         )
-        return in_fp32 / in_bf16
+        ratio: float = in_fp32 / in_bf16
+        return ratio
 
     @property
     def bfloat16_steps(self) -> bool:

@@ -19,6 +19,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffsynth.core.attention import attention
@@ -62,7 +63,7 @@ class Picture:
     image: Image.Image
     latents: torch.Tensor
     notes: tuple[Note, ...]
-    health: sanity.Health | None = None
+    health: sanity.Health
 
 
 class Pipeline:
@@ -177,7 +178,7 @@ class Pipeline:
             The picture, as the generator's return value.
         """
         pipe = self.pipe
-        shared = {
+        shared: dict[str, Any] = {  # what DiffSynth's units hand to each other
             "cfg_scale": cfg,
             "height": height,
             "width": width,
@@ -240,7 +241,8 @@ class Pipeline:
     @property
     def attention(self) -> str:
         """DiffSynth's attention backend; "torch" is SDPA."""
-        return attention.ATTENTION_IMPLEMENTATION
+        backend: str = attention.ATTENTION_IMPLEMENTATION
+        return backend
 
     def safe_mode_differs(self) -> bool:
         """Whether safe mode would compute anything in another way than usual."""
@@ -338,10 +340,11 @@ class Pipeline:
         text = self.pipe.tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
         )
-        return self.pipe.tokenizer(text).input_ids
+        ids: list[int] = self.pipe.tokenizer(text).input_ids
+        return ids
 
 
-class ControlUnit(ZImageUnit_PAIControlNet):
+class ControlUnit(ZImageUnit_PAIControlNet):  # type: ignore[misc]  # DiffSynth brings no types
     """DiffSynth's unit for a control image, which encodes a blank picture too, in vain, each time.
 
     The ControlNet also knows inpainting; without a mask, that part of its input is an empty mask and a mid-gray
@@ -384,7 +387,9 @@ def follow_weight_dtype(embedder: TimestepEmbedder) -> None:
     def forward(self: TimestepEmbedder, t: torch.Tensor) -> torch.Tensor:
         frequencies = self.timestep_embedding(t, self.frequency_embedding_size)
         first = self.mlp[0]
-        return self.mlp(frequencies.to(getattr(first, "computation_dtype", None) or first.bias.dtype))
+        dtype = getattr(first, "computation_dtype", None) or first.bias.dtype
+        embedded: torch.Tensor = self.mlp(frequencies.to(dtype))
+        return embedded
 
     embedder.forward = types.MethodType(forward, embedder)
 

@@ -63,6 +63,7 @@ def _blended(half: Half, inputs: torch.Tensor, pieces: list[tiles.Tile], taken: 
             total = result.new_zeros((*result.shape[:-2], bottom, right)).float()
         total[at(tile, given)] += result.float() * total.new_tensor(tile.weight)
         yield index + 1, len(pieces)
+    assert total is not None  # there is one tile at least
     return total.to(result.dtype)
 
 
@@ -78,4 +79,5 @@ def finished(work: Work[T]) -> T:
         try:
             next(work)
         except StopIteration as done:
-            return done.value
+            returned: T = done.value
+            return returned

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from core import metadata
 from core.events import Event, Note, Stage
-from core.request import MODELS, Request
+from core.request import MODELS, ControlNet, Request, TextToImage
 from core.sizes import WeightsKind
 from lora.file import LoraFile, find, read
 
@@ -43,7 +43,7 @@ def file_of(request: Request, kind: WeightsKind) -> LoraFile | None:
     Raises:
         RequestError: it cannot be used, or not with these weights.
     """
-    if not getattr(request, "lora", ""):
+    if not isinstance(request, TextToImage | ControlNet) or not request.lora:
         return None
     file = read(find(request.lora))
     file.report.check_fits(kind)
@@ -51,7 +51,7 @@ def file_of(request: Request, kind: WeightsKind) -> LoraFile | None:
 
 
 def wearing(
-    pipeline: Pipeline, file: LoraFile | None, request: Request, draw: Callable[[], Progress]
+    pipeline: Pipeline, file: LoraFile | None, request: TextToImage | ControlNet, draw: Callable[[], Progress]
 ) -> Generator[Event, None, tuple[Picture, Worn]]:
     """Carry out a drawing with the request's LoRA, if it has one, and look at what comes of it."""
     if file is None:
@@ -63,8 +63,10 @@ def wearing(
     report = adapter.report
     notes = [Note("lora_partly", sentence) for sentence in report.warnings()]
     if report.base not in (None, request.model):
-        trained, used = MODELS[report.base].title, MODELS[request.model].title
-        notes.append(Note("lora_base", f"The LoRA was trained on {trained}; with {used} it may do less, or harm."))
+        trained_on, drawn_with = MODELS[report.base].title, MODELS[request.model].title
+        notes.append(
+            Note("lora_base", f"The LoRA was trained on {trained_on}; with {drawn_with} it may do less, or harm.")
+        )
     used = metadata.Lora(file.report.name, adapter.identity.hash, request.lora_strength)
     return picture, Worn(tuple(notes), {"lora": adapter.identity.digest}, used)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mini.notes
 from core import environment, metadata
@@ -80,7 +80,8 @@ class Engine:
         self._controls = Controls()
         self._packed = Packed()  # filled by `load_for_zerogpu`
         # Each mode's way from a resolved request to a picture; what all modes share is in `_work`.
-        self._modes: Mapping[type[Request], Callable[[inventory.Chosen, Request], Drawing]] = {
+        # Any: each takes requests of its own key's type.
+        self._modes: Mapping[type[Request], Callable[[inventory.Chosen, Any], Drawing]] = {
             TextToImage: self._text_to_image,
             ControlNet: self._structure_to_image,
             Upscale: self._upscale,
@@ -175,6 +176,7 @@ class Engine:
             StudioError: whatever `run` would have yielded as a `Failure`.
         """
         *_, result = self._events(request, client)
+        assert isinstance(result, Result)  # anything else would have been raised
         return result
 
     def _events(self, request: Request, client: str) -> Generator[Event, None, None]:
@@ -200,9 +202,9 @@ class Engine:
         Raises:
             StudioError: there is no model to draw with, or the memory does not suffice.
         """
-        requests = [
+        requests: list[TextToImage | ControlNet | Upscale] = [
             ControlNet.parse(prompt="-", image="-"),  # first: its memory plan has room for all
-            *(TextToImage.parse(prompt="-", model=model) for model in reversed(MODELS)),
+            *(TextToImage.parse(prompt="-", model=model) for model in reversed(list(MODELS))),
             Upscale.parse(image="-"),
         ]
         packed = Packed()
@@ -237,6 +239,8 @@ class Engine:
             size = prepared.image.size
         else:
             size = request.width, request.height
+        assert self._device is not None  # `load_for_zerogpu` came first
+        assert self._plan is not None
         self._forecast.check(request, chosen.kind, size, self._device, self._plan)
         yield from zerogpu.carry_out(zerogpu.Task(request, size, prepared))
 
@@ -244,6 +248,7 @@ class Engine:
         """Carry out a task in the fork; what goes wrong is an event, and leaves the models where they are."""
         try:
             if task.prepared is not None:
+                assert isinstance(task.request, Preprocess)  # for such alone something is prepared
                 self._controls.keep(
                     task.request, IMAGE_SIZES[self._kind_for_control(task.request.weights)], task.prepared
                 )
@@ -301,6 +306,10 @@ class Engine:
         return replace(drawn, notes=(*drawn.notes, note))
 
     def _text_to_image(self, chosen: inventory.Chosen, request: TextToImage) -> Drawing:
+        assert request.steps is not None  # it is resolved
+        assert request.cfg is not None
+        assert request.width is not None
+        assert request.height is not None
         file = file_of(request, chosen.kind)
         pipeline = yield from self._ready(chosen, request, (request.width, request.height))
         prompt, left_open = mini.notes.completed(request, chosen.kind)
@@ -319,6 +328,7 @@ class Engine:
         return Drawn(picture.image, notes, worn.inputs, lora=worn.lora)
 
     def _structure_to_image(self, chosen: inventory.Chosen, request: ControlNet) -> Drawing:
+        assert request.steps is not None  # it is resolved
         yield Stage("preprocessing", PREPROCESSORS[request.preprocessor].title)
         control = self.control_image(request)
         file = file_of(request, chosen.kind)
@@ -388,7 +398,10 @@ class Engine:
         return done
 
     def _ready(
-        self, chosen: inventory.Chosen, request: Request, size: tuple[int, int] | None = None
+        self,
+        chosen: inventory.Chosen,
+        request: TextToImage | ControlNet | Upscale,
+        size: tuple[int, int] | None = None,
     ) -> Generator[Event, None, Pipeline]:
         """Return the pipeline with the request's models loaded, built anew where the kind of weights changed.
 
@@ -434,6 +447,8 @@ class Engine:
         self, chosen: inventory.Chosen, request: Request, size: tuple[int, int]
     ) -> Generator[Event, None, None]:
         """Say what a request will take, where that is long; refuse what is hopeless."""
+        assert self._device is not None  # `_ready` came first
+        assert self._plan is not None
         expected = self._forecast.check(request, chosen.kind, size, self._device, self._plan)
         log.info("estimate: %s (%s throughput)", expected, expected.source)
         if expected.seconds >= ESTIMATE_SAID:
@@ -448,6 +463,8 @@ class Engine:
     def _planned_upscale(self, kind: WeightsKind) -> tuple[Device, memory.MemoryPlan]:
         """Return the plan that models were loaded by, where they are: they are not free memory any more."""
         if self._packed:  # the page's process has no GPU to look at
+            assert self._device is not None  # `load_for_zerogpu` came first
+            assert self._plan is not None
             return self._device, self._plan
         on, plan = self._planned(Upscale.mode, kind)
         return on, self._plan or plan

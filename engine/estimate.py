@@ -100,8 +100,8 @@ class Work:
     @classmethod
     def of(cls, request: Request, kind: WeightsKind, size: tuple[int, int]) -> Work:
         """Return the work of a resolved request whose result has this width and height."""
-        upscaler = {"upscaler": request.upscaler} if isinstance(request, Upscale) else {}
-        return cls(kind, request.mode, request.steps_run, *size, _cfg(request), **upscaler)
+        upscaler = request.upscaler if isinstance(request, Upscale) else cls.upscaler
+        return cls(kind, request.mode, request.steps_run, *size, _cfg(request), upscaler)
 
     @property
     def controlled(self) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from core.events import Note, Stage, Step, TileDone
-from core.request import UPSCALE_MAX, UPSCALE_SCALE, UPSCALER_OVERLAP, UPSCALERS, Upscale
+from core.request import UPSCALE_MAX, UPSCALE_SCALE, UPSCALER_OVERLAP, UPSCALERS, Upscale, Upscaler
 from core.sizes import IMAGE_SIZES, WeightsKind
 from diffusion import vae_tiles
 from diffusion.device import DeviceKind
@@ -97,6 +97,7 @@ def estimate(
     seconds = operations(size, request.upscaler, plan.upscaler_tile) * (seconds_per_operation or 1 / SPEED[on])
     measured, refined = seconds_per_operation is not None, 0
     if request.denoise:
+        assert request.steps is not None  # it is resolved
         refined, refining = _refinement(after, request.steps, kind, plan, drawing)
         seconds += refining
         measured = measured and drawing.source == "measured"
@@ -116,7 +117,7 @@ def _refinement(
     return len(cut), len(cut) * work_seconds(flops, fetched, drawing)
 
 
-def operations(size: tuple[int, int], choice: str, side: int) -> float:
+def operations(size: tuple[int, int], choice: Upscaler, side: int) -> float:
     """Return the floating-point operations of an enlargement, with what overlapping tiles do twice."""
     area = math.prod(min(length, side) for length in size) * _tiles(size, side)
     return float(area * UPSCALERS[choice].operations)
@@ -127,7 +128,7 @@ def _tiles(size: tuple[int, int], side: int) -> int:
 
 
 def enlarge(
-    image: Image.Image, choice: str, kind: DeviceKind, plan: MemoryPlan
+    image: Image.Image, choice: Upscaler, kind: DeviceKind, plan: MemoryPlan
 ) -> Generator[Stage | TileDone, None, tuple[Image.Image, Source]]:
     """Enlarge a picture to exactly twice its width and height; also returns the network that did it."""
     source = find(choice)
@@ -149,6 +150,8 @@ def refine(
     pipeline: Pipeline, image: Image.Image, request: Upscale, kind: WeightsKind, plan: MemoryPlan
 ) -> Generator[Stage | Step | TileDone, None, tuple[Image.Image, Picture]]:
     """Draw an enlarged picture again, by a resolved request that wants it; the size stays exactly what it is."""
+    assert request.steps is not None  # it is resolved
+    assert request.denoise is not None
     sizes = IMAGE_SIZES[kind]
     padded = reading.pad(image, sizes.step, sizes.minimum)
     side = refinement_side(padded.image.size, kind, plan)

@@ -24,7 +24,8 @@ class Stopwatch:
             try:
                 event = next(events)
             except StopIteration as done:
-                return done.value
+                returned: T = done.value
+                return returned
             if isinstance(event, Stage):
                 self._entered.append((event.name, time.perf_counter()))
             yield event

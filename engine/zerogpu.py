@@ -55,7 +55,8 @@ def _gpu(**options: Any) -> Callable[[F], F]:
         return lambda task: task
     import spaces  # before anything initialises CUDA: it refuses to start afterwards
 
-    return spaces.GPU(**options)
+    lent: Callable[[F], F] = spaces.GPU(**options)
+    return lent
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def use(work: Callable[[Task], Iterator[Event]]) -> None:
 @_gpu(duration=seconds_asked)
 def _on_gpu(task: Task) -> Generator[Event, None, None]:
     # At module level and of one argument: the Space pickles what it sends, and a method would bring its models along.
+    assert _work is not None  # `use` came first
     yield from _work(task)
 
 
