@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.events import api
 from gradio.utils import get_upload_folder
 from PIL import Image
 
@@ -19,10 +20,11 @@ from core.whole_file import replacing
 from engine import Engine
 from web.run import carry_out
 
+# What an endpoint gives, again and again: its file, once there is one, and how far it is or what belongs to the file.
+Answers = Iterator[tuple[dict[str, Any] | None, dict[str, Any]]]
 
-def stream(
-    engine: Engine, mode: type[Request], visitor: gr.Request, fields: dict[str, Any]
-) -> Iterator[tuple[dict | None, dict]]:
+
+def stream(engine: Engine, mode: type[Request], visitor: gr.Request, fields: dict[str, Any]) -> Answers:
     """Carry out what a program asks for: how far it is, then the PNG file and its parameters.
 
     Raises:
@@ -51,7 +53,7 @@ def refusal(failure: Failure | StudioError) -> gr.Error:
     return gr.Error(str(getattr(failure, "text", failure)), title=failure.code, print_exception=False)
 
 
-def uploaded(file: gr.FileData, field: str = "image") -> str:
+def uploaded(file: gr.FileData | dict[str, Any], field: str = "image") -> str:
     """Return the path of a file that came with a program's request; no other file of this machine is opened.
 
     Raises:
@@ -65,7 +67,7 @@ def uploaded(file: gr.FileData, field: str = "image") -> str:
 
 
 @contextmanager
-def as_file(image: Image.Image, name: str) -> Iterator[dict]:
+def as_file(image: Image.Image, name: str) -> Iterator[dict[str, Any]]:
     """Hand over a picture as a PNG file to download; Gradio takes a copy while it is there.
 
     Raises:
@@ -80,11 +82,12 @@ def as_file(image: Image.Image, name: str) -> Iterator[dict]:
         raise refusal(error) from error
 
 
-def publish(endpoint: Callable[..., Iterator[tuple[dict | None, dict]]], mode: type[Request]) -> None:
+def publish(endpoint: Callable[..., Answers], mode: type[Request]) -> None:
     """Make an endpoint of `endpoint`, named like the mode; its arguments and docstring are what programs see."""
     # gr.api makes an output of each member of a returned tuple, and does not look inside Iterator.
-    endpoint.__signature__ = inspect.signature(endpoint).replace(return_annotation=tuple[gr.FileData, dict])
-    gr.api(endpoint, api_name=mode.mode)
+    signature = inspect.signature(endpoint).replace(return_annotation=tuple[gr.FileData, dict[str, Any]])
+    endpoint.__signature__ = signature  # type: ignore[attr-defined]  # functions take it, other callables may not
+    api(endpoint, api_name=mode.mode)
 
 
 @contextmanager

@@ -72,7 +72,7 @@ class Seed:
         self.last.click(_seed_of, shown, self.field, preprocess=False, **QUIET)
 
 
-def _seed_of(picture: dict | None) -> Any:
+def _seed_of(picture: dict[str, Any] | None) -> Any:
     """Return the seed of a picture; nothing changes where there is none."""
     if picture is None:
         return gr.skip()
@@ -101,10 +101,13 @@ def _tokens(used: int, say: Say) -> str:
 # These run once in the browser. What the server has worded is worded anew when the page's language changes.
 REWORD_JS = 'addEventListener("studio-language", () => trigger("input"));'
 
+Field = gr.Number | gr.Radio | gr.Slider | gr.Textbox  # what a form has for a field of its request
+
 Update = dict[Block, Any]  # what a listener changes: by component, its value or an update of it
 
 # For listeners of the page itself: Gradio's own progress would lie over ours, and programs call the endpoints.
-QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+# `Any`, since by its type it might hold every argument of a listener, and not all of them are texts.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 # --- a form's fields, as the request declares them ---------------------------------------------------------------
@@ -118,8 +121,9 @@ def help_line(mode: type[Request], name: str) -> str:
 def bounds(mode: type[Request], name: str) -> tuple[float, float]:
     """Return the lowest and the highest value of a field."""
     declared = mode.model_fields[name].metadata
-    lowest = next(bound.ge for bound in declared if isinstance(bound, annotated_types.Ge))
-    highest = next(bound.le for bound in declared if isinstance(bound, annotated_types.Le))
+    # As `Any`, because to annotated_types a bound is whatever can be compared; ours are numbers.
+    lowest: Any = next(bound.ge for bound in declared if isinstance(bound, annotated_types.Ge))
+    highest: Any = next(bound.le for bound in declared if isinstance(bound, annotated_types.Le))
     return lowest, highest
 
 

@@ -14,7 +14,7 @@ from gradio.blocks import Block
 
 from core.errors import RequestError
 from core.request import Request
-from web.fields import COUNT, COUNTS, QUIET, Update
+from web.fields import COUNT, COUNTS, QUIET, Field, Update
 from web.language import say_to
 from web.lora_slot import LoraSlot
 from web.output import Output
@@ -44,7 +44,7 @@ class Form:
     """
 
     mode: type[Request]
-    fields: Mapping[str, Block]
+    fields: Mapping[str, Field]
     slot: LoraSlot | None
     kept: gr.BrowserState
     also: Sequence[Block] = ()
@@ -55,7 +55,7 @@ class Form:
     def of(
         cls,
         mode: type[Request],
-        fields: Mapping[str, Block],
+        fields: Mapping[str, Field],
         slot: LoraSlot | None,
         output: Output,
         **following: Any,
@@ -80,8 +80,10 @@ class Form:
         def mend(change: tuple[str, Any], visitor: gr.Request) -> Update:
             """Make the change that was offered."""
             name, value = change
+            changed: Update
             if name == "lora":
-                changed: Update = {slot.use: False}
+                assert slot is not None  # else it would not be offered
+                changed = {slot.use: False}
             elif name == "size":  # "1024 x 768"
                 changed = dict(zip((fields["width"], fields["height"]), map(int, value.split(" x ")), strict=True))
             else:
@@ -135,4 +137,4 @@ class Form:
         """Return the other fields that a field's check needs: those without a default, and a threshold's partner."""
         needed = {one: "-" for one, field in self.mode.model_fields.items() if field.is_required() and one != name}
         partner = {"canny_low": "canny_high", "canny_high": "canny_low"}.get(name)
-        return needed | ({partner: values[partner]} if partner in values else {})
+        return needed | ({partner: values[partner]} if partner is not None and partner in values else {})

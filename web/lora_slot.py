@@ -93,7 +93,7 @@ class LoraSlot:
         return [self.use, self.file, self.strength]
 
     @staticmethod
-    def fields(use: bool, file: str | dict | None, strength: float) -> dict[str, Any]:
+    def fields(use: bool, file: str | dict[str, Any] | None, strength: float) -> dict[str, Any]:
         """Return the request's fields for what the components hold.
 
         The file comes as its path, or as Gradio has it where a listener takes its inputs without Gradio's own reading.
@@ -104,6 +104,7 @@ class LoraSlot:
 
     def _looked_at(self, engine: Engine, mode: type[Request], path: str | None, model: Model, say: Say) -> Update:
         """Say what a file is, or why it cannot be used, by its header alone."""
+        found: tuple[str, ...]
         if path is None:
             said, found = f'<p class="hint">{help_line(mode, "lora")}</p>', ()
         else:

@@ -70,8 +70,10 @@ class Output:
         words = gr.State()
         status.input(_said_again, [words, mending], [status, mend], **QUIET)
         with gr.Row(visible=False, **named("downloads")) as downloads:
-            png_file = gr.DownloadButton(fixed("Download picture"), size="sm")
-            json_file = gr.DownloadButton(fixed("Download parameters"), size="sm")
+            png_file, json_file = (
+                gr.DownloadButton(fixed(label), size="sm")  # type: ignore[arg-type]  # Gradio translates it here too
+                for label in ("Download picture", "Download parameters")
+            )
             gr.Button(fixed("Copy picture"), size="sm", elem_classes=["copy"])  # web/assets/page.js does it
         with gr.Accordion(fixed("Parameters"), open=False, visible=False) as details:
             parameters = gr.HTML(**named("parameters"))
@@ -133,8 +135,8 @@ class Output:
                     done, banner = done + 1, ""
                     facts = replace(event, png=b"", sidecar={})  # these are kept as long as the words are
                     try:
-                        with files(event) as paths:
-                            new = Past(*map(self._cached, paths), partial(done_with, facts))
+                        with files(event) as (png, sidecar):
+                            new = Past(self._cached(png), self._cached(sidecar), partial(done_with, facts))
                     except NotWritten as error:
                         events.close()
                         yield self.tell(partial(failed, Failure.of(error)), say) | {self.preview: ""}

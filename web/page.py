@@ -9,7 +9,7 @@ import gradio as gr
 from core.request import MODES, ControlNet, Model, Request, TextToImage, Upscale
 from engine import Engine
 from web import situation, tab_controlnet, tab_generate, tab_upscale, theme
-from web.fields import QUIET
+from web.fields import QUIET, Field
 from web.language import fixed, say_to
 from web.output import Output
 from web.restore import lay_out, wire
@@ -30,7 +30,8 @@ HEAD = f'''<meta name="color-scheme" content="dark"><script src="{theme.ASSETS_U
 def build(engine: Engine) -> gr.Blocks:
     """Return the page. Nothing is loaded and nothing is drawn before a visitor asks for it."""
     # Pictures are copied to Gradio's cache to be served; they go after a day, and when the server stops.
-    with gr.Blocks(title=theme.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+    page = gr.Blocks(title=theme.TITLE, analytics_enabled=False, delete_cache=(3600, 86400))
+    with page:
         gr.HTML(_header(), elem_id="header")
         with gr.Row(elem_id="above"):
             weights_line = gr.HTML(js_on_load=WEIGHTS_JS, elem_id="weights")
@@ -63,7 +64,7 @@ def _hand_over(drawn: Output, label: str, tabs: gr.Tabs, mode: type[Request], im
     use.click(lambda picture: (gr.Tabs(selected=mode.mode), picture), drawn.picture, [tabs, image_field], **QUIET)
 
 
-def _reword_weights(engine: Engine, weights_line: gr.HTML, model_field: gr.Radio, unopened: gr.Tab) -> None:
+def _reword_weights(engine: Engine, weights_line: gr.HTML, model_field: Field, unopened: gr.Tab) -> None:
     """Say in another language which weights draw in the tab that is open.
 
     Gradio leaves the name of a tab that was not opened yet as it was, so it comes along.

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -24,7 +25,7 @@ QUERY_MODE = "mode"  # ?mode=controlnet&prompt=...
 def lay_out() -> tuple[gr.UploadButton, gr.HTML]:
     """Make the button that takes a picture, which also takes what is dropped on the page, and the place for words."""
     button = gr.UploadButton(
-        fixed("Restore settings from a picture"),
+        fixed("Restore settings from a picture"),  # type: ignore[arg-type]  # Gradio translates it here too
         file_types=[".png"],
         size="sm",
         scale=0,
@@ -46,11 +47,11 @@ def wire(
 ) -> None:
     """Wire every way into the forms. To be called outside of the tabs."""
     for form, _ in forms:
-        form.kept.render()
+        form.kept.render()  # type: ignore[no-untyped-call]  # Gradio leaves it untyped
     by_mode = {form.mode.mode: form for form, _ in forms}
     changed = [block for form, _ in forms for block in form.changed]
 
-    def restore(picture: dict | None, visitor: gr.Request) -> Update:
+    def restore(picture: dict[str, Any] | None, visitor: gr.Request) -> Update:
         """Fill in the form that a picture was made with."""
         say = say_to(visitor)
         if picture is None:
@@ -70,7 +71,7 @@ def wire(
             tabs: gr.Tabs(selected=form.mode.mode),
         }
 
-    def arrive(visitor: gr.Request, *kept: dict | None) -> Update:
+    def arrive(visitor: gr.Request, *kept: dict[str, Any] | None) -> Update:
         """Fill in what the browser kept, then what the link says."""
         say = say_to(visitor)
         update: Update = {told: ""}

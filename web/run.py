@@ -42,7 +42,7 @@ def carry_out(
         with closing(engine.run(request, client=visitor.session_hash or "")) as events:
             for event in events:
                 failed = isinstance(event, Failure)
-                yield pointed(event, engine, request) if failed else event
+                yield pointed(event, engine, request) if isinstance(event, Failure) else event
         if failed:
             return
         request = request.model_copy(update={"seed": request.seed % SEED_MAX + 1})
@@ -51,7 +51,7 @@ def carry_out(
 def pointed(failure: Failure, engine: Engine, request: Request) -> Failure:
     """Name the field whose change likely mends a failure that names none itself: a smaller size, or no LoRA."""
     found: dict[str, Any] = {}
-    if failure.code in ("out_of_memory", "broken_picture") and getattr(request, "lora", ""):
+    if failure.code in ("out_of_memory", "broken_picture") and getattr(request, "lora", None):
         found = {"field": "lora"}
     if failure.code in ("out_of_memory", "gpu_aborted") and isinstance(request, TextToImage):
         sizes = Situation.of(engine, type(request), request.model).sizes

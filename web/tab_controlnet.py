@@ -19,11 +19,12 @@ from core.request import (
 )
 from engine import Engine
 from web import words
-from web.endpoints import as_file, publish, refusal, stream, uploaded
+from web.endpoints import Answers, as_file, publish, refusal, stream, uploaded
 from web.fields import (
     COUNT,
     QUIET,
     REWORD_JS,
+    Field,
     Seed,
     Update,
     bounds,
@@ -125,7 +126,9 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
     # Listeners that take the picture do so without Gradio's own reading of it, whose complaints are not sentences.
     raw = QUIET | {"preprocess": False}
 
-    def show(image: dict | None, preprocessor: Preprocessor, low: int, high: int, visitor: gr.Request) -> Update:
+    def show(
+        image: dict[str, Any] | None, preprocessor: Preprocessor, low: int, high: int, visitor: gr.Request
+    ) -> Update:
         """Show the control image that a drawing would follow, or why there is none."""
         say = say_to(visitor)
         shown: Update = {
@@ -149,7 +152,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
         }
 
     def draw(
-        image: dict | None,
+        image: dict[str, Any] | None,
         preprocessor: Preprocessor,
         low: int,
         high: int,
@@ -159,7 +162,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
         seed: float | None,
         count: int,
         use_lora: bool,
-        lora: dict | None,
+        lora: dict[str, Any] | None,
         lora_strength: float,
         past: list[Past],
         visitor: gr.Request,
@@ -170,7 +173,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
         with closing(carry_out(engine, ControlNet, visitor, values, count)) as events:
             yield from output.follow(events, stopping.begin(visitor), past, say_to(visitor), count)
 
-    seen = [image_field, preprocessor_field, low_field, high_field]
+    seen: list[gr.Image | Field] = [image_field, preprocessor_field, low_field, high_field]
     run = generate.click(
         draw,
         [*seen, prompt_field, scale_field, steps_field, seed.field, count_field, *slot.inputs, output.strip.past],
@@ -206,7 +209,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
     return image_field, output, form
 
 
-def _fields(image: dict | None, preprocessor: Preprocessor, low: int, high: int) -> dict[str, Any]:
+def _fields(image: dict[str, Any] | None, preprocessor: Preprocessor, low: int, high: int) -> dict[str, Any]:
     """Return the request's fields for a control image. Thresholds that are not used, and not shown, are left out."""
     fields: dict[str, Any] = {"preprocessor": preprocessor}
     if image is not None:
@@ -230,7 +233,7 @@ def endpoints(engine: Engine) -> None:
         seed: int = 0,
         lora: gr.FileData | None = None,
         lora_strength: float = LORA_STRENGTH,
-    ) -> Iterator[tuple[dict | None, dict]]:
+    ) -> Answers:
         """Draw a picture that keeps the structure of another. Returns the PNG file and its parameters.
 
         The preprocessor says what is taken from the uploaded image; `none` takes it as it is. A scale of 0.65 to 1.0 is
@@ -257,7 +260,7 @@ def endpoints(engine: Engine) -> None:
         canny_low: int = 100,
         canny_high: int = 200,
         weights: WeightsChoice = "auto",
-    ) -> Iterator[tuple[dict | None, dict]]:
+    ) -> Answers:
         """Make a control image from an uploaded one, of the size that a picture will have. Returns a PNG file."""
         path = uploaded(image)
         values = {"preprocessor": preprocessor, "canny_low": canny_low, "canny_high": canny_high, "weights": weights}

@@ -10,7 +10,7 @@ from core.request import LORA_STRENGTH, MODELS, Model, TextToImage, WeightsChoic
 from core.sizes import ImageSizes, shape_of, shapes
 from engine import Engine
 from web import endpoints, words
-from web.fields import COUNT, QUIET, Seed, Update, bounds, count_tokens, help_line, pictures_field
+from web.fields import COUNT, QUIET, Field, Seed, Update, bounds, count_tokens, help_line, pictures_field
 from web.form import Form
 from web.language import fixed, say_to
 from web.lora_slot import LoraSlot
@@ -124,7 +124,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output,
         """What values that come from outside change besides, and which of them these weights cannot draw."""
         sizes = Situation.of(engine, TextToImage, taken.get("model", first)).sizes
         wrong = [side for side in ("width", "height") if side in taken and taken[side] != sizes.nearest(taken[side])]
-        refused = {side: str(taken.pop(side)) for side in wrong}
+        refused: dict[str, str] = {side: str(taken.pop(side)) for side in wrong}
         if "model" not in taken:
             return {}, refused
         usual = MODELS[taken["model"]]
@@ -156,7 +156,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[Output,
         with closing(carry_out(engine, TextToImage, visitor, fields, count)) as events:
             yield from output.follow(events, stopping.begin(visitor), past, say_to(visitor), count)
 
-    fields = {
+    fields: dict[str, Field] = {
         "prompt": prompt_field,
         "model": model_field,
         "negative_prompt": negative_field,
@@ -206,7 +206,7 @@ def endpoint(engine: Engine) -> None:
         lora: gr.FileData | None = None,
         lora_strength: float = LORA_STRENGTH,
         weights: WeightsChoice = "auto",
-    ) -> Iterator[tuple[dict | None, dict]]:
+    ) -> endpoints.Answers:
         """Draw a picture from a prompt. Returns the PNG file and its parameters.
 
         While it works it gives no file, and how far it is in place of the parameters. What is left out takes the usual

@@ -12,7 +12,7 @@ from core.errors import RequestError, StudioError
 from core.request import UPSCALE_DENOISE, UPSCALE_STEPS, UPSCALERS, Upscale, Upscaler, WeightsChoice
 from engine import Engine, mode_upscale
 from web import endpoints, words
-from web.fields import QUIET, REWORD_JS, Seed, Update, bounds, help_line, picture_field
+from web.fields import QUIET, REWORD_JS, Field, Seed, Update, bounds, help_line, picture_field
 from web.form import Form
 from web.language import Say, fixed, say_to
 from web.output import Output, Stopping
@@ -76,7 +76,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
             compared = gr.ImageSlider(
                 type="filepath",
                 format="png",
-                label=fixed("Before and after"),
+                label=fixed("Before and after"),  # type: ignore[arg-type]  # Gradio translates it here too
                 interactive=False,
                 buttons=["fullscreen"],
                 visible=False,
@@ -92,7 +92,9 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
     # Listeners that take the picture do so without Gradio's own reading of it, whose complaints are not sentences.
     raw = QUIET | {"preprocess": False}
 
-    def foresee(image: dict | None, upscaler: Upscaler, denoise: float, steps: int, visitor: gr.Request) -> Update:
+    def foresee(
+        image: dict[str, Any] | None, upscaler: Upscaler, denoise: float, steps: int, visitor: gr.Request
+    ) -> Update:
         """Say what a picture will become, and how long that will take about."""
         say = say_to(visitor)
         shown: Update = {start: gr.Button(interactive=image is not None), about: ""}
@@ -105,7 +107,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
             return shown | {about: words.failed(error, say), start: gr.Button(interactive=False)}
 
     def draw(
-        image: dict | None,
+        image: dict[str, Any] | None,
         upscaler: Upscaler,
         denoise: float,
         prompt: str,
@@ -127,7 +129,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
                     update |= {sources: {**known, digest: values["image"]}}
                 yield update
 
-    def compare(picture: dict | None, known: dict[str, str]) -> Any:
+    def compare(picture: dict[str, Any] | None, known: dict[str, str]) -> Any:
         """Show the picture, a new one or one of the strip, beside a plain enlargement of what it was made from."""
         if picture is None:
             return gr.skip()
@@ -139,7 +141,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
             return gr.skip()
         return gr.ImageSlider((before, after), visible=True)
 
-    fields = {
+    fields: dict[str, Field] = {
         "upscaler": upscaler_field,
         "denoise": denoise_field,
         "prompt": prompt_field,
@@ -152,7 +154,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
     output.picture.change(compare, [output.picture, sources], compared, **raw)
     seed.wire(output.picture)
     run.failure(broken, None, output.status, **QUIET)
-    foreseen = [image_field, upscaler_field, denoise_field, steps_field]
+    foreseen: list[gr.Image | Field] = [image_field, upscaler_field, denoise_field, steps_field]
     changes = [field.change for field in foreseen] + [about.input]
     gr.on(changes, foresee, foreseen, [start, about], trigger_mode="always_last", **raw)
     denoise_field.change(lambda denoise: gr.Column(visible=denoise > 0), denoise_field, refinement, **QUIET)
@@ -196,7 +198,7 @@ def endpoint(engine: Engine) -> None:
         upscaler: Upscaler = "best",
         seed: int = 0,
         weights: WeightsChoice = "auto",
-    ) -> Iterator[tuple[dict | None, dict]]:
+    ) -> endpoints.Answers:
         """Enlarge a picture to exactly twice its width and height. Returns the PNG file and its parameters.
 
         The uploaded image has up to 2048 pixels a side. While it works it gives no file, and how far it is in place of

@@ -20,10 +20,10 @@ INK = "#F0E8DD"
 ACCENT = "#FFB02E"
 
 # From light to dark, as Gradio numbers them: 50, 100, 200, ... 900, 950.
-WARM = Color(
+WARM = Color(  # type: ignore[misc]  # as far as types tell, the shades may be one too many
     *f"#F8F3EC {INK} #DDD3C7 #C6BBAE #AEA294 #94897C #6E645A #4A423B #332C27 #241F1C {GROUND}".split(), name="warm"
 )
-AMBER = Color(
+AMBER = Color(  # type: ignore[misc]  # the same
     *f"#FFF7E8 #FFECC9 #FFE0A8 #FFD287 #FFC05A {ACCENT} #E69A1C #A66D10 #6E4A10 #3D2C12 #2A2013".split(), name="amber"
 )
 
@@ -45,7 +45,7 @@ class Inter(Font):
     def __init__(self) -> None:
         super().__init__("Inter")
 
-    def stylesheet(self) -> dict:
+    def stylesheet(self) -> dict[str, str | None]:
         """Return the font's CSS in the form that Gradio's themes take."""
         faces = (
             f"@font-face {{ font-family: Inter; font-weight: 100 900; font-display: swap; unicode-range: {characters}; "
