@@ -56,7 +56,7 @@ def serve(name: str, port: int) -> None:
     page.launch(server_name="127.0.0.1", server_port=port, quiet=True)
 
 
-def started(name: str) -> tuple[subprocess.Popen, str]:
+def started(name: str) -> tuple[subprocess.Popen[bytes], str]:
     """Start a page in a process of its own; return it and the address once it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -107,7 +107,7 @@ def measure(runs: int) -> dict[str, dict[str, float]]:
         for process, _ in servers.values():
             process.terminate()
             process.wait()
-    medians = {
+    medians: dict[str, dict[str, float]] = {
         name: {what: round(statistics.median(one[what] for one in all_of)) for what in all_of[0]}
         for name, all_of in seen.items()
     }

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
+import importlib
 import importlib.metadata
 import json
 import os
@@ -24,12 +25,14 @@ import tempfile
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+sys.path.insert(0, str(ROOT))
 
 from core import environment
 from diffusion import device
@@ -41,6 +44,15 @@ from diffusion import host_memory
 from engine import estimate, mode_upscale
 from hub import inventory
 
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from core.request import Model
+    from core.sizes import WeightsKind
+    from diffusion.pipeline import Picture, Pipeline, Progress
+    from lora.file import LoraFile
+
 PROMPT = "a fox on a black background"
 CARDS = (8, 12, 16, 24, 48, 80)  # GB of the cards that plans are measured for, below the real one's
 
@@ -51,14 +63,14 @@ class Case:
 
     name: str
     mode: str = "generate"
-    model: str = "turbo"
+    model: Model = "turbo"
     side: int = 1024
     steps: int = 8
     cfg: float = 1.0
     lora: bool = False
     compiled: bool = False
 
-    def work(self, kind: str) -> estimate.Work:
+    def work(self, kind: WeightsKind) -> estimate.Work:
         """What it computes."""
         return estimate.Work(kind, self.mode, self.steps, self.side, self.side, self.cfg)
 
@@ -88,15 +100,17 @@ class Bench:
     """One device and one kind of weights, with the files that they are read from."""
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
-        import memory
+        from bench import memory
 
         self.memory = memory
-        self.kind, self.runs, self.folder = args.weights, args.runs, folder
+        self.kind: WeightsKind = args.weights
+        self.runs: int = args.runs
+        self.folder = folder
         self.on = device.choose_device(args.device, self.kind)
         # By the objects themselves: a dropped model's id may be the next one's.
-        self.filled: weakref.WeakSet = weakref.WeakSet()
-        self.compiled: weakref.WeakSet = weakref.WeakSet()
-        self.chosen = {}
+        self.filled: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+        self.compiled: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+        self.chosen: dict[str, dict[str, inventory.Chosen]] = {}
         for mode in ("generate", "controlnet"):
             if self.kind == "full":
                 self.chosen[mode] = memory.write(folder, mode)
@@ -105,7 +119,7 @@ class Bench:
                 self.chosen[mode] = {model: inventory.choose("mini", modes[model], model) for model in modes}
         self.chosen["upscale"] = self.chosen["generate"]  # Real-ESRGAN comes with a package
 
-    def build(self, plan: MemoryPlan) -> object:
+    def build(self, plan: MemoryPlan) -> Pipeline:
         """Return an empty pipeline under a plan."""
         import torch
 
@@ -114,7 +128,7 @@ class Bench:
         dtype = getattr(torch, self.on.dtype)
         return Pipeline(self.on.kind, dtype, plan.keep_both_transformers, plan.lora_copies, plan)
 
-    def load(self, built: object, case: Case) -> None:
+    def load(self, built: Pipeline, case: Case) -> None:
         """Load what a case needs, and fill what was read anew with random numbers."""
         for _ in built.load(self.chosen[case.mode][case.model], case.model):
             pass
@@ -128,10 +142,10 @@ class Bench:
                     raise ValueError(f"{part} was not loaded whole: {size:,} bytes in bf16")
 
     @staticmethod
-    def _models(built: object) -> list:
+    def _models(built: Pipeline) -> list[torch.nn.Module]:
         return [*built.pipe.children(), *built.transformers.values()]
 
-    def draw(self, built: object, case: Case) -> object:
+    def draw(self, built: Pipeline, case: Case) -> Picture:
         """Draw a case's picture with what is loaded."""
         if case.mode == "upscale":
             drawing = self.enlarging(built, case)
@@ -152,10 +166,12 @@ class Bench:
             try:
                 next(drawing)
             except StopIteration as done:
-                return done.value
+                picture: Picture = done.value
+                return picture
 
-    def enlarging(self, built: object, case: Case) -> Iterator:
+    def enlarging(self, built: Pipeline, case: Case) -> Progress:
         """Carry out both halves of an enlargement; no look is taken at the result, which is noise here."""
+        assert built.plan is not None  # `build` gives it one
         enlarged, _ = yield from mode_upscale.enlarge(gradient(case.side // 2), "best", self.on.kind, built.plan)
         return (
             yield from built.image_to_image(
@@ -168,7 +184,7 @@ class Bench:
             )
         )
 
-    def lora(self) -> object:
+    def lora(self) -> LoraFile:
         """Return a random LoRA of the transformer's size, written once."""
         from lora.file import read
         from tests.helpers import loras
@@ -178,8 +194,9 @@ class Bench:
             loras.write(path, loras.peft(loras.random_pairs(size=self.kind, gain=0.01)))
         return read(path)
 
-    def measure(self, built: object, case: Case) -> dict:
+    def measure(self, built: Pipeline, case: Case) -> dict[str, Any]:
         """Return the seconds of a case, loaded and warm, the memory it took, and what was expected."""
+        assert built.plan is not None  # `build` gives it one
         start = time.perf_counter()
         self.load(built, case)
         loading = time.perf_counter() - start
@@ -190,6 +207,7 @@ class Bench:
         reset_peak(self.on.kind)
         taken = [timed(lambda: self.draw(built, case), self.on.kind) for _ in range(self.runs)]
         picture = self.draw(built, case)
+        assert picture.health is not None  # it was drawn just now
         seconds = statistics.median(taken)
         usual = estimate.assumed(self.on.kind, capability=self.on.capability, cores=os.cpu_count() or 1)
         expected = estimate.foresee(case.work(self.kind), built.plan, self.on.dtype, usual)
@@ -207,14 +225,14 @@ class Bench:
         }
 
 
-def gradient(side: int) -> object:
+def gradient(side: int) -> Image.Image:
     """Return a picture from black to white, RGB, of this width and height."""
     from PIL import Image
 
     return Image.linear_gradient("L").resize((side, side)).convert("RGB")
 
 
-def fill(model: object, device_kind: str) -> None:
+def fill(model: torch.nn.Module, device_kind: str) -> None:
     """Give a model random numbers of a usual size, made on the device, wherever its weights lie."""
     import torch
 
@@ -270,7 +288,7 @@ def clear(device_kind: str) -> None:
         torch.cuda.empty_cache()
 
 
-def attempt(facts: dict, work: Callable[[], dict]) -> dict:
+def attempt(facts: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return what `work` measured with some facts; where it fails, the failure is the result."""
     try:
         return {**facts, **work()}
@@ -279,20 +297,23 @@ def attempt(facts: dict, work: Callable[[], dict]) -> dict:
         return {**facts, "error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
 
 
-def cases(bench: Bench, chosen: list[Case]) -> list[dict]:
+def cases(bench: Bench, chosen: list[Case]) -> list[dict[str, Any]]:
     """Measure every case with everything that fits in memory."""
     plan = plan_for(bench.on, "controlnet", bench.kind)
     built = bench.build(plan)
     found = []
     for case in chosen:
         print(case.name, file=sys.stderr, flush=True)
-        found.append(attempt({"case": case.name}, lambda case=case: bench.measure(built, case)))
+        found.append(attempt({"case": case.name}, partial(bench.measure, built, case)))
     return found
 
 
-def plans(bench: Bench, cards: list[int], case: Case) -> list[dict]:
+def plans(bench: Bench, cards: list[int], case: Case) -> list[dict[str, Any]]:
     """Measure one case under the plan for each smaller card, in a process capped to its memory."""
     import torch
+
+    def measured(plan: MemoryPlan) -> dict[str, Any]:
+        return bench.measure(bench.build(plan), case)
 
     host_total, _ = host_memory.total_and_free()
     found = []
@@ -303,28 +324,33 @@ def plans(bench: Bench, cards: list[int], case: Case) -> list[dict]:
             bench.on.kind, bench.on.total_bytes, room, host_total, case.mode, bench.kind, bench.on.dtype, allowed=room
         )
         if bench.on.kind == "cuda":
+            assert bench.on.total_bytes is not None  # every card says it
             torch.cuda.set_per_process_memory_fraction(min(1.0, room / bench.on.total_bytes))
             # DiffSynth asks how full the whole card is; for this process it is full at its cap.
             limit = room / GIB - VRAM_MARGIN_GIB if plan.offload else None
             plan = dataclasses.replace(plan, vram_limit_gb=limit)
         print(f"{gigabytes} GB: {plan.reasons[0]}", file=sys.stderr, flush=True)
         facts = {"card_gb": gigabytes, "plan": list(plan.reasons), "resident_gb": round(plan.resident_bytes / 1e9, 1)}
-        found.append(attempt(facts, lambda plan=plan: bench.measure(bench.build(plan), case)))
+        found.append(attempt(facts, partial(measured, plan)))
     if bench.on.kind == "cuda":
         torch.cuda.set_per_process_memory_fraction(1.0)
     return found
 
 
-def others(bench: Bench, case: Case) -> list[dict]:
+def others(bench: Bench, case: Case) -> list[dict[str, Any]]:
     """Measure ours, DiffSynth's own call and diffusers, on the same device and size, with the same weights' sizes.
 
     Ours and DiffSynth's take turns, with the same models. diffusers' has its own transformer, which small cards cannot
     hold beside them: it comes afterwards, and may fail alone.
     """
+
+    def measured(contestants: Callable[[Bench, Case], dict[str, Callable[[], object]]]) -> dict[str, Any]:
+        return {"rows": _in_turns(bench, contestants(bench, case))}
+
     rows = []
     for made in (_ours_and_diffsynth, _diffusers):
         clear(bench.on.kind)
-        found = attempt({}, lambda made=made: {"rows": _in_turns(bench, made(bench, case))})
+        found = attempt({}, partial(measured, made))
         rows += found.get("rows", [{"pipeline": made.__name__.strip("_").replace("_", " "), **found}])
     ours = next((row["seconds"] for row in rows if row["pipeline"] == "ours"), None)
     return [
@@ -332,7 +358,7 @@ def others(bench: Bench, case: Case) -> list[dict]:
     ]
 
 
-def _in_turns(bench: Bench, contestants: dict[str, Callable[[], object]]) -> list[dict]:
+def _in_turns(bench: Bench, contestants: dict[str, Callable[[], object]]) -> list[dict[str, Any]]:
     """Return the median seconds of each; the first run warms up."""
     taken: dict[str, list[float]] = {name: [] for name in contestants}
     for run in range(bench.runs + 1):
@@ -370,19 +396,18 @@ def _ours_and_diffsynth(bench: Bench, case: Case) -> dict[str, Callable[[], obje
 
 def _diffusers(bench: Bench, case: Case) -> dict[str, Callable[[], object]]:
     import torch
-    from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
-    from diffusers import ZImagePipeline as DiffusersPipeline
 
     import mini.config
 
+    diffusers: Any = importlib.import_module("diffusers")  # loads its names lazily, which hides their types
     config = mini.config.TRANSFORMER_CONFIG if bench.kind == "mini" else {}
     dtype = getattr(torch, bench.on.dtype)
     with torch.device("meta"):
-        transformer = ZImageTransformer2DModel(**config).to(dtype)
+        transformer = diffusers.ZImageTransformer2DModel(**config).to(dtype)
     transformer = transformer.to_empty(device=bench.on.kind)
     fill(transformer, bench.on.kind)
-    theirs = DiffusersPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    theirs = diffusers.ZImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=None,
         text_encoder=None,
         tokenizer=None,
@@ -405,7 +430,7 @@ def _diffusers(bench: Bench, case: Case) -> dict[str, Callable[[], object]]:
     return {"diffusers, latents only": diffusers_call}
 
 
-def markdown(facts: dict) -> str:
+def markdown(facts: dict[str, Any]) -> str:
     """Return the tables as Markdown."""
     size = "the real models'" if facts["weights"] == "full" else "the miniature's"
     lines = [
@@ -431,7 +456,7 @@ def markdown(facts: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(title: str, one: dict) -> str:
+def _row(title: str, one: dict[str, Any]) -> str:
     if "error" in one:
         return f"| {title} | {one['error']} | | | | |"
     names = ("seconds", "tflops", "peak_gb", "expected_gb", "expected_seconds")

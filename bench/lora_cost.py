@@ -34,6 +34,7 @@ import mini.config
 from lora.adapter import Adapter, Change, applied
 
 WAYS = {"none": None, "copies": 1 << 40, "hooks": 0}  # bytes of room for copies
+Figures = dict[str, dict[str, float]]  # by what is measured, and by way
 LAYERS = [f"attention.{one}" for one in ("to_q", "to_k", "to_v", "to_out.0")]
 LAYERS += [f"feed_forward.{one}" for one in ("w1", "w2", "w3")]
 
@@ -42,15 +43,15 @@ def random_lora(model: torch.nn.Module, blocks: list[str], rank: int) -> Adapter
     """Return a LoRA of a rank in every attention and feed-forward layer of some blocks."""
     changes = []
     for name in (f"{block}.{layer}" for block in blocks for layer in LAYERS):
-        rows, columns = model.get_submodule(name).weight.shape
+        rows, columns = model.get_parameter(f"{name}.weight").shape
         parts = {"down": torch.randn(rank, columns) / columns**0.5, "up": torch.randn(rows, rank) / 100}
         changes.append(Change((name,), "LoRA", 1.0, parts))
-    return Adapter(None, None, tuple(changes))
+    return Adapter(None, None, tuple(changes))  # type: ignore[arg-type]  # it comes from no file
 
 
 def measure(
-    step: Callable[[], None], model: torch.nn.Module, worn: Adapter, on: torch.device, dtype, runs: int
-) -> dict:
+    step: Callable[[], None], model: torch.nn.Module, worn: Adapter, on: torch.device, dtype: torch.dtype, runs: int
+) -> Figures:
     """Return seconds for each way, medians of runs in turn, and what putting it on takes."""
     taken: dict[str, list[float]] = {way: [] for way in (*WAYS, "putting on copies", "putting on hooks")}
     # Seconds of this process's own on the CPU, so that other programs do not count.
@@ -78,7 +79,7 @@ def measure(
     }
 
 
-def block(on: torch.device, dtype: torch.dtype, tokens: int, rank: int, runs: int) -> dict:
+def block(on: torch.device, dtype: torch.dtype, tokens: int, rank: int, runs: int) -> Figures:
     """Measure one block of the real width."""
     with on:
         model = torch.nn.Module()
@@ -95,7 +96,7 @@ def block(on: torch.device, dtype: torch.dtype, tokens: int, rank: int, runs: in
     return measure(step, model, random_lora(model, ["layers.0"], rank), on, dtype, runs)
 
 
-def miniature(on: torch.device, dtype: torch.dtype, rank: int, runs: int) -> dict:
+def miniature(on: torch.device, dtype: torch.dtype, rank: int, runs: int) -> Figures:
     """Measure a step of the miniature's transformer at its only size."""
     from diffsynth.pipelines.z_image import model_fn_z_image_turbo
 

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -34,6 +35,10 @@ environment.prepare_environment(os.environ)
 from hub import inventory
 from hub.parts import MINI_ROOT, PARTS
 from tests.helpers import sparse
+
+if TYPE_CHECKING:
+    from core.request import Model
+    from diffusion.pipeline import Pipeline
 
 
 class Peak:
@@ -65,7 +70,7 @@ def anonymous() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
-def held(built: object) -> dict[str, int]:
+def held(built: Pipeline) -> dict[str, int]:
     """Return the bytes in bf16 of every part that a pipeline has loaded, wherever its weights wait."""
     pipe = built.pipe
     parts = {"text_encoder": [pipe.text_encoder], "vae": [pipe.vae_encoder, pipe.vae_decoder]}
@@ -92,7 +97,8 @@ def main() -> None:
     on = device.choose_device(args.device, "full")
     plan = memory.plan_for(on, args.mode, "full", memory_gb=args.memory)
     print("\n".join((on.reason, *plan.reasons)), file=sys.stderr)
-    peak, seconds = Peak(), {}
+    peak = Peak()
+    seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, peak.watched():
         chosen = write(Path(folder), args.mode)
         begun = anonymous()
@@ -128,7 +134,13 @@ def write(folder: Path, mode: str) -> dict[str, inventory.Chosen]:
     return found
 
 
-def draw(args: argparse.Namespace, plan: memory.MemoryPlan, on: device.Device, chosen: dict, seconds: dict) -> object:
+def draw(
+    args: argparse.Namespace,
+    plan: memory.MemoryPlan,
+    on: device.Device,
+    chosen: dict[str, inventory.Chosen],
+    seconds: dict[str, float],
+) -> Pipeline:
     """Load and draw, noting how long each stage takes."""
     import torch
     from PIL import Image
@@ -136,7 +148,8 @@ def draw(args: argparse.Namespace, plan: memory.MemoryPlan, on: device.Device, c
     from diffusion.pipeline import Pipeline
 
     built = Pipeline(on.kind, getattr(torch, on.dtype), plan.keep_both_transformers, plan.lora_copies, plan)
-    for model in ("base", "turbo") if args.model == "both" else (args.model,):
+    models: tuple[Model, ...] = ("base", "turbo") if args.model == "both" else (args.model,)
+    for model in models:
         start = time.perf_counter()
         for stage in built.load(chosen[model], model):
             print(f"{stage.name} {stage.detail}", file=sys.stderr)

@@ -22,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
+from core.events import Preview
 from core.request import TextToImage
+from core.sizes import WeightsKind
 from diffusion import preview
 from diffusion.pipeline import Picture, Pipeline
 from hub import inventory
@@ -48,7 +50,8 @@ def drawn(pipeline: Pipeline, prompt: str, seed: int) -> Picture:
         try:
             next(drawing)
         except StopIteration as done:
-            return done.value
+            picture: Picture = done.value
+            return picture
 
 
 def fit(pipeline: Pipeline) -> preview.Factors:
@@ -71,11 +74,12 @@ def fit(pipeline: Pipeline) -> preview.Factors:
 
 def cost(pipeline: Pipeline, runs: int) -> dict[str, float]:
     """Return the seconds of a request and of its previews, and their share."""
-    project, spent = preview.project, []
+    project = preview.project
+    spent: list[float] = []
 
-    def timed(*arguments: object) -> object:
+    def timed(latents: torch.Tensor, kind: WeightsKind) -> Preview:
         started = time.perf_counter()
-        made = project(*arguments)
+        made = project(latents, kind)
         spent.append(time.perf_counter() - started)
         return made
 

@@ -442,7 +442,7 @@ def make_inputs(folder: Path) -> None:
     (folder / "cut.png").write_bytes((folder / "apple.png").read_bytes()[:900])
 
     request = {"prompt": "three turtles, purple background", "steps": 4, "seed": 5, "weights": "mini"}
-    drawn = {"schema": 1, "mode": "generate", "request": {**request, "model": "turbo"}}
+    drawn: dict[str, Any] = {"schema": 1, "mode": "generate", "request": {**request, "model": "turbo"}}
     drawn |= {"weights": {"kind": "mini", "fingerprints": {"turbo": "0123456789ab"}}}
     golden = {**drawn, "request": {**drawn["request"], "lora": "gold.safetensors", "lora_strength": 0.8}}
     control = {**request, "image": "sketch.png", "preprocessor": "canny", "canny_low": 50, "scale": 0.7}

@@ -10,6 +10,7 @@ Prints a table, and all figures as JSON on the last line.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import socket
@@ -21,6 +22,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -63,8 +65,9 @@ def start_to_page() -> float:
 
 def first_picture(folder: Path) -> float:
     """Return the seconds of a command that draws one picture, set-up excluded."""
-    command = [sys.executable, ROOT / "cli.py", "generate", PROMPT, "--seed", "7", "--weights", "mini"]
-    return seconds(lambda: subprocess.run([*command, "--out", folder / "first.png"], check=True, capture_output=True))
+    command: list[str | Path] = [sys.executable, ROOT / "cli.py", "generate", PROMPT, "--seed", "7"]
+    command += ["--weights", "mini", "--out", folder / "first.png"]
+    return seconds(lambda: subprocess.run(command, check=True, capture_output=True))
 
 
 def warm_pictures(runs: int) -> dict[str, list[float]]:
@@ -74,27 +77,29 @@ def warm_pictures(runs: int) -> dict[str, list[float]]:
     environment.prepare_environment(os.environ)
     import torch
     from diffsynth.pipelines.z_image import ZImageUnit_PromptEmbedder
-    from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
-    from diffusers import ZImagePipeline as DiffusersPipeline
     from transformers import AutoTokenizer, Qwen3Model
 
     from core.request import TextToImage
     from engine import Engine, Settings
     from hub import parts
 
+    diffusers: Any = importlib.import_module("diffusers")  # loads its names lazily, which hides their types
     engine = Engine(Settings(weights="mini", device="cpu"))
     requests = {model: TextToImage.parse(prompt=PROMPT, seed=7, model=model) for model in ("turbo", "base")}
     for request in requests.values():
         engine.draw(request)
-    pipe = engine._pipeline.pipe
-    plain_unit = ZImageUnit_PromptEmbedder()
+    pipeline, plain_unit = engine._pipeline, ZImageUnit_PromptEmbedder()
+    assert pipeline is not None  # it has drawn
+    pipe = pipeline.pipe
     turbo = parts.MINI_ROOT / "Z-Image-Turbo"
-    diffusers_pipe = DiffusersPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(turbo / "scheduler"),
+    diffusers_pipe = diffusers.ZImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(turbo / "scheduler"),
         vae=None,
         text_encoder=Qwen3Model.from_pretrained(turbo / "text_encoder", dtype=torch.float32),
         tokenizer=AutoTokenizer.from_pretrained(turbo / "tokenizer"),
-        transformer=ZImageTransformer2DModel.from_pretrained(turbo / "transformer", torch_dtype=torch.float32),
+        transformer=diffusers.ZImageTransformer2DModel.from_pretrained(
+            turbo / "transformer", torch_dtype=torch.float32
+        ),
     )
     diffusers_pipe.set_progress_bar_config(disable=True)
 
@@ -102,7 +107,7 @@ def warm_pictures(runs: int) -> dict[str, list[float]]:
         """Draw with DiffSynth's pipeline as it comes, padding included; only its fp32 crash is mended."""
         ours = pipe.units[1]
         pipe.units[1] = plain_unit
-        pipe.dit = engine._pipeline.transformers["turbo"]
+        pipe.dit = pipeline.transformers["turbo"]
         pipe(prompt=PROMPT, seed=7, height=128, width=128, num_inference_steps=8, progress_bar_cmd=iter)
         pipe.units[1] = ours
 

@@ -24,7 +24,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,8 +77,16 @@ def halved(image: Image.Image) -> Image.Image:
 
 def psnr(one: Any, other: Any) -> float:
     """Return the peak signal-to-noise ratio of two pictures of 8 bits, in dB."""
-    error = np.mean((np.asarray(one, np.float64) - np.asarray(other, np.float64)) ** 2)
+    error = float(np.mean((np.asarray(one, np.float64) - np.asarray(other, np.float64)) ** 2))
     return float(10 * np.log10(255**2 / max(error, 1e-10)))
+
+
+def ssim(one: Image.Image, other: Image.Image) -> float:
+    """Return the structural similarity of two pictures: 1 is the same."""
+    from skimage.metrics import structural_similarity
+
+    pixels = np.asarray(one), np.asarray(other)
+    return float(structural_similarity(*pixels, channel_axis=2))  # type: ignore[no-untyped-call]  # scikit-image's
 
 
 def whole(work: Generator[Any, None, Any]) -> Any:
@@ -121,7 +129,8 @@ def our_output(pixels: np.ndarray, choice: str) -> np.ndarray:
     model = upscaler.network.load(find(choice, {}), "cpu")
     with torch.inference_mode():
         values = torch.from_numpy(pixels.copy()).float().permute(2, 0, 1)[None] / 255
-        return (model(values)[0].permute(1, 2, 0) * 255).numpy()
+        output: np.ndarray = (model(values)[0].permute(1, 2, 0) * 255).numpy()
+    return output
 
 
 def half(choice: str) -> dict[str, float]:
@@ -174,7 +183,7 @@ def borders(along: list[tuple[int, int]]) -> list[int]:
     return sorted({place for pair in itertools.pairwise(along) for place in (pair[0][1], pair[1][0])})
 
 
-def steepness(pixels: np.ndarray, at: list[int]) -> float:
+def steepness(pixels: Image.Image | np.ndarray, at: list[int]) -> float:
     """Return the mean step between the columns and rows on either side of the given places, of a square picture."""
     pixels = np.asarray(pixels, np.float64)
     across = [np.abs(pixels[:, place] - pixels[:, place - 1]).mean() for place in at]
@@ -182,7 +191,7 @@ def steepness(pixels: np.ndarray, at: list[int]) -> float:
     return float(np.mean(across + down))
 
 
-def beside_inside(pixels: np.ndarray, at: list[int]) -> float:
+def beside_inside(pixels: Image.Image | np.ndarray, at: list[int]) -> float:
     """Return how much steeper a square picture is at borders of tiles than elsewhere: about 1 without a seam.
 
     Elsewhere is where latents meet, every 8 pixels, as tiles do: the miniature's decoder is steeper there everywhere.
@@ -193,7 +202,6 @@ def beside_inside(pixels: np.ndarray, at: list[int]) -> float:
 
 def quality() -> dict[str, dict[str, dict[str, float]]]:
     """Return, by photograph and way to enlarge, SSIMULACRA 2 (100 is the original), SSIM and PSNR."""
-    from skimage.metrics import structural_similarity
     from ssimulacra2 import compute_ssimulacra2
 
     found: dict[str, dict[str, dict[str, float]]] = {}
@@ -205,7 +213,7 @@ def quality() -> dict[str, dict[str, dict[str, float]]]:
                 image.save(f"{folder}/{way}.png")
                 found.setdefault(name, {})[way] = {
                     "ssimulacra2": compute_ssimulacra2(f"{folder}/original.png", f"{folder}/{way}.png"),
-                    "ssim": float(structural_similarity(np.asarray(original), np.asarray(image), channel_axis=2)),
+                    "ssim": ssim(original, image),
                     "psnr": psnr(original, image),
                 }
     return found
@@ -276,7 +284,8 @@ def refined_in_tiles(pipeline: Pipeline, side: int) -> dict[str, float]:
     from skimage import data
 
     native = IMAGE_SIZES["mini"].native
-    image = Image.fromarray(data.astronaut()).resize((side, side), Image.Resampling.LANCZOS)
+    pixels = data.astronaut()  # type: ignore[no-untyped-call]  # scikit-image leaves it untyped
+    image = Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS)
     redraw = partial(pipeline.image_to_image, prompt="masterpiece, 8k", steps=5, denoise=0.33, seed=7, side=native)
     together = whole(redraw(image=image)).image
     along = tiles.spans(side, native, native // 4, 16)
@@ -334,7 +343,9 @@ def peak() -> float:
     """Return the process's peak resident memory, in GiB."""
     # Not getrusage: what it says begins with the peak of the process that started this one.
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / (1 << 20)
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None  # it is in every process's
+    return int(found[1]) / (1 << 20)
 
 
 def main() -> None:
@@ -345,7 +356,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=1024, help="of the picture that goes in, for memory")
     args = parser.parse_args()
     choice = args.upscaler
-    measured = {
+    measures: dict[str, Callable[[], object]] = {
         "parity": lambda: parity(choice),
         "half": lambda: half(choice),
         "tiles": lambda: tiled(choice),
@@ -353,8 +364,8 @@ def main() -> None:
         "picture": picture,
         "refinement": refinement,
         "memory": lambda: memory(args.side),
-    }[args.what]()
-    print(json.dumps({args.what: measured, "upscaler": choice}))
+    }
+    print(json.dumps({args.what: measures[args.what](), "upscaler": choice}))
 
 
 if __name__ == "__main__":
