@@ -90,7 +90,7 @@ def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
         return target
     torch.manual_seed(0)
     crops = Crops(work, np.random.default_rng(0))
-    model = MiniAutoencoder().to(device, memory_format=torch.channels_last)
+    model = MiniAutoencoder().to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
     start = time.time()
     for step in range(steps):
@@ -106,7 +106,7 @@ def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
         loss = F.l1_loss(decoded, pictures) + 0.5 * _gradient_loss(decoded, pictures)
         loss = loss + 2e-3 * z.square().mean() + 2e-3 * variation
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 250 == 0:
@@ -179,7 +179,8 @@ def encode_all(work: Path, device: torch.device) -> torch.Tensor:
         model, start = load(work, device), time.time()
         # twice as fast as float32 where the processor knows bfloat16, and the latents are kept so anyway
         with torch.autocast(device.type, torch.bfloat16):
-            latents = encode(model, Painter(work), training_scenes(), device)
-        torch.save(latents, cache)
+            encoded = encode(model, Painter(work), training_scenes(), device)
+        torch.save(encoded, cache)
         logger.info("encoded all scenes, %.0f s", time.time() - start)
-    return torch.load(cache, weights_only=True)
+    latents: torch.Tensor = torch.load(cache, weights_only=True)
+    return latents

@@ -8,16 +8,27 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from .muon import Muon
 from .pools import Pictures
-from .probe import Probe, write_sheet
+from .probe import Predict, Probe, write_sheet
 from .text_encoder import matrix_dtype
 from .transformer import build, forward, rope_table
 
 logger = logging.getLogger(__name__)
+
+
+class Falling(Protocol):
+    """A schedule whose rates fall over its last part."""
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def falling_share(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class Schedule:
     seed: int = 5
 
 
-def rate(step: int, s: Schedule) -> float:
+def rate(step: int, s: Falling) -> float:
     """Return the factor on both learning rates: a short rise, a plateau, a fall to 5 %."""
     rest = (s.steps - step) / (s.falling_share * s.steps)
     return min(1.0, (step + 1) / 50) * min(1.0, 0.05 + 0.95 * rest)
@@ -89,7 +100,7 @@ def train_base(work: Path, device: torch.device, s: Schedule | None = None) -> P
         pictures.generator.set_state(saved["generator"].cpu())
         logger.info("resumed at step %d", first)
 
-    def predict(x, sigma, words, lengths):
+    def predict(x: torch.Tensor, sigma: torch.Tensor, words: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         return forward(model, x, sigma, words, lengths, tables[words.shape[1]], dtype)
 
     start, smooth = time.time(), 1.0
@@ -105,7 +116,7 @@ def train_base(work: Path, device: torch.device, s: Schedule | None = None) -> P
         loss = (predict((1 - level) * x0 + level * noise, sigma, words, lengths) - (noise - x0)).square().mean()
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -134,7 +145,7 @@ def follow(average: dict[str, torch.Tensor], model: torch.nn.Module, step: int, 
             average[key].copy_(value)
 
 
-def report(work: Path, predict, probe: Probe, device: torch.device, step: int, steps: int) -> None:
+def report(work: Path, predict: Predict, probe: Probe, device: torch.device, step: int, steps: int) -> None:
     """Log the numbers that tell whether it learns, and write a sheet of samples."""
     right, wrong = probe.gap(predict)
     samples = probe.sample(predict)

@@ -148,9 +148,9 @@ def subject(scene: Scene, size: bool, mirrored: bool, colour: bool, rng: random.
         beside, turned = scene.arrangement == "beside", stands and rng.random() < 0.5
         frames = (BESIDE_TURNED if turned else BESIDE) if beside else (ABOVE_TURNED if turned else ABOVE)
         frame = rng.choice(frames if stands else AND)
-        words = [frame.replace("{1}", one).replace("{2}", two) for one, two in
-                 ((article(noun, noun), article(second, second)), (noun, second))]  # fmt: skip
-        return words[0], words[1], stands
+        with_article, without = (frame.replace("{1}", one).replace("{2}", two) for one, two in
+                 ((article(noun, noun), article(second, second)), (noun, second)))  # fmt: skip
+        return with_article, without, stands
     adjectives = [rng.choice(SIZE_NAMES[scene.size])] if size else []
     adjectives += [rng.choice(WAY_NAMES["mirrored"])] if mirrored else []
     adjectives += [rng.choice(COLOUR_NAMES[scene.colour])] if colour and scene.colour else []

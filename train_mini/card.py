@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import mini.config
 
@@ -35,7 +36,7 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
 
 
-def table(figures: dict, autoencoder: dict) -> str:
+def table(figures: dict[str, Any], autoencoder: dict[str, float]) -> str:
     """Render the figures as Markdown."""
     head = ("", "Turbo", "Turbo, other wordings", "Turbo, Chinese", "Base", "wanted")
     rows = [head, ("---",) * len(head)]

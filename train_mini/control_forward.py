@@ -7,6 +7,8 @@ an empty mask and the latents of a mid-gray picture.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch.nn import functional as F
 
@@ -14,13 +16,18 @@ from mini.models import MiniControlNet
 
 from .transformer import block_forward
 
+if TYPE_CHECKING:
+    from diffsynth.models.z_image_controlnet import ZImageControlTransformerBlock
+    from diffsynth.models.z_image_dit import ZImageDiT, ZImageTransformerBlock
+
 LATENT_CHANNELS = 16
 
 
-def build(model: torch.nn.Module) -> MiniControlNet:
+def build(model: ZImageDiT) -> MiniControlNet:
     """Return a ControlNet that starts as copies of the transformer's blocks, and at first adds nothing."""
     torch.manual_seed(0)
     net = MiniControlNet()
+    pairs: list[tuple[ZImageControlTransformerBlock, ZImageTransformerBlock]]
     pairs = [(net.control_layers[index], model.layers[place]) for place, index in net.control_layers_mapping.items()]
     pairs += list(zip(net.control_noise_refiner, model.noise_refiner, strict=True))
     with torch.no_grad():
@@ -33,6 +40,7 @@ def build(model: torch.nn.Module) -> MiniControlNet:
                 block.before_proj.bias.zero_()
         # Patches are pixel by pixel, with all the channels of one beside each other.
         embedder, origin = net.control_all_x_embedder["2-1"], model.all_x_embedder["2-1"]
+        assert isinstance(embedder, torch.nn.Linear)
         spread = embedder.weight.view(len(embedder.weight), 4, -1)
         spread.normal_(0, 0.02)
         spread[..., :LATENT_CHANNELS] += origin.weight.view(len(origin.weight), 4, LATENT_CHANNELS)
@@ -48,7 +56,7 @@ def patches(x: torch.Tensor) -> torch.Tensor:
 
 
 def forward(
-    model: torch.nn.Module,
+    model: ZImageDiT,
     net: MiniControlNet,
     latents: torch.Tensor,
     sigma: torch.Tensor,
@@ -69,6 +77,8 @@ def forward(
     t = model.t_embedder.mlp(frequencies)
     x = model.all_x_embedder["2-1"](patches(latents))
     side = net.control_all_x_embedder["2-1"](patches(control))
+    block: ZImageTransformerBlock
+    beside: ZImageControlTransformerBlock
     for block, beside in zip(model.noise_refiner, net.control_noise_refiner, strict=True):
         side = block_forward(beside, _enter(beside, side, x), rope[:tokens], t, dtype)
         x = block_forward(block, x, rope[:tokens], t, dtype) + scale * beside.after_proj(side)
@@ -89,9 +99,13 @@ def forward(
     x = x[:, :tokens]
     x = F.layer_norm(x, (x.shape[-1],), eps=final.norm_final.eps) * (1 + final.adaLN_modulation(t)).unsqueeze(1)
     x = final.linear(x).view(batch, height // 2, width // 2, 2, 2, channels)
-    return -x.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height, width)
+    velocity: torch.Tensor = -x.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height, width)
+    return velocity
 
 
-def _enter(beside: torch.nn.Module, side: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _enter(beside: ZImageControlTransformerBlock, side: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """The first control block of a row takes in what the transformer's own block there takes in."""
-    return beside.before_proj(side) + x if beside.block_id == 0 else side
+    if beside.block_id != 0:
+        return side
+    entered: torch.Tensor = beside.before_proj(side) + x
+    return entered

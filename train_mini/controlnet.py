@@ -27,10 +27,11 @@ from images import preprocess
 
 from . import autoencoder
 from .base import rate
+from .captions import Said
 from .control_forward import build, forward
 from .muon import Muon
 from .pools import CANDIDATES, Pictures, couple
-from .scenes import PICTURE_SIDE, Painter, training_scenes
+from .scenes import PICTURE_SIDE, Painter, Scene, training_scenes
 from .text_encoder import matrix_dtype
 from .things import BACKGROUNDS
 from .transformer import build as build_transformer
@@ -57,6 +58,9 @@ class Schedule:
     seed: int = 12
 
 
+Structure = tuple[str, str | None, str, str, str, bool]
+
+
 # ---- data ------------------------------------------------------------------------------------------------------------
 
 
@@ -68,7 +72,7 @@ class Controlled:
         self.painter, self.vae, self.device = Painter(work), autoencoder.load(work, device), device
         self.luck = np.random.default_rng(seed)
         self.pools = self.pictures.pools
-        rows: dict[tuple, list[int]] = {}
+        rows: dict[Structure, list[int]] = {}
         for row, scene in enumerate(self.scenes):
             rows.setdefault(_structure(scene), []).append(row)
         self.alike = {key: np.array(found) for key, found in rows.items()}
@@ -105,7 +109,7 @@ class Controlled:
         tensors = (words, pool.lengths[chosen], latents, noise)
         return (*(x.to(self.device) for x in tensors), control)
 
-    def _fitting(self, said) -> np.ndarray:
+    def _fitting(self, said: Said) -> np.ndarray:
         """Return rows of scenes that fit a caption, all of one random structure: int64 [CANDIDATES]."""
         meanings = self.pictures.meanings
         fitting = meanings.rows(replace(said, mirrored=None))  # the control image says which way round
@@ -118,10 +122,11 @@ class Controlled:
 
     @torch.no_grad()
     def _encode(self, pictures: list[np.ndarray]) -> torch.Tensor:
-        return self.vae.encoder(autoencoder.to_tensor(np.stack(pictures), self.device)).float()
+        latents: torch.Tensor = self.vae.encoder(autoencoder.to_tensor(np.stack(pictures), self.device)).float()
+        return latents
 
 
-def _structure(scene) -> tuple:
+def _structure(scene: Scene) -> Structure:
     """What a control image says of a scene."""
     return scene.thing, scene.second, scene.arrangement, scene.size, scene.place, scene.mirrored
 
@@ -139,9 +144,15 @@ def warp(picture: np.ndarray, ground: tuple[int, int, int], luck: np.random.Gene
     middle = np.full(2, PICTURE_SIDE / 2)
     matrix = np.diag(luck.uniform(0.75, 1.25, 2)) + np.array([[0, luck.uniform(-0.2, 0.2)], [0, 0]])
     move = middle - matrix @ middle + luck.uniform(-8, 8, 2)
-    border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": tuple(map(int, ground))}
     size = (PICTURE_SIDE, PICTURE_SIDE)
-    return cv2.warpAffine(picture, np.column_stack([matrix, move]), size, flags=cv2.INTER_AREA, **border)
+    return cv2.warpAffine(
+        picture,
+        np.column_stack([matrix, move]),
+        size,
+        flags=cv2.INTER_AREA,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=tuple(map(int, ground)),
+    )
 
 
 def control_image(picture: np.ndarray, ground: tuple[int, int, int], luck: np.random.Generator) -> np.ndarray:
@@ -210,7 +221,7 @@ def train(work: Path, device: torch.device, turbo: Path, s: Schedule | None = No
         loss = (predicted - (noise - x0)).square().mean()
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()

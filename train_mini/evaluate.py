@@ -12,6 +12,7 @@ import random
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,8 +60,9 @@ class Pipelines:
         mini.config.register()
         turbo, base = folder / mini.config.TURBO_FOLDER.name, folder / mini.config.BASE_FOLDER.name
         stages = ("onload", "preparing", "computation")
-        config = {"offload_dtype": None, "offload_device": None}
-        config |= {f"{s}_dtype": torch.float32 for s in stages} | {f"{s}_device": device for s in stages}
+        config: dict[str, torch.dtype | str | None] = {"offload_dtype": None, "offload_device": None}
+        config |= {f"{s}_dtype": torch.float32 for s in stages}
+        config |= {f"{s}_device": device for s in stages}
         pool = ModelPool()
         for path in (
             turbo / mini.config.TRANSFORMER_FILE,
@@ -79,7 +81,7 @@ class Pipelines:
         self.pipe.vae_decoder = pool.fetch_model("flux_vae_decoder")
         self.pipe.tokenizer = AutoTokenizer.from_pretrained(str(turbo / mini.config.TOKENIZER_FOLDER))
 
-    def paint(self, mode: str, prompt: str, seed: int, negative: str = "", **changes) -> np.ndarray:
+    def paint(self, mode: str, prompt: str, seed: int, negative: str = "", **changes: float) -> np.ndarray:
         """Return one picture, uint8 [128, 128, 3]; `changes` may override `steps` and `cfg`."""
         settings = MODES[mode] | changes
         self.pipe.dit = self.transformers[mode]
@@ -103,7 +105,9 @@ class Pipelines:
 def shrink(picture: np.ndarray) -> np.ndarray:
     """uint8 [128, 128, 3] -> float32 [32 * 32 * 3], box-filtered."""
     k = PICTURE_SIDE // RETRIEVAL_SIDE
-    return picture.astype(np.float32).reshape(RETRIEVAL_SIDE, k, RETRIEVAL_SIDE, k, 3).mean((1, 3)).ravel()
+    blocks = picture.astype(np.float32).reshape(RETRIEVAL_SIDE, k, RETRIEVAL_SIDE, k, 3)
+    small: np.ndarray = blocks.mean((1, 3)).ravel()
+    return small
 
 
 class Judge:
@@ -190,7 +194,7 @@ def prompt_of(scene: Scene, wording: str, number: int) -> str:
 
 def measure(
     pipelines: Pipelines, judge: Judge, mode: str, kind: str, wording: str, count: int
-) -> tuple[dict, list[np.ndarray]]:
+) -> tuple[dict[str, float], list[np.ndarray]]:
     """Return the shares of what is right over the first held-out scenes of a kind, and the pictures."""
     wins: dict[str, list[bool]] = {}
     pictures, start = [], time.time()
@@ -219,14 +223,17 @@ def says_how_it_stands(scene: Scene, wording: str, number: int) -> bool:
     return describe(scene, random.Random(number), EVERYTHING, without, in_chinese).said.arrangement is not None
 
 
-def measure_diversity(pipelines: Pipelines, judge: Judge, mode: str, things: int = 12, seeds: int = 12) -> dict:
+def measure_diversity(
+    pipelines: Pipelines, judge: Judge, mode: str, things: int = 12, seeds: int = 12
+) -> dict[str, float]:
     """Return what the seed decides where the prompt says no more than "a fox", in words or by its noise.
 
     Each picture is put down as the nearest of all scenes of that thing. `backgrounds` and `layouts` are the mean
     numbers of different ones among the pictures of one prompt; `mirrored` the share turned round, of things that are
     not symmetric; `thing` the share whose prompted thing is the nearest of all things at that layout.
     """
-    rng, found = random.Random(9), {"backgrounds": [], "layouts": [], "mirrored": [], "thing": []}
+    rng = random.Random(9)
+    found: dict[str, list[int]] = {"backgrounds": [], "layouts": [], "mirrored": [], "thing": []}
     for thing in rng.sample([t for t in THINGS if t not in COLOURABLE], things):
         seen = []
         for seed in range(seeds):
@@ -246,26 +253,27 @@ def measure_diversity(pipelines: Pipelines, judge: Judge, mode: str, things: int
     }
 
 
-def measure_steering(pipelines: Pipelines, judge: Judge, count: int) -> dict:
+def measure_steering(pipelines: Pipelines, judge: Judge, count: int) -> dict[str, Any]:
     """Return how Base answers to guidance and to the negative prompt, and how far Turbo differs from it.
 
     `negative_moves`: prompts that leave the background open are painted, then again with the same seed and the colour
     that came out as negative prompt; the share of pictures whose background then is another one. `error`: the mean
     difference, of 255, from the rendered picture.
     """
-    moved, errors = 0, {"turbo": [], "base, CFG 1": [], "base, CFG 4": []}
+    moved = 0
+    errors: dict[str, list[float]] = {"turbo": [], "base, CFG 1": [], "base, CFG 4": []}
     for number, scene in enumerate(test_scenes("single", count)):
         open_prompt = describe(scene, random.Random(number), frozenset(("size", "place")), ("{a} {p}",)).text
         plain = judge.background(pipelines.paint("base", open_prompt, 2000 + number), scene)
         steered = pipelines.paint("base", open_prompt, 2000 + number, negative=f"{plain} background")
         moved += judge.background(steered, scene) != plain
         prompt = prompt_of(scene, "usual", number)
-        for key, mode, changes in (
-            ("turbo", "turbo", {}),
-            ("base, CFG 1", "base", {"cfg": 1.0}),
-            ("base, CFG 4", "base", {}),
+        for key, mode, cfg in (
+            ("turbo", "turbo", MODES["turbo"]["cfg"]),
+            ("base, CFG 1", "base", 1.0),
+            ("base, CFG 4", "base", MODES["base"]["cfg"]),
         ):
-            picture = pipelines.paint(mode, prompt, 1000 + number, **changes).astype(np.float32)
+            picture = pipelines.paint(mode, prompt, 1000 + number, cfg=cfg).astype(np.float32)
             ways = [np.asarray(judge.painter.paint(replace(scene, mirrored=way)), np.float32) for way in (False, True)]
             errors[key].append(min(float(np.abs(picture - way).mean()) for way in ways))
     means = {key: round(float(np.mean(values)), 2) for key, values in errors.items()}
@@ -282,7 +290,7 @@ def contact_sheet(pictures: list[np.ndarray], target: Path, columns: int = 10) -
     Image.fromarray(sheet).save(target)
 
 
-def evaluate(work: Path, turbo_count: int = 100, base_count: int = 40, steering_count: int = 24) -> dict:
+def evaluate(work: Path, turbo_count: int = 100, base_count: int = 40, steering_count: int = 24) -> dict[str, Any]:
     """Measure everything, write sheets with their prompts apart into `work`, return the figures.
 
     Args:
@@ -292,7 +300,7 @@ def evaluate(work: Path, turbo_count: int = 100, base_count: int = 40, steering_
         steering_count: prompts for guidance and negative prompt.
     """
     pipelines, judge = Pipelines(), Judge(Painter(work))
-    figures: dict = {"turbo": {}, "base": {}}
+    figures: dict[str, Any] = {"turbo": {}, "base": {}}
     for mode, wordings, count in (("turbo", WORDINGS, turbo_count), ("base", ("usual",), base_count)):
         sheet, prompts = [], []
         for kind in KINDS:

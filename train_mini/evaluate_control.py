@@ -10,13 +10,14 @@ import json
 import math
 import random
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
 import mini.config
-from core.request import CONTROLNET_STEPS
+from core.request import CONTROLNET_STEPS, Preprocessor
 from diffusion.pipeline import Pipeline
 from hub import inventory
 from images import preprocess
@@ -128,20 +129,21 @@ def drawings() -> list[tuple[str, Image.Image]]:
     return [(thing, drawing(shape, rng)) for thing, shape in rng.sample(pairs, DRAWINGS)]
 
 
-def evaluate(work: Path, count: int = 60) -> dict:
+def evaluate(work: Path, count: int = 60) -> dict[str, dict[str, float]]:
     """Measure, write contact sheets (control image, without, with) into `work`, return the figures.
 
     `canny`, `scribble` and `gray` give for held-out single things the edge F1 at scale 1 and 0, and the share of
     pictures at scale 1 that show the right thing at the given size and place; `drawn` gives F1 on drawings.
     """
     paint, painter = Controlled().paint, Painter(work)
-    judge, figures = Judge(painter), {}
+    judge = Judge(painter)
+    figures: dict[str, dict[str, float]] = {}
     for kind in mini.config.CONTROLS:
         rows: list[np.ndarray] = []
         scores: dict[str, list[float]] = {"f1": [], "f1_free": [], "thing": []}
         for number, scene in enumerate(test_scenes("single", count if kind == "canny" else count // 2)):
             original = painter.paint(scene)
-            control = preprocess.make(original, kind)
+            control = preprocess.make(original, cast(Preprocessor, kind))  # the names of some of them
             assert control is not None
             says = frozenset(("background",))
             prompt = describe(scene, random.Random(number), says, ("{a} on a {b} background",)).text

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import mini.config
-from diffusion.pipeline import Pipeline
+from diffusion.pipeline import Picture, Pipeline, Progress
 from hub import checkpoint, inventory
 from mini.prompt import complete
 
@@ -89,11 +89,17 @@ def draw(built: Pipeline, prompt: str, seed: int) -> Image.Image:
     drawing = built.text_to_image(
         prompt=prompt, negative_prompt="", steps=TURBO_STEPS, cfg=1.0, width=size, height=size, seed=seed
     )
+    return finished(drawing).image
+
+
+def finished(drawing: Progress) -> Picture:
+    """Let a drawing run to its end, and return its picture."""
     while True:
         try:
             next(drawing)
         except StopIteration as done:
-            return done.value.image
+            picture: Picture = done.value
+            return picture
 
 
 def training_set(built: Pipeline, s: Schedule) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -148,7 +154,8 @@ def train(built: Pipeline, s: Schedule) -> dict[str, torch.Tensor]:
         smooth += 0.1 * (total - smooth)
         if (step + 1) % 20 == 0:
             log.info("step %d of %d, loss %.4f, %.0f s", step + 1, s.steps, smooth, time.time() - began)
-    return get_peft_model_state_dict(transformer)
+    state: dict[str, torch.Tensor] = get_peft_model_state_dict(transformer)
+    return state
 
 
 def export(state: dict[str, torch.Tensor], target: Path) -> Path:
@@ -181,14 +188,11 @@ def sheet(target: Path, path: Path) -> None:
         row = []
         for seed, prompt in enumerate(SHOWN, 3):
             size, prompt = mini.config.NATIVE_SIZE, complete(prompt, seed).text
-            asked = {"prompt": prompt, "negative_prompt": "", "steps": TURBO_STEPS, "cfg": 1.0, "seed": seed}
-            drawing = built.wearing(worn, strength, built.text_to_image(**asked, width=size, height=size))
-            while True:
-                try:
-                    next(drawing)
-                except StopIteration as done:
-                    row.append(np.asarray(done.value.image))
-                    break
+            plain = built.text_to_image(
+                prompt=prompt, negative_prompt="", steps=TURBO_STEPS, cfg=1.0, seed=seed, width=size, height=size
+            )
+            drawing = built.wearing(worn, strength, plain)
+            row.append(np.asarray(finished(drawing).image))
         rows.append(np.concatenate(row, axis=1))
     Image.fromarray(np.concatenate(rows)).resize((768, 512), Image.Resampling.LANCZOS).save(path, optimize=True)
 

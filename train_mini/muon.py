@@ -7,6 +7,7 @@ learned backgrounds and sizes but no identities in 39,000 samples.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
 
@@ -17,7 +18,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 def orthogonalise(g: torch.Tensor, steps: int, dtype: torch.dtype) -> torch.Tensor:
     """Return the nearest semi-orthogonal matrices, roughly, of a stack [N, rows, columns]."""
     a, b, c = COEFFICIENTS
-    x = g / (g.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x: torch.Tensor = g / (g.norm(dim=(1, 2), keepdim=True) + 1e-7)
     tall = x.shape[1] > x.shape[2]
     x = (x.mT if tall else x).to(dtype)
     for _ in range(steps):
@@ -29,27 +30,34 @@ def orthogonalise(g: torch.Tensor, steps: int, dtype: torch.dtype) -> torch.Tens
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, then orthogonalisation; the step is lr * sqrt(max(1, rows / columns))."""
 
-    def __init__(self, params, lr: float, momentum: float = 0.95, steps: int = 5, dtype=torch.float32) -> None:
+    def __init__(
+        self,
+        params: Iterable[torch.Tensor],
+        lr: float,
+        momentum: float = 0.95,
+        steps: int = 5,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "steps": steps})
         self.dtype = dtype
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch lets it be a function as well
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)
+            shapes: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    shapes[p.shape].append(p)
-            for shape, params in shapes.items():
+                    shapes[p.shape].append((p, p.grad))
+            for shape, pairs in shapes.items():
                 updates = []
-                for p in params:
+                for p, gradient in pairs:
                     state = self.state[p]
                     if "momentum" not in state:
                         state["momentum"] = torch.zeros_like(p)
-                    state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                    updates.append(p.grad.lerp(state["momentum"], group["momentum"]))
+                    state["momentum"].lerp_(gradient, 1 - group["momentum"])
+                    updates.append(gradient.lerp(state["momentum"], group["momentum"]))
                 stack = orthogonalise(torch.stack(updates), group["steps"], self.dtype)
                 scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-                for p, update in zip(params, stack, strict=True):
+                for (p, _), update in zip(pairs, stack, strict=True):
                     p.add_(update, alpha=-scale)

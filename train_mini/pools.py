@@ -81,7 +81,8 @@ class Meanings:
         """Keep the rows of that layout, of those that there are, which a noise wishes most; wish: float [layouts]."""
         layouts = self.layouts[rows]
         open_ones = np.flatnonzero(np.bincount(layouts, minlength=len(wish)))
-        return rows[layouts == open_ones[wish[open_ones].argmax()]]
+        kept: np.ndarray = rows[layouts == open_ones[wish[open_ones].argmax()]]
+        return kept
 
 
 @dataclass

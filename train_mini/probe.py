@@ -7,6 +7,7 @@ thing changed. The nearest one tells what went wrong.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from .pools import wishes
 from .scenes import LAYOUTS, Painter, Scene, kind_of, test_scenes
 from .things import BACKGROUNDS, CLASHES, COLOURABLE, COLOURS, COUNTS, PLACES, SIZES, THINGS
 from .transformer import stack_words
+
+# Latents, noise levels, words and their lengths -> velocities.
+Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 PROBES = {"single": 48, "coloured": 16, "pair": 24, "count": 16}
 OPEN = 26  # prompts that say no more than "a fox"
@@ -88,7 +92,7 @@ class Probe:
         return Probe(scenes, competing, torch.load(cache, weights_only=True), *tensors)
 
     @torch.no_grad()
-    def gap(self, predict) -> tuple[float, float]:
+    def gap(self, predict: Predict) -> tuple[float, float]:
         """Return the x0 error at sigma 0.97 with the right caption and with one naming another thing."""
         said = len(self.scenes) - OPEN
         wanted = torch.stack([latents[0] for latents in self.latents[:said]]).float().to(self.noise.device)
@@ -103,7 +107,7 @@ class Probe:
         return errors[0], errors[1]
 
     @torch.no_grad()
-    def sample(self, predict) -> torch.Tensor:
+    def sample(self, predict: Predict) -> torch.Tensor:
         """Euler steps without guidance; returns latents, float32 [N, 16, 16, 16]."""
         u = torch.linspace(1, 0, STEPS + 1)
         sigmas = SHIFT * u / (1 + (SHIFT - 1) * u)

@@ -194,7 +194,7 @@ def fetch_icons(work: Path, which: str) -> dict[str, str]:
 
 def render_icon(svg: str, side: int) -> Image.Image:
     """Render an SVG to an RGBA image of side x side pixels."""
-    import resvg_py
+    import resvg_py  # type: ignore[import-not-found]  # a package of the training alone
 
     png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, skip_system_fonts=True)
     image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
@@ -234,7 +234,7 @@ class Painter:
 
     def __init__(self, work: Path) -> None:
         self.svgs = fetch_icons(work, "fluent")
-        self.kept: dict[tuple, Image.Image] = {}
+        self.kept: dict[tuple[str, int, str | None, bool], Image.Image] = {}
 
     def plain(self, thing: str, side: int) -> Image.Image:
         """Return an icon in its own colours as an RGBA image of `side` pixels."""
@@ -293,4 +293,5 @@ def autoencoder_icons(work: Path, side: int = 96) -> np.ndarray:
         svgs = [svg for name, svg in sorted(fetch_icons(work, "fluent").items()) if not skin_tone.search(name)]
         svgs += [svg for name, svg in sorted(fetch_icons(work, "noto").items()) if not skin_tone.search(name)][::3]
         np.save(cache, np.stack([np.asarray(render_icon(svg, side)) for svg in svgs]))
-    return np.load(cache)
+    icons: np.ndarray = np.load(cache)
+    return icons

@@ -12,9 +12,11 @@ import math
 import random
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -38,6 +40,11 @@ from .things import (
     WAY_NAMES,
 )
 from .vocabulary import vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Key = TypeVar("Key")
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +108,7 @@ def train_tokenizer(work: Path) -> Path:
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    wrapped = PreTrainedTokenizerFast(
+    wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         tokenizer_object=tokenizer,
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
@@ -113,7 +120,7 @@ def train_tokenizer(work: Path) -> Path:
     return target
 
 
-def load_tokenizer(work: Path):
+def load_tokenizer(work: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer as the pipeline does."""
     from transformers import AutoTokenizer
 
@@ -193,7 +200,7 @@ def decorate(caption: Caption, rng: random.Random, idle: list[str]) -> Caption:
     return Caption(text, caption.said)
 
 
-def completed(caption: Caption, rng: random.Random, known: dict, share: float = 0.33) -> Caption:
+def completed(caption: Caption, rng: random.Random, known: dict[str, Any], share: float = 0.33) -> Caption:
     """Let a seed say what a caption leaves open, as the app does, in a share of cases."""
     if caption.said.arrangement != "one" or rng.random() > share:
         return caption
@@ -246,7 +253,7 @@ class Codes:
     def __call__(self, said: Said) -> torch.Tensor:
         """Return float32 [LAST_TOKENS, 128]; what is left open is zero, the mark keeps an empty caption from zero."""
 
-        def look(table, key):
+        def look(table: Mapping[Key, torch.Tensor], key: Key | None) -> torch.Tensor:
             return table[key] if key is not None else torch.zeros_like(next(iter(table.values())))
 
         several = said.arrangement not in (None, "one") or said.second
@@ -267,12 +274,13 @@ class Codes:
         return rows / rows.square().mean(1, keepdim=True).sqrt()
 
 
-def tokenize(tokenizer, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return token ids and mask, int64 [B, L], through the chat template as the pipeline makes them."""
     mark = "\ue000"  # the template is rendered once and the texts are put in its place: hundreds of times faster
     chat = tokenizer.apply_chat_template(
         [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True, enable_thinking=True
     )
+    assert isinstance(chat, str)
     tokens = tokenizer([chat.replace(mark, text) for text in texts], padding=True, return_tensors="pt")
     return tokens.input_ids, tokens.attention_mask
 
@@ -303,7 +311,7 @@ def matrix_dtype(device: torch.device) -> torch.dtype:
         for _ in range(20):
             a @ b
         seconds[dtype] = time.perf_counter() - start
-    return min(seconds, key=seconds.get)
+    return min(seconds, key=lambda dtype: seconds[dtype])
 
 
 def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
@@ -336,7 +344,7 @@ def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
         loss = (state.float() - wanted).square().mean()
         erased = (others.float() - codes.idle.to(device)).square().mean()
         optimizer.zero_grad(set_to_none=True)
-        (loss + ERASED * erased).backward()
+        (loss + ERASED * erased).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average += 0.02 * (loss.item() - average)
@@ -366,7 +374,7 @@ def evaluate(work: Path, device: torch.device, count: int = 600) -> dict[str, fl
     tokenizer, codes, model = load_tokenizer(work), Codes(work), load(work, device)
     everything = frozenset(("background", "size", "place", "colour"))
     scenes = [scene for kind in ("single", "coloured", "pair", "count") for scene in test_scenes(kind, count // 4)]
-    layout = {
+    layout: dict[str, tuple[int, Mapping[Any, torch.Tensor]]] = {
         "arrangement": (32, codes.arrangement),
         "colour": (48, codes.colour),
         "background": (80, codes.background),
@@ -413,7 +421,9 @@ def evaluate(work: Path, device: torch.device, count: int = 600) -> dict[str, fl
 
 
 @torch.no_grad()
-def embed(model: MiniTextEncoder, tokenizer, texts: list[str], device: torch.device) -> list[torch.Tensor]:
+def embed(
+    model: MiniTextEncoder, tokenizer: PreTrainedTokenizerBase, texts: list[str], device: torch.device
+) -> list[torch.Tensor]:
     """Return each text's embeddings as the pipeline's prompt unit makes them: float32 [L, 128] without padding."""
     result = []
     for i in range(0, len(texts), 256):

@@ -7,11 +7,15 @@ a test holds the two together. Latents are [B, 16, h, w]; captions are embedding
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
 
 from mini.config import TRANSFORMER_CONFIG
+
+if TYPE_CHECKING:
+    from diffsynth.models.z_image_dit import ZImageDiT, ZImageTransformerBlock
 
 CAPTION_MULTIPLE = 32  # the model pads captions to multiples of this (SEQ_MULTI_OF)
 PATCH_NUMBERS = 64  # 2 x 2 latents of 16 channels
@@ -20,7 +24,7 @@ PATCH_NUMBERS = 64  # 2 x 2 latents of 16 channels
 # ---- the model -------------------------------------------------------------------------------------------------------
 
 
-def build() -> torch.nn.Module:
+def build() -> ZImageDiT:
     """Return an untrained ZImageDiT with the start values that let it learn on a small budget."""
     from diffsynth.models.z_image_dit import ZImageDiT
 
@@ -58,14 +62,17 @@ def build() -> torch.nn.Module:
     return model
 
 
-def rope_table(model: torch.nn.Module, caption_length: int, height: int, width: int, device) -> torch.Tensor:
+def rope_table(
+    model: ZImageDiT, caption_length: int, height: int, width: int, device: torch.device | str
+) -> torch.Tensor:
     """Return rotations, complex64 [tokens, head_dim / 2], for [picture, caption]; the caption starts at position 1."""
     grid = torch.stack(
         torch.meshgrid(torch.tensor([caption_length + 1]), torch.arange(height), torch.arange(width), indexing="ij"), -1
     ).flatten(0, 2)
     words = torch.zeros(caption_length, 3, dtype=torch.long)
     words[:, 0] = torch.arange(1, caption_length + 1)
-    return model.rope_embedder(torch.cat([grid, words]).to(device)).to(device)
+    rotations: torch.Tensor = model.rope_embedder(torch.cat([grid, words]).to(device)).to(device)
+    return rotations
 
 
 def _linear(x: torch.Tensor, layer: torch.nn.Linear, dtype: torch.dtype) -> torch.Tensor:
@@ -77,15 +84,16 @@ class _RMSNorm(torch.autograd.Function):
     """RMS norm with its gradient written out: half the passes over memory of the chain that autograd would record."""
 
     @staticmethod
-    def forward(ctx, x, weight, eps: float):
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """x [..., C] -> float32 of the same shape."""
         inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         inverse = (inverse.square_() / x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
+        normed: torch.Tensor = (x * inverse).mul_(weight)
+        return normed
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         """Gradients of x and weight."""
         x, weight, inverse = ctx.saved_tensors
         normed = x * inverse
@@ -95,19 +103,26 @@ class _RMSNorm(torch.autograd.Function):
         return (gradient - normed.mul_(mean)).mul_(inverse).to(x.dtype), for_weight, None
 
 
-def _norm(x: torch.Tensor, layer) -> torch.Tensor:
-    return _RMSNorm.apply(x, layer.weight, layer.eps)
+def _norm(x: torch.Tensor, layer: torch.nn.RMSNorm) -> torch.Tensor:
+    normed: torch.Tensor = _RMSNorm.apply(x, layer.weight, layer.eps)
+    return normed
 
 
 def _rotate(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
     """Rotate pairs of neighbouring numbers; x float32 [B, tokens, heads, head_dim], `rope` from `rope_table`."""
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return torch.view_as_real(pairs * rope.unsqueeze(1)).flatten(-2)
 
 
-def block_forward(block, x: torch.Tensor, rope: torch.Tensor, t: torch.Tensor | None, dtype: torch.dtype):
+def block_forward(
+    block: ZImageTransformerBlock, x: torch.Tensor, rope: torch.Tensor, t: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
     """One ZImageTransformerBlock on x [B, tokens, dim] in float32; matrices multiply in `dtype`."""
     attention, feed_forward = block.attention, block.feed_forward
+    scale1: torch.Tensor | float
+    scale2: torch.Tensor | float
+    gate1: torch.Tensor | float
+    gate2: torch.Tensor | float
     if t is not None:
         modulation = F.linear(t, block.adaLN_modulation[0].weight, block.adaLN_modulation[0].bias).unsqueeze(1)
         scale1, gate1, scale2, gate2 = modulation.chunk(4, dim=2)
@@ -115,8 +130,10 @@ def block_forward(block, x: torch.Tensor, rope: torch.Tensor, t: torch.Tensor | 
     else:
         scale1 = scale2 = gate1 = gate2 = 1.0
     h = (_norm(x, block.attention_norm1) * scale1).to(dtype)
-    q, k, v = (_linear(h, m, dtype).unflatten(-1, (attention.num_heads, -1)) for m in
-               (attention.to_q, attention.to_k, attention.to_v))  # fmt: skip
+    q, k, v = (
+        _linear(h, m, dtype).unflatten(-1, (attention.num_heads, -1))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        for m in (attention.to_q, attention.to_k, attention.to_v)
+    )
     q, k = _rotate(_norm(q, attention.norm_q), rope).to(dtype), _rotate(_norm(k, attention.norm_k), rope).to(dtype)
     h = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
     x = x + gate1 * _norm(_linear(h.flatten(2), attention.to_out[0], dtype), block.attention_norm2)
@@ -126,7 +143,7 @@ def block_forward(block, x: torch.Tensor, rope: torch.Tensor, t: torch.Tensor | 
 
 
 def forward(
-    model: torch.nn.Module,
+    model: ZImageDiT,
     latents: torch.Tensor,
     sigma: torch.Tensor,
     words: torch.Tensor,

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,6 +21,9 @@ from .probe import SHIFT, Probe, write_sheet
 from .probe import STEPS as TURBO_STEPS
 from .text_encoder import matrix_dtype
 from .transformer import build, forward, rope_table, stack_words
+
+if TYPE_CHECKING:
+    from diffsynth.models.z_image_dit import ZImageDiT
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +48,13 @@ def turbo_sigmas() -> torch.Tensor:
     return SHIFT * u / (1 + (SHIFT - 1) * u)
 
 
-def walk(guided, x: torch.Tensor, start: torch.Tensor, end: torch.Tensor, steps: int) -> torch.Tensor:
+def walk(
+    guided: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    start: torch.Tensor,
+    end: torch.Tensor,
+    steps: int,
+) -> torch.Tensor:
     """Return the mean velocity of `steps` Euler steps of `guided(x, sigma)` from noise level `start` to `end`, [B]."""
     here = x
     for i in range(steps):
@@ -71,7 +82,9 @@ def train_turbo(work: Path, device: torch.device, s: Schedule | None = None) -> 
     optimizer = torch.optim.AdamW(model.parameters(), lr=s.rate, betas=(0.9, 0.95), weight_decay=0.0)
     grid, start = turbo_sigmas(), time.time()
 
-    def predict(x, sigma, words, lengths, who=model):
+    def predict(
+        x: torch.Tensor, sigma: torch.Tensor, words: torch.Tensor, lengths: torch.Tensor, who: ZImageDiT = model
+    ) -> torch.Tensor:
         return forward(who, x, sigma, words, lengths, tables[words.shape[1]], dtype)
 
     smooth = None
@@ -84,7 +97,9 @@ def train_turbo(work: Path, device: torch.device, s: Schedule | None = None) -> 
         level = sigma.view(-1, 1, 1, 1)
         x = (1 - level) * x0 + level * noise
 
-        def guided(x, sigma, words=words, lengths=lengths):
+        def guided(
+            x: torch.Tensor, sigma: torch.Tensor, words: torch.Tensor = words, lengths: torch.Tensor = lengths
+        ) -> torch.Tensor:
             free = predict(x, sigma, empty.expand(s.batch, -1, -1), empty_length.expand(s.batch), teacher)
             return free + GUIDANCE * (predict(x, sigma, words, lengths, teacher) - free)
 
@@ -92,7 +107,7 @@ def train_turbo(work: Path, device: torch.device, s: Schedule | None = None) -> 
             wanted = walk(guided, x, sigma, following, TEACHER_STEPS)
         loss = (predict(x, sigma, words, lengths) - wanted).square().mean()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         for key, value in model.state_dict().items():

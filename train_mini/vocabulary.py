@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from . import captions, chinese
 from .captions import plural
 from .things import BACKGROUND_NAMES, BACKGROUNDS, COLOUR_NAMES, COUNTS, PLACE_NAMES, SIZE_NAMES, THINGS, WAY_NAMES
 
 
-def vocabulary() -> dict:
+def vocabulary() -> dict[str, Any]:
     """Return what the miniature knows: names of things, colours, sizes and places, and the words around them."""
     return {
         "things": {names[0]: list(dict.fromkeys((*names, *map(plural, names)))) for names in THINGS.values()},
