@@ -1,6 +1,9 @@
 """What a request will take: operations held against torch's own counter, seconds, memory, and what is hopeless."""
 
 import math
+import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,9 +23,10 @@ def plan_of(gigabytes: int, mode: str = "generate", kind: device.DeviceKind = "c
     return memory_plan(kind, gigabytes * GIB, None, 64 * GIB, mode)
 
 
-def work(mode: str = "generate", *, side: int = 1024, height: int | None = None, **values: float) -> Work:
+def work(mode: str = "generate", *, side: int = 1024, height: int | None = None, **values: Any) -> Work:
     """A request's work with the real weights: eight steps of a square picture, but for what is given."""
-    return Work(**{"kind": "full", "mode": mode, "steps": 8, "width": side, "height": height or side, **values})
+    usual = {"kind": "full", "mode": mode, "steps": 8, "width": side, "height": height or side}
+    return Work(**{**usual, **values})
 
 
 # --- operations
@@ -112,7 +116,7 @@ def test_fetching_weights_in_each_step_takes_time() -> None:
 def test_a_finished_run_replaces_the_assumption() -> None:
     on = Device("cpu", "a CPU", 64 * GIB, 60 * GIB, "float32", "")
     forecast, plan = Forecast(), plan_of(64, kind="cpu")
-    request = TextToImage(prompt="a fox", seed=1, width=512, height=512).resolved("full")
+    request = TextToImage.parse(prompt="a fox", seed=1, width=512, height=512).resolved("full")
     before = forecast.check(request, "full", (512, 512), on, plan)
     forecast.learn(request, "full", (512, 512), {"loading": 99.0, "encoding": 1.0, "denoising": 30.0, "decoding": 1.0})
     after = forecast.check(request, "full", (512, 512), on, plan)
@@ -186,7 +190,9 @@ def test_the_miniature_is_never_hopeless() -> None:
     assert math.isfinite(found.bytes)
 
 
-def test_an_enlargement_that_would_take_days_is_refused_before_anything_is_drawn(tmp_path, monkeypatch) -> None:
+def test_an_enlargement_that_would_take_days_is_refused_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from PIL import Image
 
     from core.events import Failure
@@ -198,8 +204,8 @@ def test_an_enlargement_that_would_take_days_is_refused_before_anything_is_drawn
     engine = Engine(Settings(device="cpu", memory_gb=64))
     # No real weights on a test machine; none is opened before the request is judged.
     monkeypatch.setattr(engine, "weights_in_use", lambda *_: inventory.Chosen("full", {}, "nowhere", ""))
-    monkeypatch.setattr(estimate.os, "cpu_count", lambda: 2)  # a figure for two cores, whatever this machine has
-    *_, last = engine.run(Upscale(image=str(tmp_path / "large.png"), steps=50))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)  # a figure for two cores, whatever this machine has
+    *_, last = engine.run(Upscale.parse(image=str(tmp_path / "large.png"), steps=50))
     assert isinstance(last, Failure)
     assert last.code == "bad_request"
     assert last.values["field"] == "steps"

@@ -4,6 +4,7 @@ import hashlib
 import io
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def pixels(png: bytes) -> bytes:
 # --- the engine ---
 
 
-def test_a_lora_changes_the_picture_and_nothing_afterwards(draw, style: Path) -> None:
+def test_a_lora_changes_the_picture_and_nothing_afterwards(draw: Callable[..., Result], style: Path) -> None:
     before = draw(steps=2).png
     worn = draw(steps=2, lora=str(style), lora_strength=1).png
     assert pixels(worn) != pixels(before)
@@ -50,15 +51,17 @@ def test_a_lora_changes_the_picture_and_nothing_afterwards(draw, style: Path) ->
     assert pixels(draw(steps=2, lora=str(style), lora_strength=0.5).png) not in (pixels(before), pixels(worn))
 
 
-def test_strength_zero_draws_what_no_lora_draws(draw, style: Path) -> None:
+def test_strength_zero_draws_what_no_lora_draws(draw: Callable[..., Result], style: Path) -> None:
     assert pixels(draw(steps=2, lora=str(style), lora_strength=0).png) == pixels(draw(steps=2).png)
 
 
-def test_a_strength_without_a_lora_means_nothing(draw) -> None:
+def test_a_strength_without_a_lora_means_nothing(draw: Callable[..., Result]) -> None:
     assert draw(steps=2, lora_strength=1.5).png == draw(steps=2).png
 
 
-def test_picture_carries_name_hash_strength_and_digest(draw, style: Path, tmp_path: Path) -> None:
+def test_picture_carries_name_hash_strength_and_digest(
+    draw: Callable[..., Result], style: Path, tmp_path: Path
+) -> None:
     result = draw(steps=2, lora=str(style), lora_strength=0.75)
     path = tmp_path / "picture.png"
     save(result, path)
@@ -88,7 +91,9 @@ def test_file_is_judged_before_anything_is_loaded(tmp_path: Path) -> None:
     assert engine._pipeline is None
 
 
-def test_unusable_files_are_failures_and_the_next_request_works(engine: Engine, draw, tmp_path: Path) -> None:
+def test_unusable_files_are_failures_and_the_next_request_works(
+    engine: Engine, draw: Callable[..., Result], tmp_path: Path
+) -> None:
     before = draw(steps=2).png
     full = random_pairs(size="full", modules=["layers.20.attention.to_q"])
     broken = {name: one * float("nan") for name, one in loras.peft(PAIRS).items()}
@@ -115,7 +120,9 @@ def with_header(path: Path, entry: str) -> Path:
 NO_NUMBERS = ["1e308", "1e999", "NaN", "-Infinity", "1" + "0" * 400, "9" * 5_000]
 
 
-def test_no_file_whatever_its_numbers_takes_away_what_is_loaded(engine: Engine, draw, tmp_path: Path) -> None:
+def test_no_file_whatever_its_numbers_takes_away_what_is_loaded(
+    engine: Engine, draw: Callable[..., Result], tmp_path: Path
+) -> None:
     def told(**metadata: str) -> Path:
         return write(tmp_path / f"{next(number)}.safetensors", loras.peft(PAIRS), metadata)
 
@@ -156,10 +163,11 @@ def test_no_file_whatever_its_numbers_takes_away_what_is_loaded(engine: Engine, 
     assert engine._pipeline is loaded
     *events, result = engine.run(ask())
     assert not any(isinstance(event, Stage) and event.name == "loading" for event in events)
+    assert isinstance(result, Result)
     assert result.png == before
 
 
-def test_cancelled_run_leaves_nothing_of_the_lora(engine: Engine, draw, style: Path) -> None:
+def test_cancelled_run_leaves_nothing_of_the_lora(engine: Engine, draw: Callable[..., Result], style: Path) -> None:
     before = draw(steps=2).png
     run = engine.run(ask(lora=str(style), lora_strength=1.5))
     while (event := next(run)) != Step(1, 2):
@@ -182,7 +190,7 @@ def test_loading_a_lora_is_a_stage_and_the_notes_say_what_is_left_out(engine: En
     assert said[2] == "The LoRA was trained on Z-Image; with Z-Image Turbo it may do less, or harm."
 
 
-def test_a_lora_works_with_base_and_guidance_too(draw, style: Path) -> None:
+def test_a_lora_works_with_base_and_guidance_too(draw: Callable[..., Result], style: Path) -> None:
     before = draw(model="base", steps=2).png
     assert pixels(draw(model="base", steps=2, lora=str(style)).png) != pixels(before)
     assert draw(model="base", steps=2).png == before
@@ -243,7 +251,9 @@ def test_strength_follows_a_colon_and_a_drive_is_none(given: str, path: str, str
     assert found == {"lora": path} | ({} if strength is None else {"lora_strength": strength})
 
 
-def test_command_line_draws_with_a_lora_and_replays_it(style: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_command_line_draws_with_a_lora_and_replays_it(
+    style: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     common = ["--weights", "mini", "--device", "cpu"]
     asked = ["generate", "a fox", "--seed", "7", "--steps", "2", *common]
@@ -267,13 +277,13 @@ def test_command_line_draws_with_a_lora_and_replays_it(style: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("strength", ["2", "-1", "much", "", "nan"])
-def test_impossible_strength_is_one_line(strength: str, style: Path, capsys) -> None:
+def test_impossible_strength_is_one_line(strength: str, style: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["generate", "a fox", "--weights", "mini", "--lora", f"{style}:{strength}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"lora_strength: {strength!r} is not possible; allowed: a number from 0 to 1.5"
 
 
-def test_inspect_says_what_a_lora_is(style: Path, capsys) -> None:
+def test_inspect_says_what_a_lora_is(style: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", str(style), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["layers"] == "42 of 42 matched"
@@ -285,7 +295,7 @@ def test_inspect_says_what_a_lora_is(style: Path, capsys) -> None:
     assert "layers: 42 of 42 matched\nmatched: 42 modules" in capsys.readouterr().out
 
 
-def test_inspect_refuses_what_is_no_lora(tmp_path: Path, capsys) -> None:
+def test_inspect_refuses_what_is_no_lora(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"nothing")
     assert cli.main(["inspect", str(path)]) == 2

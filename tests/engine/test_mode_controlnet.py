@@ -6,6 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +19,10 @@ from PIL import Image, ImageDraw
 import mini.config
 from core import metadata
 from core.errors import WeightsMissing
-from core.events import Failure, Stage
+from core.events import Failure, Result, Stage
 from core.request import CONTROLNET_STEPS, ControlNet, Preprocess, TextToImage
-from core.sizes import IMAGE_SIZES
-from diffusion.pipeline import SIGMA_SHIFT, Pipeline
+from core.sizes import IMAGE_SIZES, ImageSizes, WeightsKind
+from diffusion.pipeline import SIGMA_SHIFT, Picture, Pipeline
 from engine import Engine, Settings
 from hub import inventory, parts
 from hub.checkpoint import model_hash
@@ -63,7 +64,7 @@ def sketch(tmp_path: Path) -> Path:
     return tmp_path / "sketch.png"
 
 
-def draw(pipeline: Pipeline, control: tuple[Image.Image, float] | None, steps: int = 3):
+def draw(pipeline: Pipeline, control: tuple[Image.Image, float] | None, steps: int = 3) -> Picture:
     drawing = pipeline.text_to_image(
         prompt=PROMPT, negative_prompt="", steps=steps, cfg=1.0, width=128, height=128, seed=7, control=control
     )
@@ -71,7 +72,8 @@ def draw(pipeline: Pipeline, control: tuple[Image.Image, float] | None, steps: i
         try:
             next(drawing)
         except StopIteration as done:
-            return done.value
+            picture: Picture = done.value
+            return picture
 
 
 def ask(image: Path, **values: object) -> ControlNet:
@@ -168,7 +170,7 @@ def test_latents_agree_with_diffusers(edges: Image.Image) -> None:
     unit._blanks[128, 128] = torch.zeros(1, 16, 16, 16)
 
     shape = mini.config.TRANSFORMER_CONFIG
-    theirs_net = ZImageControlNetModel(
+    theirs_net: Any = ZImageControlNetModel(  # type: ignore[no-untyped-call]  # diffusers leaves it untyped
         **mini.config.CONTROLNET_CONFIG,
         control_refiner_layers_places=list(range(mini.config.CONTROLNET_CONFIG["n_refiner_layers"])),
         add_control_noise_refiner="control_noise_refiner",
@@ -189,12 +191,15 @@ def test_latents_agree_with_diffusers(edges: Image.Image) -> None:
             return SimpleNamespace(latents=ours.pipe.vae_encoder(pictures))
 
     turbo = parts.MINI_ROOT / "Z-Image-Turbo"
-    theirs = ZImageControlNetPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(turbo / "scheduler"),
+    transformer = ZImageTransformer2DModel.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers leaves it untyped
+        turbo / "transformer", torch_dtype=torch.float32
+    )
+    theirs: Any = ZImageControlNetPipeline(  # type: ignore[no-untyped-call]  # diffusers leaves it untyped
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(turbo / "scheduler"),  # type: ignore[no-untyped-call]  # diffusers leaves it untyped
         vae=Encoder(),
         text_encoder=Qwen3Model.from_pretrained(turbo / "text_encoder", dtype=torch.float32),
         tokenizer=AutoTokenizer.from_pretrained(turbo / "tokenizer"),
-        transformer=ZImageTransformer2DModel.from_pretrained(turbo / "transformer", torch_dtype=torch.float32),
+        transformer=transformer,
         controlnet=theirs_net,
     )
     theirs.set_progress_bar_config(disable=True)
@@ -243,7 +248,7 @@ def test_the_full_size_controlnet_is_detected_and_loaded_by_the_same_code(tmp_pa
 
 
 def test_without_its_controlnet_the_miniature_says_so(
-    engine: Engine, sketch: Path, tmp_path: Path, monkeypatch
+    engine: Engine, sketch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     empty = tmp_path / "mini"
@@ -276,6 +281,8 @@ def test_a_picture_follows_and_says_what_it_is_made_of(engine: Engine, sketch: P
         "transformer (turbo)",
     ]
     assert events[0] == Stage("preprocessing", "Canny")
+    assert isinstance(result, Result)
+    assert isinstance(result.request, ControlNet)
     assert (result.size, result.request.steps) == ((128, 128), CONTROLNET_STEPS)
     assert [note.code for note in result.notes] == ["image_cut"]  # 2:1 is not possible
     described = result.sidecar
@@ -303,17 +310,23 @@ def test_scale_0_draws_what_text_alone_does(engine: Engine, sketch: Path) -> Non
 
 def test_the_controlnet_is_loaded_when_it_is_first_used(engine: Engine, sketch: Path) -> None:
     engine.draw(TextToImage.parse(prompt=PROMPT, steps=1))
+    assert engine._pipeline is not None
     assert engine._pipeline.pipe.controlnet is None
-    loads = [event.detail for event in engine.run(ask(sketch, steps=1)) if getattr(event, "name", "") == "loading"]
-    assert loads == ["ControlNet"]
-    assert [event for event in engine.run(ask(sketch, steps=1)) if getattr(event, "name", "") == "loading"] == []
+    for expected in (["ControlNet"], []):
+        stages = [event for event in engine.run(ask(sketch, steps=1)) if isinstance(event, Stage)]
+        assert [stage.detail for stage in stages if stage.name == "loading"] == expected
 
 
 def test_the_drawing_uses_the_very_preview(engine: Engine, sketch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preview = engine.control_image(Preprocess.parse(image=str(sketch)))
-    made = []
+    made: list[Preprocess] = []
     real = preprocess.control
-    monkeypatch.setattr(preprocess, "control", lambda *a: made.append(a) or real(*a))  # counts; still does the work
+
+    def counted(request: Preprocess, sizes: ImageSizes) -> preprocess.Control:  # still does the work
+        made.append(request)
+        return real(request, sizes)
+
+    monkeypatch.setattr(preprocess, "control", counted)
     engine.draw(ask(sketch, steps=1))
     assert engine.control_image(Preprocess.parse(image=str(sketch))) is preview
     assert made == []
@@ -336,7 +349,8 @@ def test_only_recent_previews_are_kept(engine: Engine, sketch: Path) -> None:
 
 
 def test_the_control_image_has_the_size_of_the_picture(engine: Engine, sketch: Path) -> None:
-    for kind, size in (("mini", (128, 128)), ("full", (1440, 720))):
+    expected: dict[WeightsKind, tuple[int, int]] = {"mini": (128, 128), "full": (1440, 720)}
+    for kind, size in expected.items():
         assert preprocess.control(Preprocess.parse(image=str(sketch)), IMAGE_SIZES[kind]).image.size == size
 
 
@@ -361,7 +375,7 @@ def test_a_picture_that_cannot_be_used_is_a_sentence_and_the_next_request_works(
 
 
 def test_a_missing_depth_model_never_falls_back_on_the_raw_picture(
-    engine: Engine, sketch: Path, tmp_path: Path, monkeypatch
+    engine: Engine, sketch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     *_, failure = engine.run(ask(sketch, preprocessor="depth"))

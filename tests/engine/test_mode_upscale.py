@@ -4,14 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import spandrel  # type: ignore[import-untyped]  # spandrel brings no types
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from spandrel.architectures.Compact import Compact
+from spandrel.architectures.Compact import Compact  # type: ignore[import-untyped]  # spandrel brings no types
 
 import upscaler.network
 from bench import upscale as bench
@@ -34,12 +36,12 @@ MEMORY_BOUND_GIB = 3.0  # docs/upscaling.md states it
 SEAM_BOUND = 1.25  # how much steeper than elsewhere a refined picture may be on the borders of its tiles
 
 
-def fast() -> upscaler.network.spandrel.ImageModelDescriptor:
+def fast() -> spandrel.ImageModelDescriptor:
     return upscaler.network.load(find("fast", {}), "cpu")
 
 
 @pytest.fixture
-def picture(tmp_path: Path):
+def picture(tmp_path: Path) -> Callable[..., Path]:
     """Save a part of a photograph: `picture(width, height, mode)` -> its path."""
 
     def save(width: int, height: int, mode: str = "RGB") -> Path:
@@ -116,7 +118,7 @@ def test_any_network_that_doubles_will_do_and_nothing_is_halved_then(tmp_path: P
 
 def _networks(folder: Path) -> dict[str, Path]:
     class Trap:
-        def __reduce__(self) -> tuple:
+        def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
             return (os.mkdir, (str(folder / "run"),))
 
     torch.save({"params": Trap()}, folder / "trap.pth")
@@ -155,7 +157,7 @@ def test_a_file_that_is_no_such_network_is_refused_and_runs_nothing(tmp_path: Pa
 )
 @pytest.mark.parametrize("denoise", [0, 0.33])
 def test_the_result_is_exactly_twice_as_wide_and_high(
-    engine: Engine, picture, tmp_path: Path, size: tuple[int, int], mode: str, denoise: float
+    engine: Engine, picture: Callable[..., Path], tmp_path: Path, size: tuple[int, int], mode: str, denoise: float
 ) -> None:
     result = upscale(engine, picture(*size, mode), denoise=denoise, steps=1)
     assert result.size == (2 * size[0], 2 * size[1])
@@ -167,11 +169,14 @@ def test_transparent_places_become_white(engine: Engine, tmp_path: Path) -> None
     assert pixels(upscale(engine, tmp_path / "glass.png", denoise=0), tmp_path).min() > 250
 
 
-def test_without_denoising_the_picture_is_what_the_network_made(engine: Engine, picture, tmp_path: Path) -> None:
+def test_without_denoising_the_picture_is_what_the_network_made(
+    engine: Engine, picture: Callable[..., Path], tmp_path: Path
+) -> None:
     file = picture(40, 30)
     wanted = bench.whole(upscaler.network.enlarge(Image.open(file), fast(), 256))
     result = upscale(engine, file)  # 0 is the miniature's usual
     np.testing.assert_array_equal(pixels(result, tmp_path), np.asarray(wanted))
+    assert isinstance(result.request, Upscale)
     assert result.request.denoise == 0
     assert any("flat icons" in note.text for note in result.notes)
     parameters = (tmp_path / "result.png").read_bytes()
@@ -179,14 +184,16 @@ def test_without_denoising_the_picture_is_what_the_network_made(engine: Engine, 
     assert b"Denoising strength: 0" in parameters
 
 
-def test_without_denoising_no_model_that_draws_is_loaded(picture) -> None:
+def test_without_denoising_no_model_that_draws_is_loaded(picture: Callable[..., Path]) -> None:
     alone = Engine(Settings(weights="mini", device="cpu"))
     events = list(alone.run(Upscale.parse(image=str(picture(16, 16)), upscaler="fast")))
     assert isinstance(events[-1], Result)
     assert not [event for event in events if isinstance(event, Stage) and "transformer" in event.detail]
 
 
-def test_all_steps_are_taken_and_said_and_it_can_be_replayed(engine: Engine, picture, tmp_path: Path) -> None:
+def test_all_steps_are_taken_and_said_and_it_can_be_replayed(
+    engine: Engine, picture: Callable[..., Path], tmp_path: Path
+) -> None:
     file = picture(40, 40)
     events = list(engine.run(Upscale.parse(image=str(file), upscaler="fast", denoise=0.33, seed=3)))
     result = events[-1]
@@ -202,7 +209,7 @@ def test_all_steps_are_taken_and_said_and_it_can_be_replayed(engine: Engine, pic
     assert again.png == result.png
 
 
-def test_one_tile_is_diffsynths_own_image_to_image(pipeline) -> None:
+def test_one_tile_is_diffsynths_own_image_to_image(pipeline: Pipeline) -> None:
     image = bench.photograph("coffee", IMAGE_SIZES["mini"].native)
     picture = bench.whole(
         pipeline.image_to_image(image=image, prompt="a red apple", steps=3, denoise=0.6, seed=5, side=128)
@@ -221,10 +228,17 @@ def test_one_tile_is_diffsynths_own_image_to_image(pipeline) -> None:
     np.testing.assert_array_equal(picture.image, wanted)
 
 
-def test_the_unit_asks_only_for_models_that_the_pipeline_has(pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_unit_asks_only_for_models_that_the_pipeline_has(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[str] = []
     real = pipeline.pipe.load_models_to_device  # it still runs: only what it is asked for is written down
-    monkeypatch.setattr(pipeline.pipe, "load_models_to_device", lambda names: asked.extend(names) or real(names))
+
+    def note(names: list[str]) -> None:
+        asked.extend(names)
+        real(names)
+
+    monkeypatch.setattr(pipeline.pipe, "load_models_to_device", note)
     unit = next(one for one in pipeline.pipe.units if isinstance(one, InputImageUnit))
     pipeline.pipe.scheduler.set_timesteps(2, denoising_strength=0.5, shift=3.0)
     with torch.no_grad():
@@ -233,7 +247,7 @@ def test_the_unit_asks_only_for_models_that_the_pipeline_has(pipeline, monkeypat
     assert all(hasattr(pipeline.pipe, name) for name in asked)
 
 
-def test_a_picture_larger_than_native_is_refined_in_tiles_and_stays_what_it_is(pipeline) -> None:
+def test_a_picture_larger_than_native_is_refined_in_tiles_and_stays_what_it_is(pipeline: Pipeline) -> None:
     drawn = bench.whole(
         pipeline.text_to_image(
             prompt="a red apple on a blue background", negative_prompt="", steps=8, cfg=1, width=128, height=128, seed=7
@@ -247,8 +261,8 @@ def test_a_picture_larger_than_native_is_refined_in_tiles_and_stays_what_it_is(p
     while True:
         try:
             events.append(next(work))
-        except StopIteration as done:
-            refined, _ = done.value
+        except StopIteration as finished:
+            refined, _ = finished.value
             break
     done = [event for event in events if isinstance(event, TileDone)]
     for stage, times in (("encoding", 1), ("denoising", 5), ("decoding", 1)):
@@ -256,14 +270,14 @@ def test_a_picture_larger_than_native_is_refined_in_tiles_and_stays_what_it_is(p
     assert bench.psnr(large, refined) > 22  # docs/upscaling.md states 26.5
 
 
-def test_a_large_frame_is_refined_in_many_tiles_without_seams(pipeline) -> None:
+def test_a_large_frame_is_refined_in_many_tiles_without_seams(pipeline: Pipeline) -> None:
     found = bench.refined_in_tiles(pipeline, 512)
     assert found["tiles"] == 25
     assert found["seam"] < SEAM_BOUND
     assert found["alone"] > 3 * SEAM_BOUND  # so would be seen what tiles that are drawn apart leave
 
 
-def test_it_refines_the_same_under_vram_management(pipeline) -> None:
+def test_it_refines_the_same_under_vram_management(pipeline: Pipeline) -> None:
     managed = Pipeline("cpu", torch.float32, keep_both=True, plan=plan_with("disk"))
     for one in (pipeline, managed):  # other tests may have left the shared one with Base
         bench.whole(one.load(inventory.choose("mini", Upscale.mode, "turbo"), "turbo"))
@@ -277,8 +291,8 @@ def test_it_refines_the_same_under_vram_management(pipeline) -> None:
     # DiffSynth's own call takes the same way into the VAE.
     values = {"input_image": image, "denoising_strength": 0.5, "num_inference_steps": 2, "seed": 5, "sigma_shift": 3.0}
     values |= {"prompt": "a fox", "height": 192, "width": 192, "progress_bar_cmd": iter}
-    theirs = [np.asarray(one.pipe(**values)) for one in (pipeline, managed)]
-    np.testing.assert_array_equal(*theirs)
+    theirs, managed_theirs = (np.asarray(one.pipe(**values)) for one in (pipeline, managed))
+    np.testing.assert_array_equal(theirs, managed_theirs)
 
 
 def test_the_memory_plan_makes_tiles_smaller() -> None:
@@ -293,7 +307,9 @@ def test_the_memory_plan_makes_tiles_smaller() -> None:
 
 
 @pytest.mark.parametrize("stage", ["upscaling", "encoding", "denoising", "decoding"])
-def test_it_is_cancelled_between_tiles_and_the_next_request_works(engine: Engine, picture, stage: str) -> None:
+def test_it_is_cancelled_between_tiles_and_the_next_request_works(
+    engine: Engine, picture: Callable[..., Path], stage: str
+) -> None:
     events = engine.run(Upscale.parse(image=str(picture(300, 1)), upscaler="fast", denoise=0.5, steps=1))
     for event in events:
         if isinstance(event, TileDone) and event.stage == stage:
@@ -306,7 +322,9 @@ def test_it_is_cancelled_between_tiles_and_the_next_request_works(engine: Engine
 
 
 @pytest.mark.parametrize("size", [(2049, 1), (1, 2049)])
-def test_what_would_become_too_large_is_refused_with_a_sentence(engine: Engine, tmp_path: Path, size) -> None:
+def test_what_would_become_too_large_is_refused_with_a_sentence(
+    engine: Engine, tmp_path: Path, size: tuple[int, int]
+) -> None:
     Image.new("RGB", size).save(tmp_path / "large.png")
     *_, last = engine.run(Upscale.parse(image=str(tmp_path / "large.png")))
     assert isinstance(last, Failure)
@@ -330,7 +348,7 @@ def test_usual_values_are_those_of_the_weights() -> None:
     assert full.seed != 0
 
 
-def test_an_estimate_gives_sizes_and_learns(engine: Engine, picture) -> None:
+def test_an_estimate_gives_sizes_and_learns(engine: Engine, picture: Callable[..., Path]) -> None:
     alone = Engine(Settings(weights="mini", device="cpu"))
     request = Upscale.parse(image=str(picture(300, 20)), upscaler="fast")
     guess = alone.upscale_estimate(request)
@@ -379,7 +397,7 @@ def test_the_peak_of_memory_is_bounded() -> None:
     assert max(found.values()) < MEMORY_BOUND_GIB
 
 
-def test_the_command_makes_a_picture_of_exactly_twice_the_size(picture, tmp_path: Path) -> None:
+def test_the_command_makes_a_picture_of_exactly_twice_the_size(picture: Callable[..., Path], tmp_path: Path) -> None:
     out = tmp_path / "large.png"
     command = [sys.executable, "cli.py", "upscale", "--weights", "mini", "--device", "cpu", "--offline", "--json"]
     command += ["--image", str(picture(25, 18)), "--upscaler", "fast", "--out", str(out)]

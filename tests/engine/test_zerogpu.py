@@ -13,16 +13,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import gradio as gr
 import pytest
-from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
+from gradio_client import Client, handle_file  # type: ignore[import-untyped]  # gradio_client brings no types
+from gradio_client.exceptions import AppError  # type: ignore[import-untyped]  # gradio_client brings no types
 from PIL import Image
 
-from core.errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalError
-from core.events import Result
+from core.errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalError, StudioError
+from core.events import Failure, Result
 from core.request import ControlNet, TextToImage, Upscale
 from engine import Engine, Settings, estimate, zerogpu
 from engine.zerogpu import Task
@@ -168,7 +169,7 @@ def test_only_this_module_knows_the_titles() -> None:
         (Task(turbo(), NATIVE), GpuBusy("-"), None),
     ],
 )
-def test_what_is_tried_again(task: Task, refusal: Exception, again: dict | None) -> None:
+def test_what_is_tried_again(task: Task, refusal: StudioError, again: dict[str, Any] | None) -> None:
     found = zerogpu._another_try(task, refusal)
     assert found == (again and Task(**{**vars(task), **again}))
 
@@ -206,6 +207,7 @@ def test_where_memory_ends_a_task_fails_and_the_models_stay(monkeypatch: pytest.
     with monkeypatch.context() as patched:
         patched.setattr(pipeline, "text_to_image", exhausted)
         *_, last = engine._in_fork(Task(TextToImage.parse(prompt="a fox").resolved("mini"), (128, 128)))
+    assert isinstance(last, Failure)
     assert last.code == "space_out_of_memory"
     assert len(calls) == 1
     assert "ask for a smaller one" in last.text  # what a visitor can do, and nothing else
@@ -226,7 +228,7 @@ class Lender:
     """
 
     url: str = ""
-    answers: list = field(default_factory=list)
+    answers: list[Any] = field(default_factory=list)
     calls: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     pids: list[int] = field(default_factory=list)
     aborting: bool = False
@@ -323,7 +325,7 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def _client(url: str, process: subprocess.Popen, log: Path) -> Client:
+def _client(url: str, process: subprocess.Popen[bytes], log: Path) -> Client:
     deadline = time.monotonic() + 180  # far more than it takes; a machine may be busy
     while time.monotonic() < deadline and process.poll() is None:
         try:

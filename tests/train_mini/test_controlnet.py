@@ -4,11 +4,14 @@ import pytest
 import torch
 
 import mini.config
+from mini.models import MiniControlNet
 from train_mini import control_forward, transformer
+
+Models = tuple[torch.nn.Module, MiniControlNet]  # DiffSynth brings no types for its transformer
 
 
 @pytest.fixture(scope="module")
-def models():
+def models() -> Models:
     """A transformer and a ControlNet of random weights, every part of which does something."""
     from diffusion.pipeline import follow_weight_dtype
 
@@ -26,7 +29,7 @@ def models():
 
 @pytest.mark.parametrize("tokens", [5, 32, 40])
 @pytest.mark.parametrize("scale", [1.0, 0.4])
-def test_forward_equals_diffsynths(models, tokens: int, scale: float) -> None:
+def test_forward_equals_diffsynths(models: Models, tokens: int, scale: float) -> None:
     from diffsynth.pipelines.z_image import model_fn_z_image_turbo
 
     model, net = models
