@@ -5,7 +5,7 @@ from pathlib import Path
 import axe_playwright_python
 import pytest
 from PIL import Image
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from core import metadata
 from tests.helpers.browsing import (
@@ -28,7 +28,7 @@ AXE = Path(axe_playwright_python.__file__).parent / "axe.min.js"
 ELSEWHERE: dict[str, str] = {}
 
 
-def violations(page) -> list[str]:
+def violations(page: Page) -> list[str]:
     """Return what axe-core finds that keeps people out."""
     page.evaluate(AXE.read_text(encoding="utf-8"))
     found = page.evaluate("axe.run(document, { resultTypes: ['violations'] }).then((done) => done.violations)")
@@ -42,7 +42,7 @@ def violations(page) -> list[str]:
 
 @pytest.mark.parametrize("language", ["en-US", "zh-CN"])
 @SIZES
-def test_axe_finds_no_serious_violation(open_page: Open, size, language: str, tmp_path: Path) -> None:
+def test_axe_finds_no_serious_violation(open_page: Open, size: tuple[int, int], language: str, tmp_path: Path) -> None:
     Image.new("RGB", (48, 48), "white").save(tmp_path / "white.png")
     page = open_page(size, locale=language)
     page.emulate_media(reduced_motion="reduce")
@@ -75,11 +75,11 @@ def test_axe_finds_no_serious_violation(open_page: Open, size, language: str, tm
     page.keyboard.press("Escape")
 
 
-def write_in(page, field: str) -> None:
+def write_in(page: Page, field: str) -> None:
     page.locator(f"{field} textarea").fill(PROMPT)
 
 
-def tab_to(page, selector: str, key: str = "Tab") -> None:
+def tab_to(page: Page, selector: str, key: str = "Tab") -> None:
     """Go with the keyboard until something that the selector names has the focus."""
     for _ in range(60):
         if page.evaluate("(wanted) => document.activeElement.matches(wanted)", selector):
@@ -133,7 +133,7 @@ def test_an_expert_never_touches_the_mouse(open_page: Open, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("size", [DESKTOP, (320, 640)], ids=["desktop", "narrow"])
-def test_what_is_chosen_shows_where_the_system_forces_its_colours(open_page: Open, size) -> None:
+def test_what_is_chosen_shows_where_the_system_forces_its_colours(open_page: Open, size: tuple[int, int]) -> None:
     page = open_page(size, forced_colors="active", color_scheme="light")
     for control in ("#model input", "#generate-controls .use-lora input", "#generate-controls input[type=range]"):
         assert page.locator(control).first.evaluate("(one) => getComputedStyle(one).appearance") == "auto"

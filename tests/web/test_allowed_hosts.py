@@ -4,13 +4,16 @@ import asyncio
 import http.client
 import subprocess
 import sys
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 import web.server
@@ -101,7 +104,7 @@ def test_every_route_is_behind_it(method: str, path: str, body: str | None) -> N
 def inside(*names: str) -> TestClient:
     """A page and a websocket behind the middleware."""
 
-    async def page(_) -> PlainTextResponse:
+    async def page(_: Request) -> PlainTextResponse:
         return PlainTextResponse("the page")
 
     async def socket(one: WebSocket) -> None:
@@ -123,13 +126,26 @@ def test_websockets_are_refused_too() -> None:
         socket.receive_text()
 
 
+async def no_message() -> Message:
+    raise AssertionError
+
+
+async def nowhere(_: Message) -> None:
+    raise AssertionError
+
+
+async def behind_it(scope: Scope, receive: Receive, send: Send) -> None:
+    """An app that no request may reach."""
+    raise AssertionError
+
+
 def test_what_is_not_a_request_passes() -> None:
     seen = []
 
-    async def behind(scope, receive, send) -> None:
+    async def behind(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append(scope["type"])
 
-    asyncio.run(AllowedHosts(behind)({"type": "lifespan"}, None, None))
+    asyncio.run(AllowedHosts(behind)({"type": "lifespan"}, no_message, nowhere))
     assert seen == ["lifespan"]
 
 
@@ -149,19 +165,16 @@ def test_names_that_are_allowed_are_answered_besides() -> None:
 
 
 def test_two_names_at_once_are_refused() -> None:
-    async def receive() -> dict:
+    async def receive() -> Message:
         return {"type": "http.request"}
 
     sent = []
 
-    async def send(message: dict) -> None:
+    async def send(message: Message) -> None:
         sent.append(message)
 
-    async def behind(*_: object) -> None:
-        raise AssertionError
-
     scope = {"type": "http", "headers": [(b"host", b"localhost"), (b"host", b"evil.example")]}
-    asyncio.run(AllowedHosts(behind)(scope, receive, send))
+    asyncio.run(AllowedHosts(behind_it)(scope, receive, send))
     assert sent[0]["status"] == 421
     assert b"'localhost and evil.example'" in sent[1]["body"]
 
@@ -170,11 +183,12 @@ def test_a_long_or_strange_name_is_shown_in_part_and_escaped() -> None:
     async def refuse(host: bytes) -> str:
         sent = []
 
-        async def send(message: dict) -> None:
+        async def send(message: Message) -> None:
             sent.append(message)
 
-        await AllowedHosts(None)({"type": "http", "headers": [(b"host", host)]}, None, send)
-        return sent[1]["body"].decode("ascii")
+        await AllowedHosts(behind_it)({"type": "http", "headers": [(b"host", host)]}, no_message, send)
+        body: bytes = sent[1]["body"]
+        return body.decode("ascii")
 
     assert len(asyncio.run(refuse(b"a" * 10_000))) < 400
     said = asyncio.run(refuse(b"<b>\r\n\xe9"))
@@ -208,13 +222,15 @@ def test_names_and_addresses_may_be_allowed(name: str) -> None:
     assert checked(name) == name
 
 
-def names_of(options: dict) -> list[str] | None:
+def names_of(options: dict[str, Any]) -> list[str] | None:
     """Return the names that a server with these options answers to besides its own; None where it answers to all."""
     found = [one.kwargs["names"] for one in options["app_kwargs"]["middleware"] if one.cls is AllowedHosts]
     return found[0] if found else None
 
 
-def test_where_other_machines_come_in_names_are_known_only_where_they_are_given(monkeypatch) -> None:
+def test_where_other_machines_come_in_names_are_known_only_where_they_are_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("SPACE_ID", raising=False)
     assert names_of(web.server.launch_options("127.0.0.1", 7860, None, False)) == ["127.0.0.1"]
     assert names_of(web.server.launch_options("0.0.0.0", 7860, "ann:secret", False)) is None

@@ -63,7 +63,7 @@ def a1111_file(path: Path) -> Path:
 
 
 @SIZES
-def test_a_dropped_picture_restores_the_form(open_page: Open, size, tmp_path: Path) -> None:
+def test_a_dropped_picture_restores_the_form(open_page: Open, size: tuple[int, int], tmp_path: Path) -> None:
     page = open_page(size)
     page.evaluate(DROP, ["other.png", list(a1111_file(tmp_path / "other.png").read_bytes())])
     expect(prompt_of(page)).to_have_value("a fox")
@@ -95,8 +95,10 @@ def test_the_prompt_is_counted(open_page: Open) -> None:
     write(page, PROMPT)
     counter = page.locator("#generate-controls .block.tokens")
     expect(counter).to_contain_text("of 512 tokens")
-    below = page.locator("#prompt").bounding_box()
-    assert counter.locator("p").bounding_box()["y"] >= below["y"] + below["height"] - 2  # and not hidden behind it
+    below, line = page.locator("#prompt").bounding_box(), counter.locator("p").bounding_box()
+    assert below
+    assert line
+    assert line["y"] >= below["y"] + below["height"] - 2  # and not hidden behind it
     write(page, "apple " * 600)
     expect(counter.locator(".failed")).to_contain_text("The end of the prompt will be cut.")
 

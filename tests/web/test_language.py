@@ -16,9 +16,10 @@ import mini.config
 from core import errors
 from core.errors import QueueFull, RequestError
 from core.events import Failure, Note, Stage
-from core.request import MODELS, MODES, PREPROCESSORS, UPSCALERS, Preprocess, TextToImage
-from core.sizes import IMAGE_SIZES
+from core.request import MODELS, MODES, PREPROCESSORS, UPSCALERS, Preprocess, Request, TextToImage
+from core.sizes import IMAGE_SIZES, WeightsKind
 from diffusion import memory, sanity
+from diffusion.device import DeviceKind, Dtype
 from hub import inventory
 from images import reading
 from mini.notes import EXAMPLES
@@ -58,7 +59,7 @@ def shape(node: ast.AST) -> str | None:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
-        return "".join(one.value if isinstance(one, ast.Constant) else HOLE for one in node.values)
+        return "".join(str(one.value) if isinstance(one, ast.Constant) else HOLE for one in node.values)
     return None
 
 
@@ -74,7 +75,11 @@ def parts(node: ast.AST, around: ast.AST) -> Iterator[str]:
             yield left + right
     elif isinstance(node, ast.Name):
         given = [one for one in ast.walk(around) if isinstance(one, ast.Assign) and _names(one, node.id)]
-        more = [one for one in ast.walk(around) if isinstance(one, ast.AugAssign) and one.target.id == node.id]
+        more = [
+            one
+            for one in ast.walk(around)
+            if isinstance(one, ast.AugAssign) and isinstance(one.target, ast.Name) and one.target.id == node.id
+        ]
         for first in given:
             for said in parts(first.value, around):
                 yield from (said + rest for one in more for rest in parts(one.value, around)) if more else [said]
@@ -134,15 +139,17 @@ def test_a_sentence_that_is_missing_is_seen() -> None:
 def test_what_fields_take_and_choices_are_called_is_there(path: Path) -> None:
     texts = json.loads(path.read_text(encoding="utf-8"))["texts"]
     say = language.Say(texts)
-    for mode in (*MODES.values(), Preprocess):
+    modes: list[type[Request]] = [*MODES.values(), Preprocess]
+    for mode in modes:
         for name, field in mode.model_fields.items():
             if name in ("weights",):
                 continue  # the page offers no choice
             assert field.description in texts, name
             said = mode.allowed(name)
             assert say.again(said) != said or "," in said or name in ("model", "preprocessor"), (name, said)
-    for facts in (*PREPROCESSORS.values(), *UPSCALERS.values()):
-        assert facts.title in texts
+    titles = [*(one.title for one in PREPROCESSORS.values()), *(one.title for one in UPSCALERS.values())]
+    for title in titles:
+        assert title in texts
     assert all(facts.help in texts for facts in PREPROCESSORS.values())
 
 
@@ -152,7 +159,8 @@ def sentences_of_the_program() -> set[str]:
     for path in BEHIND:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         found |= {said for node in ast.walk(tree) if (said := shape(node)) is not None}
-    for mode in (*MODES.values(), Preprocess):
+    modes: list[type[Request]] = [*MODES.values(), Preprocess]
+    for mode in modes:
         found |= {re.sub(r"\d+(\.\d+)?", HOLE, mode.allowed(name)) for name in mode.model_fields}
         found |= {field.description or "" for field in mode.model_fields.values()}
     return found | {
@@ -229,8 +237,10 @@ def test_a_sentence_inside_a_sentence_is_worded_too() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_memory_plan_is_worded(path: Path) -> None:
     say = language.say_in(json.loads(path.read_text(encoding="utf-8"))["tags"][0])
-    kinds = (("cuda", "bfloat16"), ("cuda", "float32"), ("mps", "bfloat16"), ("cpu", "float32"))
-    for (kind, dtype), mode, weights_kind in itertools.product(kinds, ("generate", "controlnet"), ("full", "mini")):
+    kinds: list[tuple[DeviceKind, Dtype]]
+    kinds = [("cuda", "bfloat16"), ("cuda", "float32"), ("mps", "bfloat16"), ("cpu", "float32")]
+    weights: list[WeightsKind] = ["full", "mini"]
+    for (kind, dtype), mode, weights_kind in itertools.product(kinds, ("generate", "controlnet"), weights):
         for gigabytes, tighter, allowed in itertools.product((6, 12, 20, 40, 96), (0, 1), (None, 10**10)):
             total = gigabytes * 2**30
             plan = memory.memory_plan(

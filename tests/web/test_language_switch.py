@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.helpers.browsing import (
     SIZES,
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.browser
 
 
 @SIZES
-def test_the_page_speaks_chinese(open_page: Open, size) -> None:
+def test_the_page_speaks_chinese(open_page: Open, size: tuple[int, int]) -> None:
     page = open_page(size, locale="zh-CN")
     expect(page.get_by_role("tab", name="文生图")).to_be_visible()
     expect(page.locator("#generate")).to_have_text("生成")
@@ -38,7 +38,7 @@ def test_the_page_speaks_chinese(open_page: Open, size) -> None:
     shoot(page, "34-chinese")
 
 
-def choose_language(page, name: str) -> None:
+def choose_language(page: Page, name: str) -> None:
     """Choose one in Gradio's dialog, which stays open."""
     page.get_by_role("button", name="Language").click()
     page.locator(".api-docs .banner-wrap input:not([type=checkbox])").first.click()
@@ -81,7 +81,7 @@ def test_escape_closes_the_dialog_first_and_then_cancels(open_page: Open) -> Non
     expect(page.locator("#generate-status")).to_contain_text("Cancelled")
 
 
-def test_another_language_is_one_more_file(browser, tmp_path: Path) -> None:
+def test_another_language_is_one_more_file(browser: Browser, tmp_path: Path) -> None:
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path)
     for face in ROOT.glob("*/__init__.py"):

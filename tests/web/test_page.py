@@ -1,6 +1,7 @@
 """The page as a visitor meets it: a real Chromium, a real server, the real miniature."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from playwright.sync_api import Browser, expect
 
 from core import metadata
+from core.events import Result
 from core.request import TextToImage
 from tests.helpers import loras
 from tests.helpers.browsing import (
@@ -57,6 +59,9 @@ def test_prompt_to_picture(open_page: Open, size: tuple[int, int]) -> None:
     expect(picture).to_have_attribute("alt", PROMPT)
     shoot(page, "3-picture")
     shown, now = picture.bounding_box(), page.locator("#generate-picture").bounding_box()
+    assert shown
+    assert now
+    assert place
     assert (now["width"], now["height"]) == (place["width"], place["height"])
     assert now["x"] == place["x"]
     native = Image.open(io.BytesIO(picture_bytes(page))).width
@@ -64,7 +69,7 @@ def test_prompt_to_picture(open_page: Open, size: tuple[int, int]) -> None:
     assert shown["width"] > 2 * native
 
 
-def test_the_picture_is_our_file_byte_for_byte(open_page: Open, draw, tmp_path: Path) -> None:
+def test_the_picture_is_our_file_byte_for_byte(open_page: Open, draw: Callable[..., Result], tmp_path: Path) -> None:
     page = open_page()
     write(page, PROMPT)
     set_seed(page, "7")
@@ -123,7 +128,9 @@ def test_a_lora_is_looked_at_on_upload_and_used(open_page: Open, size: tuple[int
     expect(slot).to_be_hidden()
     form.get_by_label("Use a LoRA").check()
     expect(slot).to_contain_text("LoRA for Z-Image Turbo")
-    assert slot.bounding_box()["height"] < 150
+    box = slot.bounding_box()
+    assert box
+    assert box["height"] < 150
     slot.locator("input[type=file]").set_input_files(path)
     expect(about).to_contain_text("Neon & more")
     expect(about).to_contain_text("42 of 42 layers matched, rank 4, trained on unknown")
@@ -282,6 +289,8 @@ def test_it_fits_without_sideways_scrolling(open_page: Open, size: tuple[int, in
     shoot(page, "11-everything")
     assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
     form, output = page.locator("#generate-controls").bounding_box(), page.locator("#generate-output").bounding_box()
+    assert form
+    assert output
     if size[0] >= 768:
         assert output["x"] >= form["x"] + form["width"]
     else:
@@ -306,4 +315,6 @@ def test_every_control_has_a_name(open_page: Open) -> None:
 def test_the_page_is_about_what_a_request_takes(open_page: Open) -> None:
     page = open_page()
     for name in ("prompt", "model", "steps"):
-        expect(page.get_by_text(TextToImage.model_fields[name].description)).to_be_visible()
+        description = TextToImage.model_fields[name].description
+        assert description
+        expect(page.get_by_text(description)).to_be_visible()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 
 from diffusion import measure
 from hub import parts
@@ -36,14 +36,17 @@ pytestmark = pytest.mark.browser
 
 
 @SIZES
-def test_the_picture_emerges(open_page: Open, size) -> None:
+def test_the_picture_emerges(open_page: Open, size: tuple[int, int]) -> None:
     page = open_page(size)
     start_long_work(page)
     emerging = page.locator("#generate-emerging img")
     emerging.wait_for()
     first = emerging.get_attribute("src")
+    assert first
     expect(emerging).not_to_have_attribute("src", first)
     place, frame = emerging.bounding_box(), page.locator("#generate-picture").bounding_box()
+    assert place
+    assert frame
     assert abs(place["width"] - frame["width"]) < 4  # it lies where the picture will
     assert abs(place["x"] - frame["x"]) < 4
     expect(page.locator("#generate-status")).to_contain_text("left")
@@ -53,7 +56,7 @@ def test_the_picture_emerges(open_page: Open, size) -> None:
 
 
 @SIZES
-def test_several_pictures_with_consecutive_seeds_and_a_strip(open_page: Open, size) -> None:
+def test_several_pictures_with_consecutive_seeds_and_a_strip(open_page: Open, size: tuple[int, int]) -> None:
     page = open_page(size)
     write(page, PROMPT)
     set_seed(page, "41")
@@ -64,7 +67,9 @@ def test_several_pictures_with_consecutive_seeds_and_a_strip(open_page: Open, si
     expect(page.locator("#generate-status b")).to_have_text("43")
     thumbs = page.locator("#generate-strip button.thumbnail-item")
     expect(thumbs).to_have_count(3)
-    assert page.locator("#generate-strip").bounding_box()["height"] < 250  # one row of small pictures
+    strip = page.locator("#generate-strip").bounding_box()
+    assert strip
+    assert strip["height"] < 250  # one row of small pictures
     shoot(page, "31-strip")
     wait_for_quiet(page)
     page.locator("#generate-output .label-wrap").click()
@@ -77,7 +82,7 @@ def test_several_pictures_with_consecutive_seeds_and_a_strip(open_page: Open, si
 
 
 @SIZES
-def test_an_error_comes_with_a_button_that_mends_it(open_page: Open, size) -> None:
+def test_an_error_comes_with_a_button_that_mends_it(open_page: Open, size: tuple[int, int]) -> None:
     page = open_page(size)
     write(page, PROMPT)
     set_seed(page, "1.5")
@@ -105,7 +110,9 @@ def test_a_picture_is_copied_and_enlarged(open_page: Open) -> None:
     page.locator("#generate-picture img").click()
     large = page.locator("dialog.enlarged img")
     expect(large).to_be_visible()
-    assert large.bounding_box()["width"] == 128  # its real size
+    box = large.bounding_box()
+    assert box
+    assert box["width"] == 128  # its real size
     page.keyboard.press("Escape")
     expect(large).to_have_count(0)
 
@@ -127,7 +134,7 @@ def test_an_enlarged_picture_is_copied(open_page: Open, tmp_path: Path) -> None:
     assert width == 64  # the enlarged one, not the one that it is compared with
 
 
-def test_shapes_with_the_real_weights_sizes(browser) -> None:
+def test_shapes_with_the_real_weights_sizes(browser: Browser) -> None:
     served = server("--weights", "full", "--offline")
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
@@ -149,7 +156,7 @@ def test_shapes_with_the_real_weights_sizes(browser) -> None:
 
 
 def test_a_hopeless_request_offers_the_nearest_size_that_fits(
-    browser,
+    browser: Browser,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -6,10 +6,11 @@ import shlex
 import subprocess
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # given on without saying so
 
 import web.server
 from hub import parts
@@ -31,9 +32,10 @@ READ = {
 }
 
 
-def front_matter() -> dict:
+def front_matter() -> dict[str, Any]:
     _, front, _ = (ROOT / "README.md").read_text(encoding="utf-8").split("---\n", 2)
-    return yaml.safe_load(front)
+    told: dict[str, Any] = yaml.safe_load(front)
+    return told
 
 
 def preloaded() -> dict[str, list[str]]:
@@ -58,7 +60,9 @@ def test_the_front_matter_names_what_a_space_needs() -> None:
     assert (front["sdk"], front["app_file"]) == ("gradio", "app.py")
     assert front["python_version"] == "3.11"  # a string: as a number, 3.10 would be 3.1
     asked = (ROOT / "requirements.txt").read_text()
-    lowest, below = re.search(r"^gradio>=([\d.]+),<([\d.]+)$", asked, re.M).groups()
+    found = re.search(r"^gradio>=([\d.]+),<([\d.]+)$", asked, re.M)
+    assert found
+    lowest, below = found.groups()
 
     def number(version: str) -> list[int]:
         return [int(part) for part in version.split(".")]
@@ -88,7 +92,9 @@ def test_the_space_brings_the_package_spaces() -> None:
 
 
 def test_one_command_deploys_what_runs_and_nothing_else() -> None:
-    command = shlex.split(re.search(r"^\.venv/bin/hf upload .*$", GUIDE.read_text(encoding="utf-8"), re.M)[0])
+    line = re.search(r"^\.venv/bin/hf upload .*$", GUIDE.read_text(encoding="utf-8"), re.M)
+    assert line
+    command = shlex.split(line[0])
     excluded = command[command.index("--exclude") + 1 :]
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     uploaded = set(filter_repo_objects(tracked.stdout.splitlines(), ignore_patterns=excluded))
@@ -105,7 +111,9 @@ def test_one_command_deploys_what_runs_and_nothing_else() -> None:
     assert not list(filter_repo_objects(made, ignore_patterns=excluded))
 
 
-def test_links_that_cannot_be_made_keep_no_space_from_starting(tmp_path, monkeypatch, caplog) -> None:
+def test_links_that_cannot_be_made_keep_no_space_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     sparse.write_hub_snapshot(tmp_path / "hub", parts.PARTS["vae"].repo, ["vae"])
     (tmp_path / "models").write_text("a file in the way")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -4,11 +4,12 @@ import functools
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
+from gradio_client import Client, handle_file  # type: ignore[import-untyped]  # gradio_client brings no types
+from gradio_client.exceptions import AppError  # type: ignore[import-untyped]  # gradio_client brings no types
 from PIL import Image, ImageDraw
 from playwright.sync_api import Page, expect
 
@@ -49,6 +50,7 @@ def upload(page: Page, path: Path) -> None:
 
 def shown(page: Page, selector: str) -> Image.Image:
     source = page.locator(f"{selector} img").get_attribute("src")
+    assert source
     return Image.open(io.BytesIO(page.request.get(source).body()))
 
 
@@ -57,7 +59,7 @@ def generate(page: Page) -> None:
     page.locator("#controlnet-status b").wait_for()
 
 
-def test_upload_preview_and_picture(visit, sketch: Path) -> None:
+def test_upload_preview_and_picture(visit: Open, sketch: Path) -> None:
     page = visit()
     button = page.locator("#controlnet-generate")
     expect(button).to_be_disabled()
@@ -79,6 +81,7 @@ def test_upload_preview_and_picture(visit, sketch: Path) -> None:
     generate(page)
     shoot(page, "21-controlnet-picture")
     source = page.locator("#controlnet-picture img").get_attribute("src")
+    assert source
     made = page.request.get(source).body()
     chunk = Image.open(io.BytesIO(made)).info["z-image-studio"]
     assert '"mode": "controlnet"' in chunk
@@ -90,7 +93,7 @@ def test_upload_preview_and_picture(visit, sketch: Path) -> None:
     expect(page.locator("#preview")).to_be_hidden()
 
 
-def test_thresholds_belong_to_canny(visit, sketch: Path) -> None:
+def test_thresholds_belong_to_canny(visit: Open, sketch: Path) -> None:
     with Image.open(sketch) as strong:
         ImageDraw.Draw(strong).line((10, 145, 150, 145), fill=(140, 140, 130), width=6)  # kept at 200, not at 1000
         strong.save(sketch)
@@ -107,7 +110,7 @@ def test_thresholds_belong_to_canny(visit, sketch: Path) -> None:
     expect(high).to_be_hidden()
 
 
-def test_a_preprocessor_that_cannot_work_says_why_and_draws_nothing(visit, sketch: Path) -> None:
+def test_a_preprocessor_that_cannot_work_says_why_and_draws_nothing(visit: Open, sketch: Path) -> None:
     page = visit()
     upload(page, sketch)
     page.get_by_role("radio", name="Pose").check()
@@ -122,7 +125,7 @@ def test_a_preprocessor_that_cannot_work_says_why_and_draws_nothing(visit, sketc
     shoot(page, "22-controlnet-no-model")
 
 
-def test_outlines_get_a_hint(visit, sketch: Path, tmp_path: Path) -> None:
+def test_outlines_get_a_hint(visit: Open, sketch: Path, tmp_path: Path) -> None:
     edges = preprocess.control(Preprocess.parse(image=str(sketch)), IMAGE_SIZES["full"]).image
     edges.save(tmp_path / "edges.png")
     page = visit()
@@ -130,7 +133,7 @@ def test_outlines_get_a_hint(visit, sketch: Path, tmp_path: Path) -> None:
     expect(page.locator("#preview-status")).to_contain_text("Pre-processed may fit better")
 
 
-def test_a_result_becomes_a_control_image(visit) -> None:
+def test_a_result_becomes_a_control_image(visit: Open) -> None:
     page = visit()
     page.get_by_role("tab", name="Text to Image").click()
     page.get_by_label("Prompt", exact=False).first.fill(PROMPT)
@@ -144,7 +147,7 @@ def test_a_result_becomes_a_control_image(visit) -> None:
 
 
 @pytest.mark.parametrize("size", [NARROW, PHONE], ids=["narrow", "phone"])
-def test_it_fits_without_sideways_scrolling(visit, sketch: Path, size: tuple[int, int]) -> None:
+def test_it_fits_without_sideways_scrolling(visit: Open, sketch: Path, size: tuple[int, int]) -> None:
     page = visit(size)
     upload(page, sketch)
     page.locator("#controlnet-controls").get_by_role("button", name="Advanced").click()
@@ -153,10 +156,11 @@ def test_it_fits_without_sideways_scrolling(visit, sketch: Path, size: tuple[int
     assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
 
 
-def test_the_tab_is_about_what_a_request_takes(visit) -> None:
+def test_the_tab_is_about_what_a_request_takes(visit: Open) -> None:
     page = visit()
     for name in ("image", "preprocessor", "prompt", "scale", "steps"):
         text = ControlNet.model_fields[name].description
+        assert text
         expect(page.locator("#controlnet-controls").get_by_text(text)).to_be_visible()
     for facts in PREPROCESSORS.values():
         expect(page.get_by_role("radio", name=facts.title)).to_be_visible()
@@ -194,6 +198,6 @@ def test_endpoints_open_no_other_file_of_the_machine(client: Client, sketch: Pat
     ("values", "named"),
     [({"scale": 3}, "scale"), ({"preprocessor": "hed"}, "preprocessor"), ({"canny_low": 300}, "canny_low")],
 )
-def test_endpoints_refuse_with_a_sentence(client: Client, sketch: Path, values: dict, named: str) -> None:
+def test_endpoints_refuse_with_a_sentence(client: Client, sketch: Path, values: dict[str, Any], named: str) -> None:
     with pytest.raises(AppError, match=rf"^{named}: .* is not possible; allowed: "):
         client.predict(image=handle_file(sketch), prompt=PROMPT, **values, api_name="/controlnet")

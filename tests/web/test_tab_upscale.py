@@ -4,8 +4,8 @@ import functools
 from pathlib import Path
 
 import pytest
-from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
+from gradio_client import Client, handle_file  # type: ignore[import-untyped]  # gradio_client brings no types
+from gradio_client.exceptions import AppError  # type: ignore[import-untyped]  # gradio_client brings no types
 from PIL import Image
 from playwright.sync_api import Page, expect
 
@@ -35,7 +35,8 @@ def choose(page: Page, photo: Path) -> None:
 
 def sizes_compared(page: Page) -> list[list[int]]:
     slider = page.locator("#compared img")
-    return slider.evaluate_all("all => all.map(one => [one.naturalWidth, one.naturalHeight])")
+    sizes: list[list[int]] = slider.evaluate_all("all => all.map(one => [one.naturalWidth, one.naturalHeight])")
+    return sizes
 
 
 def press(page: Page, size: str) -> None:
@@ -51,7 +52,7 @@ def press(page: Page, size: str) -> None:
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_a_picture_is_foreseen_enlarged_and_compared(visit, photo: Path, size) -> None:
+def test_a_picture_is_foreseen_enlarged_and_compared(visit: Open, photo: Path, size: tuple[int, int]) -> None:
     page = visit(size)
     start = page.locator("#upscale-start")
     expect(start).to_be_disabled()
@@ -76,7 +77,7 @@ def refine(page: Page) -> None:
     steps.press("Tab")
 
 
-def test_dice_last_seed_and_a_strip_of_results(visit, photo: Path, tmp_path: Path) -> None:
+def test_dice_last_seed_and_a_strip_of_results(visit: Open, photo: Path, tmp_path: Path) -> None:
     page = visit()
     controls, seed = page.locator("#upscale-controls"), page.locator("#upscale-controls").get_by_label("Seed")
     choose(page, photo)
@@ -106,7 +107,7 @@ def test_dice_last_seed_and_a_strip_of_results(visit, photo: Path, tmp_path: Pat
     expect(page.locator("#upscale-status")).to_contain_text("96 × 96")
 
 
-def test_the_form_survives_a_reload(visit) -> None:
+def test_the_form_survives_a_reload(visit: Open) -> None:
     page = visit()
     page.locator("#upscaler").get_by_role("radio", name="Fast").check()
     refine(page)
@@ -136,7 +137,7 @@ def test_a_dropped_result_restores_the_form(open_page: Open, engine: Engine, pho
     expect(page.locator("#upscale-controls").get_by_label("Seed")).to_have_value("77")
 
 
-def test_an_error_comes_with_a_button_that_mends_it(visit, photo: Path) -> None:
+def test_an_error_comes_with_a_button_that_mends_it(visit: Open, photo: Path) -> None:
     page = visit()
     choose(page, photo)
     refine(page)
@@ -150,7 +151,7 @@ def test_an_error_comes_with_a_button_that_mends_it(visit, photo: Path) -> None:
     press(page, "96 × 96")
 
 
-def test_the_prompt_belongs_to_the_refinement(visit) -> None:
+def test_the_prompt_belongs_to_the_refinement(visit: Open) -> None:
     page = visit(NARROW)
     expect(page.locator("#upscale-prompt")).to_have_count(0)
     page.locator("#denoise input[type=number]").fill("0.33")
@@ -158,7 +159,7 @@ def test_the_prompt_belongs_to_the_refinement(visit) -> None:
     expect(page.locator("#upscale-prompt")).to_be_visible()
 
 
-def test_a_picture_that_is_too_large_is_refused_before_it_is_pressed(visit, tmp_path: Path) -> None:
+def test_a_picture_that_is_too_large_is_refused_before_it_is_pressed(visit: Open, tmp_path: Path) -> None:
     Image.new("RGB", (2049, 8)).save(tmp_path / "large.png")
     page = visit(PHONE)
     choose(page, tmp_path / "large.png")
@@ -166,7 +167,7 @@ def test_a_picture_that_is_too_large_is_refused_before_it_is_pressed(visit, tmp_
     expect(page.locator("#upscale-start")).to_be_disabled()
 
 
-def test_a_result_is_upscaled_further(visit) -> None:
+def test_a_result_is_upscaled_further(visit: Open) -> None:
     page = visit()
     page.get_by_role("tab", name="Text to Image").click()
     page.locator("#prompt textarea").first.fill("a red apple on a blue background")

@@ -9,22 +9,23 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import gradio as gr
 import httpx
 import pytest
-from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
+from gradio_client import Client, Job, handle_file  # type: ignore[import-untyped]  # gradio_client brings no types
+from gradio_client.exceptions import AppError  # type: ignore[import-untyped]  # gradio_client brings no types
 from PIL import Image
 from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
 import web.server
 from core import metadata
 from core.errors import BrokenPicture, OutOfMemory, RequestError, StudioError
-from core.events import Failure, Result
+from core.events import Event, Failure, Result
 from core.request import MODELS, ControlNet, Preprocess, TextToImage
 from core.sizes import IMAGE_SIZES
 from engine import Engine
@@ -35,6 +36,7 @@ from web.endpoints import as_file, stream
 from web.language import english, say_in
 from web.output import Output
 from web.page import HEAD
+from web.strip import Past
 
 PROMPT = "a fox on a black background"
 
@@ -47,19 +49,24 @@ def client() -> Iterator[Client]:
 
 
 @pytest.fixture(scope="module")
-def config(client: Client) -> dict:
+def config(client: Client) -> dict[str, Any]:
     """What the page is made of, as the browser gets it."""
-    return client.config
+    found: dict[str, Any] = client.config
+    return found
 
 
 def plain(text: object) -> object:
     """Return the English of a text that the browser translates."""
-    marked = isinstance(text, str) and text.startswith("__i18n__")
-    return json.loads(text.removeprefix("__i18n__"))["key"] if marked else text
+    if isinstance(text, str) and text.startswith("__i18n__"):
+        return json.loads(text.removeprefix("__i18n__"))["key"]
+    return text
 
 
-def component(config: dict, label: str) -> dict:
-    return next(one["props"] for one in config["components"] if plain(one["props"].get("label")) == label)
+def component(config: dict[str, Any], label: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(
+        one["props"] for one in config["components"] if plain(one["props"].get("label")) == label
+    )
+    return found
 
 
 # --- the endpoint ---
@@ -78,10 +85,12 @@ def test_public_endpoints_take_every_field(client: Client) -> None:
         assert taken == usual | ({"lora": None} if "lora" in fields else {})  # a file, which a program uploads
 
 
-def test_endpoint_gives_the_very_file_that_the_engine_made(client: Client, draw) -> None:
+def test_endpoint_gives_the_very_file_that_the_engine_made(client: Client, draw: Callable[..., Result]) -> None:
     file, sidecar = client.predict(prompt=PROMPT, seed=7, api_name="/generate")
     assert Path(file).read_bytes() == draw(prompt=PROMPT, seed=7).png
-    assert metadata.read_png(Path(file)).request().seed == 7
+    request = metadata.read_png(Path(file)).request()
+    assert isinstance(request, TextToImage)
+    assert request.seed == 7
     assert sidecar["request"]["seed"] == 7
     assert Path(file).name == "z-image-7.png"
 
@@ -104,7 +113,7 @@ def test_endpoint_picks_a_seed_and_says_which(client: Client) -> None:
         ({"model": "omni"}, "model"),
     ],
 )
-def test_endpoint_refuses_with_a_sentence(client: Client, values: dict, named: str) -> None:
+def test_endpoint_refuses_with_a_sentence(client: Client, values: dict[str, Any], named: str) -> None:
     with pytest.raises(AppError, match=rf"^{named}: .* is not possible; allowed: "):
         client.predict(**{"prompt": PROMPT, **values}, api_name="/generate")
 
@@ -118,11 +127,11 @@ def test_endpoint_says_how_far_it_is(client: Client) -> None:
     assert last[0] is not None
 
 
-def steps_of(job) -> list[dict]:
+def steps_of(job: Job) -> list[dict[str, Any]]:
     return [said for _, said in job.outputs() if said.get("progress") == "step"]
 
 
-def wait_for(condition) -> None:
+def wait_for(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -150,7 +159,7 @@ def test_a_second_visitor_is_told_its_place(client: Client) -> None:
     other.close()
 
 
-def test_endpoint_takes_an_uploaded_lora(client: Client, draw, tmp_path: Path) -> None:
+def test_endpoint_takes_an_uploaded_lora(client: Client, draw: Callable[..., Result], tmp_path: Path) -> None:
     path = loras.write(tmp_path / "style.safetensors", loras.kohya(loras.random_pairs()))
     file, sidecar = client.predict(
         prompt=PROMPT, steps=2, seed=7, lora=handle_file(str(path)), lora_strength=0.9, api_name="/generate"
@@ -173,7 +182,7 @@ def test_endpoint_opens_no_file_that_was_not_uploaded(client: Client, tmp_path: 
 # --- the form ---
 
 
-def test_help_lines_and_ranges_are_the_requests_own(config: dict) -> None:
+def test_help_lines_and_ranges_are_the_requests_own(config: dict[str, Any]) -> None:
     for name, label in {
         "prompt": "Prompt",
         "model": "Model",
@@ -189,7 +198,7 @@ def test_help_lines_and_ranges_are_the_requests_own(config: dict) -> None:
     assert (steps["minimum"], steps["maximum"], steps["value"]) == (1, 100, MODELS["turbo"].steps)
 
 
-def test_every_other_listener_is_private_and_none_limits_the_others(config: dict) -> None:
+def test_every_other_listener_is_private_and_none_limits_the_others(config: dict[str, Any]) -> None:
     public = [one["api_name"] for one in config["dependencies"] if one["api_visibility"] != "private"]
     assert sorted(public) == ["controlnet", "generate", "preprocess", "upscale"]
 
@@ -235,7 +244,8 @@ def test_a_space_decides_where_to_listen(monkeypatch: pytest.MonkeyPatch) -> Non
 def status_of(url: str) -> int:
     try:
         with urllib.request.urlopen(url) as answer:
-            return answer.status
+            status: int = answer.status
+            return status
     except urllib.error.HTTPError as refused:
         return refused.code
 
@@ -283,7 +293,7 @@ def test_the_brand_is_in_the_page_ahead_of_any_script() -> None:
 
 
 def test_the_first_styles_go_into_whole_pages_alone() -> None:
-    async def answer(scope: dict, receive: object, send: Callable[[dict], Awaitable[None]]) -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         kind, pieces = kinds[scope["path"]]
         headers = [(b"content-type", kind), (b"content-length", b"%d" % sum(map(len, pieces)))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -321,7 +331,7 @@ def test_the_look_stays_small_and_fetches_nothing() -> None:
 # --- what mends a failure
 
 
-def offered(error: StudioError, engine: Engine, **fields: object) -> dict:
+def offered(error: StudioError, engine: Engine, **fields: object) -> dict[str, Any]:
     """What a failure offers to change."""
     request = TextToImage.parse(prompt=PROMPT, **fields)
     return dict(run.pointed(Failure.of(error), engine, request).values)
@@ -371,10 +381,11 @@ def laid_out() -> Output:
     return asyncio.run(lay_out())
 
 
-def test_every_picture_of_a_run_joins_the_strip(draw) -> None:
+def test_every_picture_of_a_run_joins_the_strip(draw: Callable[..., Result]) -> None:
     """Not by way of the browser, which may pass over a picture that the next one follows at once."""
     output = laid_out()
-    strip, past = output.strip, []
+    strip = output.strip
+    past: list[Past] = []
     for seeds in ((1, 2), (3, 1)):
         events = (draw(prompt=PROMPT, steps=1, seed=seed) for seed in seeds)
         updates = [*output.follow(events, lambda: False, past, count=2)]
@@ -387,10 +398,12 @@ def test_every_picture_of_a_run_joins_the_strip(draw) -> None:
 
 
 @pytest.mark.parametrize("full", ["temporary folder", "cache"])
-def test_a_picture_that_cannot_be_kept_is_told_on_the_page(draw, full: str, tmp_path: Path, monkeypatch) -> None:
+def test_a_picture_that_cannot_be_kept_is_told_on_the_page(
+    draw: Callable[..., Result], full: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output, drawn = laid_out(), []
 
-    def events() -> Iterator[Result]:
+    def events() -> Generator[Event, None, None]:
         for seed in (1, 2):
             drawn.append(seed)
             yield draw(prompt=PROMPT, steps=1, seed=seed)
@@ -407,10 +420,13 @@ def test_a_picture_that_cannot_be_kept_is_told_on_the_page(draw, full: str, tmp_
     assert drawn == [1]  # the next one would fare no better
 
 
-def test_a_file_that_cannot_be_written_is_told_to_programs(engine: Engine, tmp_path: Path, monkeypatch) -> None:
+def test_a_file_that_cannot_be_written_is_told_to_programs(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
-    visitor, fields = SimpleNamespace(session_hash="x"), {"prompt": PROMPT, "steps": 1}
+    fields: dict[str, Any] = {"prompt": PROMPT, "steps": 1}
+    visitor = gr.Request(session_hash="x")
     with pytest.raises(gr.Error, match="could not be written") as refused:
         list(stream(engine, TextToImage, visitor, fields))
     assert refused.value.title == "not_written"
