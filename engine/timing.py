@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
-from core.events import Event, Queued, Stage, Step
+from core.events import Event, Queued, Stage, Step, TileDone
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class Pace:
         self._clock = clock
         self._first: tuple[int, float] | None = None
 
-    def left(self, event: Queued | Stage | Step) -> float | None:
+    def left(self, event: Queued | Stage | Step | TileDone) -> float | None:
         """Return the seconds until the last step, or None while that cannot be told."""
         if not isinstance(event, Step):
             self._first = None
