@@ -10,14 +10,13 @@ import json
 import math
 import random
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
 import mini.config
-from core.request import CONTROLNET_STEPS, Preprocessor
+from core.request import CONTROLNET_STEPS
 from diffusion.pipeline import Pipeline
 from hub import inventory
 from images import preprocess
@@ -143,7 +142,7 @@ def evaluate(work: Path, count: int = 60) -> dict[str, dict[str, float]]:
         scores: dict[str, list[float]] = {"f1": [], "f1_free": [], "thing": []}
         for number, scene in enumerate(test_scenes("single", count if kind == "canny" else count // 2)):
             original = painter.paint(scene)
-            control = preprocess.make(original, cast(Preprocessor, kind))  # the names of some of them
+            control = preprocess.make(original, kind)
             assert control is not None
             says = frozenset(("background",))
             prompt = describe(scene, random.Random(number), says, ("{a} on a {b} background",)).text
