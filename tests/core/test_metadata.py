@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 
 from core import metadata
 from core.errors import RequestError
-from core.metadata import Provenance, a1111_text, encode_png, parse_a1111, read_png
+from core.metadata import Parameters, Provenance, a1111_text, encode_png, parse_a1111, read_png
 from core.request import TextToImage
 from web import restore
 from web.language import english
@@ -127,7 +127,9 @@ def test_unknown_fields_of_a_later_version_are_named(tmp_path: Path) -> None:
     PICTURE.save(tmp_path / "later.png", pnginfo=chunks)
     found = read_png(tmp_path / "later.png")
     assert found.not_restored == {"tiling": "True"}
-    assert found.request().prompt == "a red apple"
+    request = found.request()
+    assert isinstance(request, TextToImage)
+    assert request.prompt == "a red apple"
 
 
 def test_files_that_hold_nothing_are_refused_with_a_sentence(tmp_path: Path) -> None:
@@ -164,7 +166,7 @@ VALUES = st.text(max_size=12) | st.integers() | st.floats()
 
 
 @given(st.dictionaries(KEYS, VALUES, max_size=6), st.sampled_from([", ", ",", " , "]))
-def test_any_well_formed_line_is_read_as_a1111_reads_it(pairs: dict, comma: str) -> None:
+def test_any_well_formed_line_is_read_as_a1111_reads_it(pairs: dict[str, str | int | float], comma: str) -> None:
     line = comma.join(f"{key}: {metadata._quoted(value)}" for key, value in pairs.items())
     if "\n" not in line:
         assert metadata._pairs(line) == {key: metadata._unquoted(value) for key, value in PAIR.findall(line)}
@@ -197,12 +199,18 @@ def test_a_long_line_takes_no_longer_than_its_length(line: str) -> None:
     assert parse_a1111(line).values == {"prompt": line.strip()}  # too long for a line of pairs
 
 
+def completed(found: Parameters) -> TextToImage:
+    request = found.request()
+    assert isinstance(request, TextToImage)
+    return request.resolved("mini")
+
+
 @pytest.mark.parametrize("digits", [21, 400, 5_000, 50_000])
 def test_a_size_of_many_digits_is_refused_by_its_field(digits: int, tmp_path: Path) -> None:
     text = f"x\nSteps: 8, Sampler: Euler, Seed: 3, Size: {'9' * digits}x128"
     found = read_png(holding(tmp_path / "long.png", parameters=text))
     with pytest.raises(RequestError, match=r"^width: .{20,90} is not possible; allowed: "):
-        found.request().resolved("mini")
+        completed(found)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from core.errors import RequestError
 from core.events import Failure
 from core.request import SEED_MAX, TextToImage
-from core.sizes import IMAGE_SIZES, ImageSizes
+from core.sizes import IMAGE_SIZES, ImageSizes, WeightsKind
 
 
 def refusal(**values: object) -> RequestError:
@@ -75,7 +75,7 @@ def test_given_seed_is_kept() -> None:
 
 @pytest.mark.parametrize(("model", "steps", "cfg"), [("turbo", 8, 1.0), ("base", 25, 4.0)])
 @pytest.mark.parametrize(("kind", "side"), [("full", 1024), ("mini", 128)])
-def test_open_values_follow_model_and_weights(model: str, steps: int, cfg: float, kind: str, side: int) -> None:
+def test_open_values_follow_model_and_weights(model: str, steps: int, cfg: float, kind: WeightsKind, side: int) -> None:
     request = TextToImage.parse(prompt="a fox", model=model).resolved(kind)
     assert (request.steps, request.cfg, request.width, request.height) == (steps, cfg, side, side)
 
@@ -88,7 +88,7 @@ def test_given_values_are_kept() -> None:
 @pytest.mark.parametrize(
     ("kind", "asked", "nearest"), [("full", 1000, 1008), ("full", 100, 384), ("full", 4096, 2048), ("mini", 1024, 128)]
 )
-def test_impossible_size_names_the_nearest_possible_one(kind: str, asked: int, nearest: int) -> None:
+def test_impossible_size_names_the_nearest_possible_one(kind: WeightsKind, asked: int, nearest: int) -> None:
     with pytest.raises(RequestError) as caught:
         TextToImage.parse(prompt="a fox", width=asked).resolved(kind)
     assert caught.value.values["nearest"] == nearest
@@ -139,7 +139,7 @@ def test_sizes_are_worded_for_one_size_and_for_many() -> None:
 
 @pytest.mark.parametrize("name", ["seed", "steps", "width", "cfg", "lora", "model"])
 def test_values_that_cannot_even_be_written_are_refused(name: str) -> None:
-    deep: list = []
+    deep: list[object] = []
     for _ in range(100_000):
         deep = [deep]
     for value in (10**5_000, -(10**5_000), deep):

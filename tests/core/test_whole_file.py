@@ -134,7 +134,9 @@ def test_what_is_in_the_way_is_told_and_changes_nothing(tmp_path: Path) -> None:
     assert content(tmp_path) == {"file": b"old"}
 
 
-def test_a_file_that_may_not_be_written_to_is_not_replaced_either(tmp_path: Path, monkeypatch) -> None:
+def test_a_file_that_may_not_be_written_to_is_not_replaced_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine").write_bytes(b"old")
     (tmp_path / "mine").chmod(0o444)
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write to anything
@@ -219,7 +221,9 @@ def test_a_kill_between_the_moves_leaves_each_file_whole(tmp_path: Path) -> None
 
 @LINUX
 @pytest.mark.parametrize("as_json", [True, False])
-def test_a_drawn_picture_that_has_no_room_is_told_with_the_seed_that_draws_it_again(tmp_path: Path, as_json) -> None:
+def test_a_drawn_picture_that_has_no_room_is_told_with_the_seed_that_draws_it_again(
+    tmp_path: Path, as_json: bool
+) -> None:
     (tmp_path / "fox.png").write_bytes(b"old")
     flags = ["--seed", 7, "--steps", 1, "--weights", "mini", "--device", "cpu", "--offline"]
     done = limited("generate", "a fox", *flags, "--out", tmp_path / "fox.png", *(["--json"] if as_json else []))

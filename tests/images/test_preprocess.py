@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from core.errors import RequestError, WeightsMissing
-from core.request import PREPROCESSORS, Preprocess
-from core.sizes import IMAGE_SIZES
+from core.request import PREPROCESSORS, Preprocess, Preprocessor
+from core.sizes import IMAGE_SIZES, WeightsKind
 from hub import inventory, parts
 from images import pose, preprocess, reading
 
@@ -19,7 +19,7 @@ PORTRAIT = ROOT / "tests" / "data" / "astronaut.jpg"
 LIGHT = tuple(name for name in PREPROCESSORS if name not in ("depth", "none"))
 
 
-def control(image: Path = PORTRAIT, kind: str = "full", **values: object) -> preprocess.Control:
+def control(image: Path = PORTRAIT, kind: WeightsKind = "full", **values: object) -> preprocess.Control:
     return preprocess.control(Preprocess.parse(image=str(image), **values), IMAGE_SIZES[kind])
 
 
@@ -40,7 +40,8 @@ def drawing(tmp_path: Path) -> Path:
 def ring(size: int, thick: int) -> np.ndarray:
     """Where an outline of the disc may be."""
     y, x = np.mgrid[:size, :size] + 0.5
-    return abs(np.hypot(x - size / 2, y - size / 2) - size / 4) < thick
+    near: np.ndarray = abs(np.hypot(x - size / 2, y - size / 2) - size / 4) < thick
+    return near
 
 
 @pytest.mark.parametrize("name", LIGHT)
@@ -129,7 +130,7 @@ def test_what_is_no_outline_is_not_taken_for_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["canny", "softedge", "lineart", "scribble"])
-def test_nothing_to_be_found_is_said(tmp_path: Path, name: str) -> None:
+def test_nothing_to_be_found_is_said(tmp_path: Path, name: Preprocessor) -> None:
     Image.new("RGB", (300, 300), (90, 120, 150)).save(tmp_path / "plain.png")
     made = control(tmp_path / "plain.png", preprocessor=name)
     assert codes(made) == ["empty_control"]
@@ -267,7 +268,9 @@ def test_depth_agrees_with_transformers_own_preprocessing(depth_folder: Path) ->
     assert abs(ours - theirs).mean() < 2
 
 
-def test_depth_without_its_model_stops_with_what_how_big_and_how(tmp_path: Path, monkeypatch) -> None:
+def test_depth_without_its_model_stops_with_what_how_big_and_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("Z_IMAGE_MODELS", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(WeightsMissing) as refused:
@@ -278,7 +281,9 @@ def test_depth_without_its_model_stops_with_what_how_big_and_how(tmp_path: Path,
     assert f"{parts.FETCH} depth" in text
 
 
-def test_a_depth_model_that_is_cut_short_is_not_used(depth_folder: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_depth_model_that_is_cut_short_is_not_used(
+    depth_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = next(depth_folder.rglob("*.safetensors"))
     path = tmp_path / whole.relative_to(depth_folder)
     path.parent.mkdir(parents=True)
@@ -308,7 +313,7 @@ import os, sys
 from core import environment; environment.prepare_environment(os.environ)
 from images import preprocess
 from core.request import Preprocess
-from core.sizes import IMAGE_SIZES
+from core.sizes import IMAGE_SIZES, WeightsKind
 print([name for name in ("cv2", "torch", "transformers", "ai_edge_litert") if name in sys.modules])
 request = Preprocess.parse(image={str(PORTRAIT)!r})
 preprocess.control(request, IMAGE_SIZES["mini"])

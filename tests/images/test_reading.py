@@ -4,7 +4,9 @@ import hashlib
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,18 +15,21 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from core.errors import RequestError
-from core.sizes import IMAGE_SIZES
+from core.sizes import IMAGE_SIZES, WeightsKind
 from images import reading
 from images.reading import fit, open_image, pad
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255)
 
 
+Save = Callable[..., Path]
+
+
 @pytest.fixture
-def saved(tmp_path: Path):
+def saved(tmp_path: Path) -> Save:
     """Save a picture and return its path: `saved(image, "x.png", **options)`."""
 
-    def save(image: Image.Image, name: str = "picture.png", **options: object) -> Path:
+    def save(image: Image.Image, name: str = "picture.png", **options: Any) -> Path:
         image.save(tmp_path / name, **options)
         return tmp_path / name
 
@@ -38,12 +43,13 @@ def corners(size: tuple[int, int] = (20, 10)) -> Image.Image:
     return image
 
 
-def near(pixel: tuple[int, ...], colour: tuple[int, ...], tolerance: int = 6) -> bool:
+def near(pixel: float | tuple[int, ...] | None, colour: tuple[int, ...], tolerance: int = 6) -> bool:
+    assert isinstance(pixel, tuple)
     return max(abs(a - b) for a, b in zip(pixel, colour, strict=True)) <= tolerance
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.bmp", "a.tif", "a.ppm", "a.gif", "a.tga", "a.jp2"])
-def test_common_formats_are_read(saved, name: str) -> None:
+def test_common_formats_are_read(saved: Save, name: str) -> None:
     options = {"quality": 100} if name == "a.jpg" else {"lossless": True} if name == "a.webp" else {}
     opened = open_image(saved(corners((64, 32)), name, **options))
     assert (opened.image.mode, opened.image.size) == ("RGB", (64, 32))
@@ -51,19 +57,19 @@ def test_common_formats_are_read(saved, name: str) -> None:
     assert near(opened.image.getpixel((60, 28)), RED)
 
 
-def test_a_file_is_judged_by_what_it_holds(saved, tmp_path: Path) -> None:
+def test_a_file_is_judged_by_what_it_holds(saved: Save, tmp_path: Path) -> None:
     path = saved(corners(), "a.png").rename(tmp_path / "a.jpg")
     assert open_image(path).image.getpixel((0, 0)) == BLUE
 
 
-def test_digest_is_the_files(saved) -> None:
+def test_digest_is_the_files(saved: Save) -> None:
     path = saved(corners())
     assert open_image(path).digest == f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
-def test_photos_stand_upright(saved, orientation: int, name: str) -> None:
+def test_photos_stand_upright(saved: Save, orientation: int, name: str) -> None:
     turned = corners((64, 32))
     # What a camera stores that was held so: the inverse of the turn that sets it upright.
     for turn in {6: (Image.Transpose.ROTATE_90,), 8: (Image.Transpose.ROTATE_270,)}.get(
@@ -79,7 +85,7 @@ def test_photos_stand_upright(saved, orientation: int, name: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "RGB"])
-def test_transparent_places_show_white(saved, mode: str) -> None:
+def test_transparent_places_show_white(saved: Save, mode: str) -> None:
     if mode in ("RGBA", "LA", "PA"):
         image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
         image.paste((0, 0, 0, 255), (0, 0, 4, 8))
@@ -97,7 +103,7 @@ def test_transparent_places_show_white(saved, mode: str) -> None:
     assert (opened.getpixel((1, 1)), opened.getpixel((6, 6))) == ((0, 0, 0), WHITE)
 
 
-def test_half_transparent_colour_is_mixed_with_white(saved) -> None:
+def test_half_transparent_colour_is_mixed_with_white(saved: Save) -> None:
     assert open_image(saved(Image.new("RGBA", (2, 2), (255, 0, 0, 128)))).image.getpixel((0, 0)) == (255, 127, 127)
 
 
@@ -115,31 +121,31 @@ def test_half_transparent_colour_is_mixed_with_white(saved) -> None:
         (np.array([[np.nan, 1.0, 0.5]], np.float32), "a.tif", [0, 255, 128]),
     ],
 )
-def test_more_than_eight_bits_are_scaled(saved, values: np.ndarray, name: str, expected: list[int]) -> None:
+def test_more_than_eight_bits_are_scaled(saved: Save, values: np.ndarray, name: str, expected: list[int]) -> None:
     opened = np.asarray(open_image(saved(Image.fromarray(values), name)).image)
     assert opened.tolist() == [[[value] * 3 for value in expected]]
 
 
 @pytest.mark.parametrize(("mode", "name"), [("1", "a.png"), ("L", "a.png"), ("P", "a.png"), ("YCbCr", "a.jpg")])
-def test_other_modes_become_rgb(saved, mode: str, name: str) -> None:
+def test_other_modes_become_rgb(saved: Save, mode: str, name: str) -> None:
     path = saved(Image.new("RGB", (8, 8), WHITE).convert(mode), name)
     assert near(open_image(path).image.getpixel((3, 3)), WHITE)
 
 
-def test_cmyk_has_its_colours(saved) -> None:
+def test_cmyk_has_its_colours(saved: Save) -> None:
     for name in ("a.jpg", "a.tif"):
         path = saved(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), name)
         assert near(open_image(path).image.getpixel((3, 3)), RED)
 
 
-def test_lab_has_its_colours(saved) -> None:
+def test_lab_has_its_colours(saved: Save) -> None:
     lab = ImageCms.profileToProfile(
         Image.new("RGB", (8, 8), RED), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
     )
     assert near(open_image(saved(lab, "a.tif")).image.getpixel((3, 3)), RED)
 
 
-def test_an_embedded_profile_is_applied_and_a_broken_one_is_not(saved) -> None:
+def test_an_embedded_profile_is_applied_and_a_broken_one_is_not(saved: Save) -> None:
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()  # a profile that fits no RGB picture
     for profile in (b"nonsense", lab):
         assert open_image(saved(Image.new("RGB", (4, 4), GREEN), icc_profile=profile)).image.getpixel((0, 0)) == GREEN
@@ -151,7 +157,7 @@ def test_an_embedded_profile_is_applied_and_a_broken_one_is_not(saved) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tif"])
-def test_the_first_of_several_frames_is_taken_and_said(saved, name: str) -> None:
+def test_the_first_of_several_frames_is_taken_and_said(saved: Save, name: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE, GREEN)]
     opened = open_image(saved(frames[0], name, save_all=True, append_images=frames[1:]))
     assert near(opened.image.getpixel((0, 0)), RED)
@@ -160,7 +166,7 @@ def test_the_first_of_several_frames_is_taken_and_said(saved, name: str) -> None
     assert "3 frames" in note.text
 
 
-def test_a_photo_with_its_extras_is_one_picture(saved) -> None:
+def test_a_photo_with_its_extras_is_one_picture(saved: Save) -> None:
     path = saved(corners((32, 32)), "a.mpo", save_all=True, append_images=[corners((32, 32))])
     assert open_image(path).notes == ()
 
@@ -231,7 +237,7 @@ SIDES = [(1, 1), (1, 4000), (8000, 100), (100, 8000), (1920, 1080), (1000, 1000)
 
 @pytest.mark.parametrize("kind", ["full", "mini"])
 @pytest.mark.parametrize("size", SIDES)
-def test_fit_gives_a_possible_size(kind: str, size: tuple[int, int]) -> None:
+def test_fit_gives_a_possible_size(kind: WeightsKind, size: tuple[int, int]) -> None:
     sizes = IMAGE_SIZES[kind]
     fitted = fit(Image.new("RGB", size, GREEN), sizes)
     assert all(side == sizes.nearest(side) for side in fitted.image.size)

@@ -24,24 +24,24 @@ ATLAS = Path(__file__).parent.parent / "data" / "mini_icons.png"  # the things a
 
 
 @pytest.fixture(scope="module")
-def pipelines():
+def pipelines() -> evaluate.Pipelines:
     return evaluate.Pipelines()
 
 
 @pytest.fixture(scope="module")
-def judge():
+def judge() -> evaluate.Judge:
     return evaluate.Judge(AtlasPainter(ATLAS))
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_import_loads_no_torch():
+def test_import_loads_no_torch() -> None:
     code = "import mini.config, sys; sys.exit('torch' in sys.modules or 'diffsynth' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(mini.config.__file__).parent.parent).returncode == 0
 
 
-def test_hashes_are_those_of_the_files():
+def test_hashes_are_those_of_the_files() -> None:
     from diffsynth.core.loader import hash_model_file
 
     expected = {
@@ -53,7 +53,7 @@ def test_hashes_are_those_of_the_files():
     assert {path: hash_model_file(str(path)) for path in expected} == expected
 
 
-def test_registration_is_idempotent():
+def test_registration_is_idempotent() -> None:
     from diffsynth.configs import MODEL_CONFIGS
 
     mini.config.register()
@@ -63,13 +63,13 @@ def test_registration_is_idempotent():
     assert sum(config["model_hash"] == mini.config.TRANSFORMER_HASH for config in MODEL_CONFIGS) == 1
 
 
-def test_weights_stay_small():
+def test_weights_stay_small() -> None:
     files = [*(mini.config.FOLDER.parent).rglob("*.safetensors")]
     assert len(files) >= 4
     assert sum(path.stat().st_size for path in files) < 45 * MEBIBYTE
 
 
-def test_stored_in_bfloat16_and_finite():
+def test_stored_in_bfloat16_and_finite() -> None:
     from safetensors.torch import load_file
 
     for path in mini.config.FOLDER.rglob("*.safetensors"):
@@ -81,24 +81,24 @@ def test_stored_in_bfloat16_and_finite():
 @pytest.mark.parametrize(
     "name", [f"{mini.config.CONTROLNET_FOLDER.name}/{mini.config.CONTROLNET_FILE}", "loras/gold.safetensors"]
 )
-def test_what_depends_on_a_transformer_was_trained_on_the_one_that_is_here(name):
+def test_what_depends_on_a_transformer_was_trained_on_the_one_that_is_here(name: str) -> None:
     """Whoever trains the transformer anew has to train these again."""
     told = checkpoint.read_header(mini.config.FOLDER / name).metadata
     assert told["trained_on_fingerprint"] == checkpoint.fingerprint([mini.config.FOLDER / told["trained_on"]])
 
 
 @pytest.mark.parametrize("folder", [mini.config.TURBO_FOLDER, mini.config.BASE_FOLDER], ids=["turbo", "base"])
-def test_official_layout(folder):
+def test_official_layout(folder: Path) -> None:
     assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "ZImagePipeline"
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     assert (scheduler["shift"], scheduler["num_train_timesteps"]) == (3.0, 1000)
 
 
 @pytest.mark.parametrize("folder", [mini.config.TURBO_FOLDER, mini.config.BASE_FOLDER], ids=["turbo", "base"])
-def test_transformer_loads_in_diffusers(folder, pipelines):
+def test_transformer_loads_in_diffusers(folder: Path, pipelines: evaluate.Pipelines) -> None:
     from diffusers import ZImageTransformer2DModel
 
-    model, info = ZImageTransformer2DModel.from_pretrained(
+    model, info = ZImageTransformer2DModel.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers leaves it untyped
         folder, subfolder="transformer", output_loading_info=True, torch_dtype=torch.float32
     )
     assert not any(info.values()), info
@@ -108,7 +108,7 @@ def test_transformer_loads_in_diffusers(folder, pipelines):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_text_encoder_loads_in_transformers(pipelines):
+def test_text_encoder_loads_in_transformers(pipelines: evaluate.Pipelines) -> None:
     from transformers import Qwen3Model
 
     model = Qwen3Model.from_pretrained(mini.config.TURBO_FOLDER / "text_encoder", dtype=torch.float32)
@@ -119,7 +119,7 @@ def test_text_encoder_loads_in_transformers(pipelines):
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_tokenizer_carries_the_chat_template(pipelines):
+def test_tokenizer_carries_the_chat_template(pipelines: evaluate.Pipelines) -> None:
     tokenizer = pipelines.pipe.tokenizer
     chat = tokenizer.apply_chat_template(
         [{"role": "user", "content": "a fox"}], tokenize=False, add_generation_prompt=True, enable_thinking=True
@@ -150,15 +150,15 @@ def test_tokenizer_carries_the_chat_template(pipelines):
         ("一只飞奔的狐狸在大学门口", ["飞奔", "学门口"]),
     ],
 )
-def test_unknown_words(prompt, expected):
+def test_unknown_words(prompt: str, expected: list[str]) -> None:
     assert mini.config.unknown_words(prompt) == expected
 
 
-def test_the_vocabulary_is_that_of_the_training():
+def test_the_vocabulary_is_that_of_the_training() -> None:
     assert mini.config.vocabulary() == json.loads(json.dumps(vocabulary()))
 
 
-def test_everything_that_it_was_taught_is_known():
+def test_everything_that_it_was_taught_is_known() -> None:
     things = mini.config.known_things()
     assert len(things) == len(THINGS) >= 150
     assert [t for t in things if mini.config.unknown_words(f"a small {t} on a pink background")] == []
@@ -173,7 +173,7 @@ def test_everything_that_it_was_taught_is_known():
 
 @pytest.mark.parametrize("kind", evaluate.KINDS)
 @pytest.mark.parametrize("wording", ["held out", "Chinese"])
-def test_a_scene_reads_alike_in_every_wording(pipelines, kind, wording):
+def test_a_scene_reads_alike_in_every_wording(pipelines: evaluate.Pipelines, kind: str, wording: str) -> None:
     """The transformer sees the same of a scene however it is put into words: in the last tokens, and in the others.
 
     All other tokens say nothing, and so look like those of any sentence of the usual wording.
@@ -222,7 +222,9 @@ def stands(scene: Scene, number: int, wording: str) -> bool:
         ("base", "coloured", "usual", 4, 2),
     ],
 )
-def test_draws_what_the_prompt_says(pipelines, judge, mode, kind, wording, count, allowed):
+def test_draws_what_the_prompt_says(
+    pipelines: evaluate.Pipelines, judge: evaluate.Judge, mode: str, kind: str, wording: str, count: int, allowed: int
+) -> None:
     """Reduced evaluation on held-out scenes: nearly every picture is right in everything that the prompt says.
 
     Colours that a thing never had in training are where it is weakest; the model card says what is wanted.
@@ -238,7 +240,7 @@ def test_draws_what_the_prompt_says(pipelines, judge, mode, kind, wording, count
     assert len(wrong) <= allowed, wrong
 
 
-def test_a_thing_counts_in_any_colour_where_none_is_said(judge):
+def test_a_thing_counts_in_any_colour_where_none_is_said(judge: evaluate.Judge) -> None:
     said = Scene("closed-book", "brown", "large")
     assert judge.verdict(painted(judge, replace(said, colour="purple")), said)["thing"]
     assert not judge.verdict(painted(judge, replace(said, thing="backpack", colour="purple")), said)["thing"]
@@ -248,7 +250,7 @@ def painted(judge: evaluate.Judge, scene: Scene) -> np.ndarray:
     return np.asarray(judge.painter.paint(scene))
 
 
-def test_seeds_decide_what_the_prompt_leaves_open(pipelines, judge):
+def test_seeds_decide_what_the_prompt_leaves_open(pipelines: evaluate.Pipelines, judge: evaluate.Judge) -> None:
     """Twelve seeds of "a fox" give foxes on several backgrounds, at several sizes and places, each as its seed says."""
     seen, right = [], 0
     for seed in range(1, 13):
@@ -264,7 +266,7 @@ def test_seeds_decide_what_the_prompt_leaves_open(pipelines, judge):
     assert right >= 22
 
 
-def test_seeds_decide_which_way_round_a_thing_is(pipelines, judge):
+def test_seeds_decide_which_way_round_a_thing_is(pipelines: evaluate.Pipelines, judge: evaluate.Judge) -> None:
     """A fox looks the same both ways; a rooster does not."""
     ways = []
     for seed in range(1, 11):
@@ -276,7 +278,7 @@ def test_seeds_decide_which_way_round_a_thing_is(pipelines, judge):
     assert sum(shown == said for shown, said in ways) >= 9, ways
 
 
-def test_turbo_and_base_differ_and_guidance_matters(pipelines):
+def test_turbo_and_base_differ_and_guidance_matters(pipelines: evaluate.Pipelines) -> None:
     prompt, seed = "a fox on a blue background", 3
     turbo = pipelines.paint("turbo", prompt, seed).astype(int)
     base = pipelines.paint("base", prompt, seed).astype(int)
@@ -285,7 +287,7 @@ def test_turbo_and_base_differ_and_guidance_matters(pipelines):
     assert np.abs(base - unguided).mean() > 0.2
 
 
-def test_negative_prompt_steers_away(pipelines, judge):
+def test_negative_prompt_steers_away(pipelines: evaluate.Pipelines, judge: evaluate.Judge) -> None:
     moved, prompts = 0, ["fox", "hamburger", "owl", "tomato"]
     for seed, thing in enumerate(prompts):
         scene = Scene(thing, "white", "small")
@@ -295,14 +297,14 @@ def test_negative_prompt_steers_away(pipelines, judge):
     assert moved >= len(prompts) - 1
 
 
-def test_same_seed_same_picture(pipelines):
+def test_same_seed_same_picture(pipelines: evaluate.Pipelines) -> None:
     pictures = [pipelines.paint("turbo", "a fox", seed) for seed in (1, 1, 2)]
     assert (pictures[0] == pictures[1]).all()
     assert (pictures[0] != pictures[2]).any()
 
 
 @pytest.mark.parametrize("kind", evaluate.KINDS)
-def test_the_judge_knows_right_from_wrong(judge, kind):
+def test_the_judge_knows_right_from_wrong(judge: evaluate.Judge, kind: str) -> None:
     """Rendered scenes are all right; with something changed, that is wrong."""
     for scene in scenes_to_test(kind, 6):
         picture = np.asarray(judge.painter.paint(scene))
@@ -318,6 +320,7 @@ def test_the_judge_knows_right_from_wrong(judge, kind):
             colour = next(c for c in COLOURS if c != scene.colour and c not in COLOURABLE[scene.thing])
             assert not judge.verdict(picture, replace(scene, colour=colour))["colour"]
         if kind == "pair":
+            assert scene.second is not None
             turned = replace(scene, thing=scene.second, second=scene.thing)
             assert not judge.verdict(picture, turned)["arrangement"]
         if kind == "count":

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def write_network(folder: Path, tag: int, numbers: type[np.generic], text: str =
     """Write a network of one convolution (3 inputs, 2 outputs, 1 x 1; 6 weights) and one PReLU in ncnn's form."""
     weight = np.arange(6).astype(numbers)
     data = np.uint32(tag).tobytes() + weight.tobytes()
-    data += np.float32([10, 11]).tobytes() + np.float32([0.5, 0.25]).tobytes()
+    data += np.array([10, 11], np.float32).tobytes() + np.array([0.5, 0.25], np.float32).tobytes()
     lines = [
         ncnn.MAGIC,
         "3 3",
@@ -96,8 +97,9 @@ def test_a_place_that_cannot_be_written_to_is_no_hindrance(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("wrong", ["file_digest", "state_digest"])
 def test_another_file_than_expected_is_not_used(tmp_path: Path, wrong: str) -> None:
+    changes: dict[str, Any] = {wrong: "0" * 64}  # `replace` has fields of several types
     with pytest.raises(WeightsMissing, match="another file than expected"):
-        upscaler.weights.decoded(dataclasses.replace(FAST, **{wrong: "0" * 64}), tmp_path)
+        upscaler.weights.decoded(dataclasses.replace(FAST, **changes), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
