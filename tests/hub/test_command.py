@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gradio_client import Client
+from gradio_client import Client  # type: ignore[import-untyped]  # it brings no types
 from PIL import Image
 
 from hub.parts import PARTS
@@ -67,7 +67,7 @@ def models(environ: dict[str, str], *arguments: str, code: int = 0) -> subproces
     return done
 
 
-def test_from_nothing_to_whole_to_damaged_to_mended(hub, environ, tmp_path) -> None:
+def test_from_nothing_to_whole_to_damaged_to_mended(hub: Hub, environ: dict[str, str], tmp_path: Path) -> None:
     assert "upscaler" in models(environ, "list").stderr.split("models download ")[1]
 
     done = models(environ, "download", "upscaler")
@@ -97,7 +97,7 @@ def test_from_nothing_to_whole_to_damaged_to_mended(hub, environ, tmp_path) -> N
     assert models(environ, "verify").stdout.startswith("upscaler: whole (")
 
 
-def test_a_hub_that_stops_answering_is_given_up_with_a_sentence(hub, environ) -> None:
+def test_a_hub_that_stops_answering_is_given_up_with_a_sentence(hub: Hub, environ: dict[str, str]) -> None:
     hub.faults[FILE] = Fault("slow")
     done = models(environ | {"HF_HUB_DOWNLOAD_TIMEOUT": "1"}, "download", "upscaler", "--json", code=1)
     error = json.loads(done.stdout)["error"]
@@ -106,7 +106,7 @@ def test_a_hub_that_stops_answering_is_given_up_with_a_sentence(hub, environ) ->
     assert "the same command goes on from there" in error["message"]
 
 
-def test_an_interrupt_on_a_dead_line_ends_with_130(hub, environ) -> None:
+def test_an_interrupt_on_a_dead_line_ends_with_130(hub: Hub, environ: dict[str, str]) -> None:
     hub.faults[FILE] = Fault("slow")
     command = [sys.executable, "cli.py", "models", "download", "upscaler"]
     process = subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True)
@@ -119,12 +119,12 @@ def test_an_interrupt_on_a_dead_line_ends_with_130(hub, environ) -> None:
     assert said.endswith("the request was cancelled\n")
 
 
-def test_an_unknown_part_is_refused_with_the_known_ones(environ) -> None:
+def test_an_unknown_part_is_refused_with_the_known_ones(environ: dict[str, str]) -> None:
     done = models(environ, "download", "nix", code=2)
     assert done.stderr.startswith("part: 'nix' is not possible; allowed: turbo, base,")
 
 
-def test_nothing_to_verify_names_what_is_missing(environ) -> None:
+def test_nothing_to_verify_names_what_is_missing(environ: dict[str, str]) -> None:
     done = models(environ, "verify", code=3)
     assert done.stderr.rstrip().endswith("models download turbo text_encoder vae tokenizer")
 
@@ -137,7 +137,7 @@ def watched(environ: dict[str, str], *arguments: str) -> subprocess.CompletedPro
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
 
 
-def test_the_watch_sees_a_download(environ) -> None:
+def test_the_watch_sees_a_download(environ: dict[str, str]) -> None:
     assert watched(environ, "models", "download", "upscaler").returncode == 97
 
 
@@ -165,7 +165,7 @@ NEEDED = "turbo text_encoder vae tokenizer"
     ],
 )
 def test_offline_never_touches_the_network_and_what_is_missing_has_its_command(
-    arguments, variables, lacks, hub, environ, tmp_path
+    arguments: str, variables: dict[str, str], lacks: str | None, hub: Hub, environ: dict[str, str], tmp_path: Path
 ) -> None:
     Image.new("RGB", (20, 20), "white").save(tmp_path / "in.png")
     done = watched(environ | variables, *arguments.format(*[tmp_path] * 2).split())
@@ -179,7 +179,7 @@ def test_offline_never_touches_the_network_and_what_is_missing_has_its_command(
         assert "B" in done.stderr  # and how much that is
 
 
-def test_the_page_touches_no_network_but_its_own(environ, tmp_path) -> None:
+def test_the_page_touches_no_network_but_its_own(environ: dict[str, str], tmp_path: Path) -> None:
     """Started offline, and a picture drawn: whatever goes further than this machine ends the server."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -204,7 +204,7 @@ def test_the_page_touches_no_network_but_its_own(environ, tmp_path) -> None:
 # --- everything there
 
 
-def test_with_everything_there_nothing_is_fetched(environ, tmp_path) -> None:
+def test_with_everything_there_nothing_is_fetched(environ: dict[str, str], tmp_path: Path) -> None:
     """Full-size files without data: what only looks at them cannot tell."""
     cache = tmp_path / "hf" / "hub"
     repos: dict[str, list[str]] = {}

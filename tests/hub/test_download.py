@@ -1,11 +1,14 @@
 """Fetching weights: from a hub of our own on loopback, with everything that goes wrong on a line."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +19,9 @@ from hub.huggingface import HuggingFace
 from hub.parts import Part
 from tests.helpers.hub_server import COMMIT, Fault, Hub, digest
 from tests.helpers.sparse import write_sparse
+
+if TYPE_CHECKING:
+    from hub.modelscope import ModelScope
 
 REPO = "owner/tiny-model"
 SHARDS = [f"transformer/model-0000{number}-of-00002.safetensors" for number in (1, 2)]
@@ -56,7 +62,7 @@ def parts(content: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -
     for name in SHARDS:
         (folder / Path(name).name).write_bytes(content[name])
     size = sum(len(content[name]) for name in SHARDS)
-    known = inventory.model_hash(sorted(folder.iterdir()))
+    known = checkpoint.model_hash(sorted(folder.iterdir()))
     return {
         "model": Part("model", REPO, "transformer/*.safetensors", size, "a test", known),
         "single": Part("single", REPO, "single.pth", 300_000, "a test"),
@@ -90,8 +96,13 @@ def found(parts: dict[str, Part], environ: dict[str, str]) -> Callable[[], list[
     return lambda: inventory.find_all(environ, parts=parts.values())
 
 
-def run(parts: dict[str, Part], client: HuggingFace, **options: object) -> list[download.Event]:
-    return list(download.fetch(list(parts.values()), client, **options))
+Look = Callable[[], list[inventory.Found]]
+
+
+def run(
+    parts: dict[str, Part], client: HuggingFace | ModelScope, *, free: Callable[[Path], int] | None = None
+) -> list[download.Event]:
+    return list(download.fetch(list(parts.values()), client, free=free))
 
 
 def blob(client: HuggingFace, content: bytes) -> Path:
@@ -101,7 +112,9 @@ def blob(client: HuggingFace, content: bytes) -> Path:
 # --- what arrives
 
 
-def test_everything_that_a_part_needs_arrives_and_is_found(hub, client, parts, content, found) -> None:
+def test_everything_that_a_part_needs_arrives_and_is_found(
+    hub: Hub, client: HuggingFace, parts: dict[str, Part], content: dict[str, bytes], found: Look
+) -> None:
     assert not any(one.present for one in found())
     events = run(parts, client)
     plan = events[0]
@@ -117,22 +130,25 @@ def test_everything_that_a_part_needs_arrives_and_is_found(hub, client, parts, c
     assert (client.folder / "models--owner--tiny-model" / "refs" / "main").read_text() == COMMIT
 
 
-def test_progress_counts_every_byte_once_and_ends_at_all(client, parts) -> None:
+def test_progress_counts_every_byte_once_and_ends_at_all(client: HuggingFace, parts: dict[str, Part]) -> None:
     progress = [one for one in run(parts, client) if isinstance(one, Progress)]
     assert [one.done for one in progress] == sorted(one.done for one in progress)
     assert progress[0].done < progress[-1].done == progress[-1].total
     assert (progress[-1].files_done, progress[-1].files) == (5, 5)
 
 
-def test_a_second_call_transfers_nothing(hub, client, parts) -> None:
+def test_a_second_call_transfers_nothing(hub: Hub, client: HuggingFace, parts: dict[str, Part]) -> None:
     run(parts, client)
     gets = [path for way, path, _ in hub.requests if way == "GET" and not path.startswith("/api")]
     events = run(parts, client)
+    assert isinstance(events[0], Planned)
     assert events[0].left == 0
     assert [path for way, path, _ in hub.requests if way == "GET" and not path.startswith("/api")] == gets
 
 
-def test_other_programs_find_it_in_the_cache_without_a_network(client, parts, hub) -> None:
+def test_other_programs_find_it_in_the_cache_without_a_network(
+    client: HuggingFace, parts: dict[str, Part], hub: Hub
+) -> None:
     from huggingface_hub import snapshot_download
 
     run(parts, client)
@@ -142,7 +158,7 @@ def test_other_programs_find_it_in_the_cache_without_a_network(client, parts, hu
     assert len(hub.requests) == seen
 
 
-def test_several_files_come_at_once(hub, client, parts) -> None:
+def test_several_files_come_at_once(hub: Hub, client: HuggingFace, parts: dict[str, Part]) -> None:
     """With one file held up by the hub, the others arrive all the same."""
     hub.faults[SHARDS[0]] = Fault("slow")
     events = download.fetch([parts["model"]], client)
@@ -154,10 +170,13 @@ def test_several_files_come_at_once(hub, client, parts) -> None:
             break
     assert set(fetched) == NAMES - {SHARDS[0]}
     hub.stop_waiting()
+    assert isinstance(events, Generator)
     events.close()
 
 
-def test_the_token_goes_to_the_hub_and_not_to_its_storage(hub, client, parts) -> None:
+def test_the_token_goes_to_the_hub_and_not_to_its_storage(
+    hub: Hub, client: HuggingFace, parts: dict[str, Part]
+) -> None:
     run(parts, client)
     assert {one.get("authorization") for one in hub.asked("GET", "/owner")} == {"Bearer hf_secret"}
     storage = hub.asked("GET", "/storage")
@@ -169,7 +188,9 @@ def test_the_token_goes_to_the_hub_and_not_to_its_storage(hub, client, parts) ->
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_cut_connection_is_gone_on_with(ranges, hub, client, content) -> None:
+def test_a_cut_connection_is_gone_on_with(
+    ranges: bool, hub: Hub, client: HuggingFace, content: dict[str, bytes]
+) -> None:
     hub.ranges = ranges
     hub.faults["large.pth"] = Fault("cut", 1)
     run({"large": Part("large", REPO, "large.pth", 30_000_000, "a test")}, client)
@@ -178,7 +199,9 @@ def test_a_cut_connection_is_gone_on_with(ranges, hub, client, content) -> None:
     assert asked == ["bytes=10485760-"]  # the library's blocks
 
 
-def test_an_interrupted_download_is_gone_on_with_by_the_next_call(hub, client, parts, content, found) -> None:
+def test_an_interrupted_download_is_gone_on_with_by_the_next_call(
+    hub: Hub, client: HuggingFace, parts: dict[str, Part], content: dict[str, bytes], found: Look
+) -> None:
     half = len(content["single.pth"]) // 2
     hub.faults["single.pth"] = Fault("short")
     with pytest.raises(DownloadError, match=r"sent another number of bytes .* goes on from there"):
@@ -188,23 +211,29 @@ def test_an_interrupted_download_is_gone_on_with_by_the_next_call(hub, client, p
     assert not found()[1].present
     hub.faults.clear()
     events = run({"single": parts["single"]}, client)
+    assert isinstance(events[0], Planned)
     assert events[0].left == len(content["single.pth"]) - half
     assert hub.asked("GET", "/storage")[-1]["range"] == f"bytes={half}-"
     assert found()[1].present
     assert not partial.exists()
 
 
-def test_a_closed_generator_stops_and_keeps_what_arrived(hub, client, parts, content) -> None:
+def test_a_closed_generator_stops_and_keeps_what_arrived(
+    hub: Hub, client: HuggingFace, parts: dict[str, Part], content: dict[str, bytes]
+) -> None:
     events = download.fetch([parts["single"]], client)
     for event in events:
         if isinstance(event, Progress):
             break
+    assert isinstance(events, Generator)
     events.close()
     kept = list((client.folder / "models--owner--tiny-model" / "blobs").iterdir())
     assert [path.read_bytes() == content["single.pth"][: path.stat().st_size] for path in kept] == [True]
 
 
-def test_too_many_bytes_are_never_taken_for_the_file(hub, client, parts, content, found) -> None:
+def test_too_many_bytes_are_never_taken_for_the_file(
+    hub: Hub, client: HuggingFace, parts: dict[str, Part], content: dict[str, bytes], found: Look
+) -> None:
     hub.faults["single.pth"] = Fault("long")
     with pytest.raises(DownloadError, match="another number of bytes"):
         run({"single": parts["single"]}, client)
@@ -214,14 +243,18 @@ def test_too_many_bytes_are_never_taken_for_the_file(hub, client, parts, content
     assert blob(client, content["single.pth"]).read_bytes() == content["single.pth"]
 
 
-def test_other_content_of_the_right_length_is_fetched_anew_once(hub, client, parts, content) -> None:
+def test_other_content_of_the_right_length_is_fetched_anew_once(
+    hub: Hub, client: HuggingFace, parts: dict[str, Part], content: dict[str, bytes]
+) -> None:
     hub.faults["single.pth"] = Fault("wrong", 1)
     progress = [one for one in run({"single": parts["single"]}, client) if isinstance(one, Progress)]
     assert blob(client, content["single.pth"]).read_bytes() == content["single.pth"]
     assert progress[-1].done == progress[-1].total
 
 
-def test_other_content_again_and_again_is_refused(hub, client, parts, content) -> None:
+def test_other_content_again_and_again_is_refused(
+    hub: Hub, client: HuggingFace, parts: dict[str, Part], content: dict[str, bytes]
+) -> None:
     hub.faults["single.pth"] = Fault("wrong")
     with pytest.raises(DownloadError, match="2 times with another content"):
         run({"single": parts["single"]}, client)
@@ -239,7 +272,9 @@ def test_other_content_again_and_again_is_refused(hub, client, parts, content) -
         (500, "", "answers 500; try again later"),
     ],
 )
-def test_refusals_say_what_to_do(status, code, said, hub, client, parts) -> None:
+def test_refusals_say_what_to_do(
+    status: int, code: str, said: str, hub: Hub, client: HuggingFace, parts: dict[str, Part]
+) -> None:
     hub.refused[REPO] = (status, code)
     with pytest.raises(DownloadError, match=said) as raised:
         run(parts, client)
@@ -247,18 +282,18 @@ def test_refusals_say_what_to_do(status, code, said, hub, client, parts) -> None
     assert "hf_secret" not in str(raised.value)
 
 
-def test_a_storage_that_refuses_is_told_with_its_status(hub, client, parts) -> None:
+def test_a_storage_that_refuses_is_told_with_its_status(hub: Hub, client: HuggingFace, parts: dict[str, Part]) -> None:
     hub.faults["single.pth"] = Fault(403)
     with pytest.raises(DownloadError, match="answers 403"):
         run({"single": parts["single"]}, client)
 
 
-def test_a_repository_without_the_file_says_so(hub, client) -> None:
+def test_a_repository_without_the_file_says_so(hub: Hub, client: HuggingFace) -> None:
     with pytest.raises(DownloadError, match=r"owner/tiny-model at http.* has no other/\*"):
         run({"x": Part("x", REPO, "other/*", 1, "a test")}, client)
 
 
-def test_nobody_at_the_address(client, hub, parts) -> None:
+def test_nobody_at_the_address(client: HuggingFace, hub: Hub, parts: dict[str, Part]) -> None:
     hub.stop()
     with pytest.raises(DownloadError, match=r"cannot be reached, .*HF_ENDPOINT may name a mirror"):
         run(parts, client)
@@ -304,7 +339,7 @@ def everything(folder: Path) -> list[str]:
 )
 @pytest.mark.parametrize("name", ["single.pth", "transformer/config.json"])
 def test_an_etag_that_is_no_digest_is_refused_before_anything_is_written(
-    mark, name, hub, client, parts, tmp_path
+    mark: str, name: str, hub: Hub, client: HuggingFace, parts: dict[str, Part], tmp_path: Path
 ) -> None:
     hub.marks[name] = [mark]
     with pytest.raises(DownloadError, match=f"as the etag of {REPO}/{name}, where a hub answers 40 or 64") as raised:
@@ -316,13 +351,17 @@ def test_an_etag_that_is_no_digest_is_refused_before_anything_is_written(
     assert everything(tmp_path) == []
 
 
-def test_a_digest_in_capitals_is_the_same_digest(hub, client, parts, content) -> None:
+def test_a_digest_in_capitals_is_the_same_digest(
+    hub: Hub, client: HuggingFace, parts: dict[str, Part], content: dict[str, bytes]
+) -> None:
     hub.marks["single.pth"] = [f'"{digest(content["single.pth"], large=True).upper()}"']
     run({"single": parts["single"]}, client)
     assert blob(client, content["single.pth"]).read_bytes() == content["single.pth"]
 
 
-def test_a_hub_that_answers_rightly_once_and_lies_then_leads_nowhere(hub, client, parts, content, tmp_path) -> None:
+def test_a_hub_that_answers_rightly_once_and_lies_then_leads_nowhere(
+    hub: Hub, client: HuggingFace, parts: dict[str, Part], content: dict[str, bytes], tmp_path: Path
+) -> None:
     right = f'"{digest(content["single.pth"], large=True)}"'
     hub.marks["single.pth"] = [right, '"../../../../evil"']
     (event,) = [one for one in run({"single": parts["single"]}, client) if isinstance(one, Fetched)]
@@ -334,14 +373,18 @@ def test_a_hub_that_answers_rightly_once_and_lies_then_leads_nowhere(hub, client
 @pytest.mark.parametrize(
     "commit", ["../../../evil", "..", "/tmp/evil", "main", "C:evil", "..\\evil", "a" * 39, "a" * 300]
 )
-def test_a_commit_that_is_none_is_refused_before_anything_is_written(commit, hub, client, parts, tmp_path) -> None:
+def test_a_commit_that_is_none_is_refused_before_anything_is_written(
+    commit: str, hub: Hub, client: HuggingFace, parts: dict[str, Part], tmp_path: Path
+) -> None:
     hub.commit = commit
     with pytest.raises(DownloadError, match=f"as the commit of {REPO}, where a hub answers 40 or 64 hex digits"):
         run(parts, client)
     assert everything(tmp_path) == []
 
 
-def test_a_commit_in_the_cache_is_not_taken_for_a_path(hub, client, parts, content, tmp_path) -> None:
+def test_a_commit_in_the_cache_is_not_taken_for_a_path(
+    hub: Hub, client: HuggingFace, parts: dict[str, Part], content: dict[str, bytes], tmp_path: Path
+) -> None:
     """Loose files of the wrong size are removed from the snapshot that `main` is said to be."""
     (tmp_path / "victim").mkdir()
     (tmp_path / "victim" / "single.pth").write_bytes(b"mine")
@@ -356,7 +399,7 @@ def test_a_commit_in_the_cache_is_not_taken_for_a_path(hub, client, parts, conte
 
 @pytest.mark.parametrize("name", ELSEWHERE, ids=range(len(ELSEWHERE)))
 def test_a_file_name_that_leads_elsewhere_is_refused_before_anything_is_written(
-    name, hub, client, parts, tmp_path
+    name: str, hub: Hub, client: HuggingFace, parts: dict[str, Part], tmp_path: Path
 ) -> None:
     hub.listed = [name]
     with pytest.raises(DownloadError, match=f"lists a file of {REPO} by the name '.*, which might lead out") as raised:
@@ -366,14 +409,18 @@ def test_a_file_name_that_leads_elsewhere_is_refused_before_anything_is_written(
     assert everything(tmp_path) == []
 
 
-def test_names_outside_of_the_parts_folder_are_not_fetched(hub, client, parts, tmp_path) -> None:
+def test_names_outside_of_the_parts_folder_are_not_fetched(
+    hub: Hub, client: HuggingFace, parts: dict[str, Part], tmp_path: Path
+) -> None:
     hub.listed = ["../evil", "/evil", "transformer/../evil", "transformer/../../evil", "/transformer/evil", "\\evil"]
     run(parts, client)
     assert not [name for name in everything(tmp_path) if "evil" in name]
     assert not [path for _, path, _ in hub.requests if "evil" in path]
 
 
-def test_where_the_commit_cannot_be_noted_it_is_told(client, parts, tmp_path) -> None:
+def test_where_the_commit_cannot_be_noted_it_is_told(
+    client: HuggingFace, parts: dict[str, Part], tmp_path: Path
+) -> None:
     refs = client.folder / "models--owner--tiny-model" / "refs"
     refs.parent.mkdir(parents=True)
     refs.mkdir()
@@ -385,7 +432,9 @@ def test_where_the_commit_cannot_be_noted_it_is_told(client, parts, tmp_path) ->
 # --- what is on the disk already
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(hub, client, parts, content) -> None:
+def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
+    hub: Hub, client: HuggingFace, parts: dict[str, Part], content: dict[str, bytes]
+) -> None:
     with pytest.raises(DownloadError, match="has 500 MB free, and 2 MB are still to come: make room"):
         run(parts, client, free=lambda _: download.ROOM)
     assert not hub.asked("GET", "/storage")
@@ -398,7 +447,9 @@ def test_the_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> Non
     assert download.disk_free(tmp_path / "a" / "b") > 0
 
 
-def test_a_file_that_was_cut_short_in_the_cache_is_gone_on_with(hub, client, parts, content, found) -> None:
+def test_a_file_that_was_cut_short_in_the_cache_is_gone_on_with(
+    hub: Hub, client: HuggingFace, parts: dict[str, Part], content: dict[str, bytes], found: Look
+) -> None:
     run(parts, client)
     os.truncate(blob(client, content[SHARDS[1]]), 100_000)
     assert "cut short" in found()[0].problems[0]
@@ -409,7 +460,9 @@ def test_a_file_that_was_cut_short_in_the_cache_is_gone_on_with(hub, client, par
     assert all(one.present for one in found())
 
 
-def test_a_link_to_nothing_in_the_cache_is_mended(client, parts, content, found) -> None:
+def test_a_link_to_nothing_in_the_cache_is_mended(
+    client: HuggingFace, parts: dict[str, Part], content: dict[str, bytes], found: Look
+) -> None:
     run(parts, client)
     blob(client, content[SHARDS[0]]).unlink()
     assert "link to nothing" in found()[0].problems[0]
@@ -417,7 +470,9 @@ def test_a_link_to_nothing_in_the_cache_is_mended(client, parts, content, found)
     assert all(one.present for one in found())
 
 
-def test_a_cache_without_links_is_taken_as_it_is(hub, client, parts, content, found) -> None:
+def test_a_cache_without_links_is_taken_as_it_is(
+    hub: Hub, client: HuggingFace, parts: dict[str, Part], content: dict[str, bytes], found: Look
+) -> None:
     """On Windows huggingface_hub puts the files themselves into snapshots."""
     run(parts, client)
     snapshot = client.folder / "models--owner--tiny-model" / "snapshots" / COMMIT
@@ -443,7 +498,7 @@ def test_small_files_are_checked_by_gits_hash(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def modelscope(hub: Hub, environ: dict[str, str]):
+def modelscope(hub: Hub, environ: dict[str, str]) -> ModelScope:
     """The other hub, which calls the repository by another owner's name."""
     from modelscope_hub import HubConfig
 
@@ -458,32 +513,43 @@ def elsewhere(part: Part) -> Part:
     return dataclasses.replace(part, also=("other/tiny-model",))
 
 
-def test_modelscope_fills_its_own_cache_and_is_found(hub, modelscope, parts, content, environ) -> None:
+def test_modelscope_fills_its_own_cache_and_is_found(
+    hub: Hub, modelscope: ModelScope, parts: dict[str, Part], content: dict[str, bytes], environ: dict[str, str]
+) -> None:
     wanted = {name: elsewhere(part) for name, part in parts.items()}
     hub.faults[SHARDS[0]] = Fault("cut", 1)
     events = run(wanted, modelscope)
     assert {one.file.name for one in events if isinstance(one, Fetched)} == NAMES | {"single.pth"}
+    assert isinstance(events[-1], Progress)
     assert events[-1].done == events[-1].total
     assert all(one.path.read_bytes() == content[one.file.name] for one in events if isinstance(one, Fetched))
     found = inventory.find_all(environ, parts=wanted.values())
     assert [one.source for one in found] == ["ModelScope cache"] * 2
-    assert run(wanted, modelscope)[0].left == 0
+    plan = run(wanted, modelscope)[0]
+    assert isinstance(plan, Planned)
+    assert plan.left == 0
 
 
-def test_modelscope_without_the_repository_says_what_else_there_is(modelscope, parts) -> None:
+def test_modelscope_without_the_repository_says_what_else_there_is(
+    modelscope: ModelScope, parts: dict[str, Part]
+) -> None:
     with pytest.raises(DownloadError, match="is not there; leave out `--hub modelscope`"):
         run(parts, modelscope)
 
 
 @pytest.mark.parametrize("name", ELSEWHERE[:4], ids=range(4))
-def test_modelscopes_names_are_checked_too(name, hub, modelscope, parts, tmp_path) -> None:
+def test_modelscopes_names_are_checked_too(
+    name: str, hub: Hub, modelscope: ModelScope, parts: dict[str, Part], tmp_path: Path
+) -> None:
     hub.listed = [name]
     with pytest.raises(DownloadError, match=r"lists a file of other/tiny-model by the name .*MODELSCOPE_ENDPOINT"):
         run({"model": elsewhere(parts["model"])}, modelscope)
     assert not [made for made in everything(tmp_path) if "tiny-model" in made or "evil" in made]
 
 
-def test_modelscopes_digests_are_checked_too(hub, modelscope, parts, tmp_path) -> None:
+def test_modelscopes_digests_are_checked_too(
+    hub: Hub, modelscope: ModelScope, parts: dict[str, Part], tmp_path: Path
+) -> None:
     hub.marks["single.pth"] = ["../../evil"]
     with pytest.raises(DownloadError, match=r"answers '\.\./\.\./evil' as the SHA-256 of other/tiny-model/single.pth"):
         run({"single": elsewhere(parts["single"])}, modelscope)

@@ -95,7 +95,7 @@ def test_sizes_and_hashes_are_those_of_diffsynths_models(part: str, full_cache: 
     dtype = sparse.LAYOUT[part][1]
     assert sum(map(math.prod, shapes.values())) * sparse.BYTES[dtype] == parts.PARTS[part].size
     files = found(cached(environ, full_cache), part).files
-    assert inventory.model_hash(files) == parts.PARTS[part].hash
+    assert checkpoint.model_hash(files) == parts.PARTS[part].hash
     assert parts.PARTS[part].hash in parts.KNOWN_HASHES
 
 
@@ -127,9 +127,9 @@ def test_diffsynth_registers_and_computes_the_same_hashes(
     assert (parts.PARTS["vae"].hash, "flux_vae_encoder") in known
     for part in ("turbo", "vae"):
         files = found(cached(environ, full_cache), part).files
-        assert inventory.model_hash(files) == hash_model_file([str(file) for file in files])
+        assert checkpoint.model_hash(files) == hash_model_file([str(file) for file in files])
     write_sparse(tmp_path / "tiny.safetensors", TINY)
-    assert inventory.model_hash([tmp_path / "tiny.safetensors"]) == hash_model_file(str(tmp_path / "tiny.safetensors"))
+    assert checkpoint.model_hash([tmp_path / "tiny.safetensors"]) == hash_model_file(str(tmp_path / "tiny.safetensors"))
 
 
 def test_the_sparse_files_are_the_published_ones_but_for_their_data(full_cache: Path, environ: dict[str, str]) -> None:
@@ -260,7 +260,7 @@ def test_places_are_looked_in_in_order(environ: dict[str, str], tmp_path: Path) 
         assert folder in one.files[0].parents
     write_part(tmp_path / "argument" / TURBO, "tokenizer")
     assert tmp_path / "argument" in found(environ, "tokenizer", tmp_path / "argument").files[0].parents
-    assert [place.name for place in inventory.PLACES] == [
+    assert [place.name for place in places.PLACES] == [
         "explicit folder",
         "models folder",
         "Hugging Face cache",
@@ -540,9 +540,9 @@ def test_headers_from_outside_are_not_trusted(content: bytes, expected: str, tmp
 def test_a_changed_file_is_looked_at_again(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     write_sparse(path, TINY)
-    before = inventory.model_hash([path]), checkpoint.fingerprint([path])
+    before = checkpoint.model_hash([path]), checkpoint.fingerprint([path])
     write_sparse(path, {**TINY, "d": (2,)})
-    assert inventory.model_hash([path]) != before[0]
+    assert checkpoint.model_hash([path]) != before[0]
     assert checkpoint.fingerprint([path]) != before[1]
 
 

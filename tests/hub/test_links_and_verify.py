@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hub import download, inventory, links
+from hub import checkpoint, download, inventory, links
 from hub.parts import Part
 from hub.verify import Reading, Verdict, known_digest, verify
 from tests.helpers.hub_server import digest
@@ -60,7 +60,7 @@ def snapshot(repo: Path) -> Path:
 
 def registry(*snapshots: Path) -> list[Part]:
     """Return a registry of the tiny model; its hash is that of the first snapshot's files."""
-    known = inventory.model_hash(sorted((snapshots[0] / "transformer").glob("*.safetensors")))
+    known = checkpoint.model_hash(sorted((snapshots[0] / "transformer").glob("*.safetensors")))
     return [
         Part("model", REPO, "transformer/*.safetensors", 1000, "a test", known),
         Part("tokenizer", REPO, "tokenizer/*", 1000, "a test"),
@@ -70,7 +70,7 @@ def registry(*snapshots: Path) -> list[Part]:
 # --- links
 
 
-def test_every_file_of_a_part_is_linked_and_found_there(snapshot, environ, here) -> None:
+def test_every_file_of_a_part_is_linked_and_found_there(snapshot: Path, environ: dict[str, str], here: Path) -> None:
     parts = registry(snapshot)
     done = links.link(environ, parts)
     assert {one.action for one in done} == {"linked"}
@@ -83,12 +83,14 @@ def test_every_file_of_a_part_is_linked_and_found_there(snapshot, environ, here)
     assert links.link(environ, parts) == []
 
 
-def test_without_anything_in_a_cache_nothing_is_written(environ, here, tmp_path) -> None:
+def test_without_anything_in_a_cache_nothing_is_written(environ: dict[str, str], here: Path, tmp_path: Path) -> None:
     assert links.link(environ, [Part("model", REPO, "transformer/*.safetensors", 1, "a test", "0")]) == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_newest_complete_snapshot_wins_and_old_names_go(snapshot, repo, environ, here) -> None:
+def test_the_newest_complete_snapshot_wins_and_old_names_go(
+    snapshot: Path, repo: Path, environ: dict[str, str], here: Path
+) -> None:
     links.link(environ, registry(snapshot))
     newer = write_snapshot(repo, NEWER, 3)
     os.utime(newer, (2_000_000_000, 2_000_000_000))
@@ -107,7 +109,7 @@ def test_the_newest_complete_snapshot_wins_and_old_names_go(snapshot, repo, envi
     assert all(COMMIT in os.readlink(path) for path in here.iterdir())
 
 
-def test_links_to_nothing_are_repaired(snapshot, environ, here) -> None:
+def test_links_to_nothing_are_repaired(snapshot: Path, environ: dict[str, str], here: Path) -> None:
     parts = registry(snapshot)
     links.link(environ, parts)
     path = here / "model-00001-of-00002.safetensors"
@@ -118,7 +120,9 @@ def test_links_to_nothing_are_repaired(snapshot, environ, here) -> None:
     assert path.samefile(snapshot / "transformer" / path.name)
 
 
-def test_files_and_links_of_the_user_are_left_alone(snapshot, environ, here, tmp_path) -> None:
+def test_files_and_links_of_the_user_are_left_alone(
+    snapshot: Path, environ: dict[str, str], here: Path, tmp_path: Path
+) -> None:
     (tmp_path / "drive").mkdir()
     (tmp_path / "drive" / "config.json").write_text("mine")
     here.mkdir(parents=True)
@@ -136,7 +140,9 @@ def test_files_and_links_of_the_user_are_left_alone(snapshot, environ, here, tmp
     assert (here / "notes.txt").read_text() == "mine"
 
 
-def test_a_folder_that_is_a_link_of_the_user_is_left_alone(snapshot, environ, here, tmp_path) -> None:
+def test_a_folder_that_is_a_link_of_the_user_is_left_alone(
+    snapshot: Path, environ: dict[str, str], here: Path, tmp_path: Path
+) -> None:
     (tmp_path / "drive").mkdir()
     here.parent.parent.mkdir(parents=True)
     here.parent.symlink_to(tmp_path / "drive")
@@ -149,7 +155,7 @@ def refuse(*_: object) -> None:
     raise OSError(22, "A required privilege is not held by the client")
 
 
-def test_without_symbolic_links_hard_links_stand_in(snapshot, environ, here) -> None:
+def test_without_symbolic_links_hard_links_stand_in(snapshot: Path, environ: dict[str, str], here: Path) -> None:
     parts = registry(snapshot)
     assert {one.action for one in links.link(environ, parts, refuse)} == {"linked"}
     for path in here.iterdir():
@@ -159,7 +165,9 @@ def test_without_symbolic_links_hard_links_stand_in(snapshot, environ, here) -> 
 
 
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="needs a second file system, which Linux has there")
-def test_without_any_links_it_is_said_and_files_are_used_where_they_lie(snapshot, environ, tmp_path) -> None:
+def test_without_any_links_it_is_said_and_files_are_used_where_they_lie(
+    snapshot: Path, environ: dict[str, str], tmp_path: Path
+) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
@@ -181,14 +189,14 @@ def verdicts(environ: dict[str, str], parts: list[Part]) -> list[Verdict]:
     return [one for one in verify(environ, parts=parts) if isinstance(one, Verdict)]
 
 
-def test_whole_weights_are_proven_by_the_hubs_digests(snapshot, environ) -> None:
+def test_whole_weights_are_proven_by_the_hubs_digests(snapshot: Path, environ: dict[str, str]) -> None:
     events = list(verify(environ, parts=registry(snapshot)))
     assert sum(isinstance(one, Reading) for one in events) == 2 + len(TOKENIZER)
     for one in verdicts(environ, registry(snapshot)):
         assert (one.state, one.problems, one.unproven) == ("whole", (), ())
 
 
-def test_one_wrong_byte_is_found_and_the_file_makes_room(snapshot, environ) -> None:
+def test_one_wrong_byte_is_found_and_the_file_makes_room(snapshot: Path, environ: dict[str, str]) -> None:
     """A header, a length and shapes that are right: only reading everything tells."""
     parts = registry(snapshot)
     links.link(environ, parts)
@@ -207,7 +215,7 @@ def test_one_wrong_byte_is_found_and_the_file_makes_room(snapshot, environ) -> N
     assert "link to nothing" in found.problems[0]
 
 
-def test_a_missing_part_and_one_that_is_cut_short(snapshot, environ) -> None:
+def test_a_missing_part_and_one_that_is_cut_short(snapshot: Path, environ: dict[str, str]) -> None:
     part = registry(snapshot)[0]
     missing = Part("other", "owner/other", "*.safetensors", 1, "a test", "0")
     os.truncate(snapshot / "transformer" / "model-00001-of-00002.safetensors", 100)
@@ -216,7 +224,7 @@ def test_a_missing_part_and_one_that_is_cut_short(snapshot, environ) -> None:
     assert "cut short" in cut.problems[0]
 
 
-def test_files_of_the_user_are_never_removed(snapshot, environ, here) -> None:
+def test_files_of_the_user_are_never_removed(snapshot: Path, environ: dict[str, str], here: Path) -> None:
     parts = registry(snapshot)
     here.mkdir(parents=True)
     for path in (snapshot / "transformer").iterdir():
