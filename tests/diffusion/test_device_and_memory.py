@@ -12,7 +12,7 @@ import pytest
 from core import environment
 from core.errors import RequestError
 from diffusion import device, host_memory, memory
-from diffusion.device import Accelerator, decide
+from diffusion.device import Accelerator, Dtype, decide
 from diffusion.memory import GIB, MemoryPlan, memory_plan
 
 ROOT = Path(__file__).parent.parent.parent
@@ -148,8 +148,9 @@ def test_plans_for_cards_without_bf16(
 
 def test_no_plan_promises_more_than_there_is() -> None:
     """Every kind of device, 6 to 141 GB, in machines of 8 to 256 GB, every mode and dtype."""
+    dtypes: tuple[Dtype, ...] = ("bfloat16", "float32")
     for gigabytes, host, mode, dtype in itertools.product(
-        range(6, 142), (8, 16, 24, 32, 48, 64, 256), ("generate", "controlnet", "upscale"), ("bfloat16", "float32")
+        range(6, 142), (8, 16, 24, 32, 48, 64, 256), ("generate", "controlnet", "upscale"), dtypes
     ):
         room = int(gigabytes * GIB * 0.985) - 300_000_000
         for kind in ("cuda", "mps", "cpu"):

@@ -1,12 +1,19 @@
 """The benchmark for CUDA cards at reduced size on the CPU; and, with `-m gpu`, every mode on real weights."""
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from core.request import Request
+    from engine import Engine
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -37,7 +44,7 @@ SIDE = 384
 
 
 @pytest.fixture(scope="module")
-def real():
+def real() -> Engine:
     """An engine with the real weights on a CUDA card."""
     from engine import Engine, Settings
 
@@ -55,7 +62,7 @@ def picture(tmp_path: Path) -> str:
     return str(tmp_path / "circle.png")
 
 
-def requests(picture: str) -> list:
+def requests(picture: str) -> list[Request]:
     """Return a small request of every mode that draws."""
     from core.request import MODES
 
@@ -76,7 +83,7 @@ def test_every_mode_is_asked_for(picture: str) -> None:
 
 
 @pytest.mark.gpu
-def test_every_mode_draws_with_real_weights(real, picture: str) -> None:
+def test_every_mode_draws_with_real_weights(real: Engine, picture: str) -> None:
     for request in requests(picture):
         result = real.draw(request)
         assert result.weights == "full"
@@ -104,13 +111,15 @@ def test_smaller_cards_plans_draw_the_same_picture(picture: str) -> None:
 
 
 @pytest.mark.gpu
-def test_the_estimate_of_memory_is_above_what_is_taken(real, picture: str) -> None:
+def test_the_estimate_of_memory_is_above_what_is_taken(real: Engine, picture: str) -> None:
     import torch
 
     for request in requests(picture):
         torch.cuda.reset_peak_memory_stats()
         result = real.draw(request)
         on, plan = real._device, real._plan
+        assert on is not None
+        assert plan is not None
         expected = real._forecast.check(result.request, "full", result.size, on, plan)
         assert torch.cuda.max_memory_allocated() <= expected.bytes
     assert os.environ["DIFFSYNTH_ATTENTION_IMPLEMENTATION"] == "torch"

@@ -5,13 +5,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffsynth.core import ModelConfig
 
+from core.request import Model
 from diffusion import loader, memory
-from diffusion.memory import Placement, memory_plan
+from diffusion.device import Dtype
+from diffusion.memory import Placement, Where, memory_plan
 from diffusion.pipeline import Picture, Pipeline
 from hub import inventory
 from tests.helpers.plans import plan_with
@@ -19,7 +24,7 @@ from tests.helpers.plans import plan_with
 ROOT = Path(__file__).parent.parent.parent
 
 
-def draw(built: Pipeline, model: str, mode: str = "generate") -> Picture:
+def draw(built: Pipeline, model: Model, mode: str = "generate") -> Picture:
     """Load what a mode needs, and draw two steps."""
     from PIL import Image
 
@@ -35,15 +40,22 @@ def draw(built: Pipeline, model: str, mode: str = "generate") -> Picture:
         try:
             next(drawing)
         except StopIteration as done:
-            return done.value
+            picture: Picture = done.value
+            return picture
 
 
 @pytest.mark.parametrize(("at", "held"), [("disk", "float32"), ("host", "float32"), ("device", "bfloat16")])
-def test_where_parts_wait_changes_no_picture(at: str, held: str) -> None:
+def test_where_parts_wait_changes_no_picture(at: Where, held: Dtype) -> None:
     # The miniature's weights are stored in bf16, so that holding them in it loses nothing.
     plain = Pipeline("cpu", torch.float32, keep_both=True)
     managed = Pipeline("cpu", torch.float32, keep_both=True, plan=plan_with(at, held))
-    for model, mode in (("turbo", "generate"), ("base", "generate"), ("turbo", "controlnet"), ("base", "generate")):
+    models: tuple[tuple[Model, str], ...] = (
+        ("turbo", "generate"),
+        ("base", "generate"),
+        ("turbo", "controlnet"),
+        ("base", "generate"),
+    )
+    for model, mode in models:
         expected, found = (draw(built, model, mode) for built in (plain, managed))
         assert torch.equal(expected.latents, found.latents)
         assert expected.image.tobytes() == found.image.tobytes()
@@ -93,7 +105,7 @@ def test_a_managed_model_wears_a_lora(tmp_path: Path) -> None:
 )
 def test_what_diffsynth_is_told(placement: Placement, on: str, gated: bool, states: tuple[str, ...] | None) -> None:
     """For devices that are not here: the very values that DiffSynth's management goes by."""
-    config = loader.ModelConfig(path="file.safetensors")
+    config = ModelConfig(path="file.safetensors")
     loader.manage(config, placement, on, torch.bfloat16, gated)
     found = config.vram_config()
     if states is None:
@@ -110,6 +122,7 @@ def test_apples_gpu_is_named_to_diffsynth_whose_own_default_is_the_cpu() -> None
         "mps", torch.bfloat16, keep_both=True, plan=memory_plan("mps", 24 * 10**9, None, 32 * 10**9, "generate")
     )
     assert (built.pipe.device, built.pipe.device_type, built.pipe.torch_dtype) == ("mps", "mps", torch.bfloat16)
+    assert built.plan is not None
     assert built.plan.vram_limit_gb is None  # DiffSynth would ask MPS for what it cannot say
 
 
@@ -121,8 +134,14 @@ def test_steps_compute_nothing_in_float64() -> None:
     draw(built, "turbo")
     found: set[str] = set()
 
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        def __torch_dispatch__(
+            self,
+            function: Callable[..., object],
+            types: Sequence[type],
+            args: Sequence[object] = (),
+            kwargs: Mapping[str, object] | None = None,
+        ) -> object:
             result = function(*args, **(kwargs or {}))
             for one in result if isinstance(result, tuple | list) else (result,):
                 # One number or a schedule of steps stays on the CPU; a picture's tensors would not.
@@ -130,7 +149,7 @@ def test_steps_compute_nothing_in_float64() -> None:
                     found.add(str(function))
             return result
 
-    with Watch():
+    with Watch():  # type: ignore[no-untyped-call]  # torch leaves it untyped
         draw(built, "turbo")
     assert not found
 
@@ -170,7 +189,7 @@ print(json.dumps(found))
 """
 
 
-def run_limited(spare: int, **values: str) -> list[dict]:
+def run_limited(spare: int, **values: str) -> list[dict[str, Any]]:
     """Draw a picture; draw one with `values` and so many MiB to spare; draw the first again without a limit."""
     # What is freed goes back to the system at once, so that it counts again.
     freed = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
@@ -178,15 +197,17 @@ def run_limited(spare: int, **values: str) -> list[dict]:
     environ = {**os.environ, **freed, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts allocations on Linux alone")
 def test_out_of_memory_is_a_sentence_and_the_next_request_works(tmp_path: Path) -> None:
+    from lora.dialects import weight_shapes
     from tests.helpers import loras
 
     # A LoRA of 90 MB: more than is to spare, even with all models given up (some 30 MB).
-    shapes = {name: shape for name, shape in loras.weight_shapes("mini").items() if name in loras.random_pairs()}
+    shapes = {name: shape for name, shape in weight_shapes("mini").items() if name in loras.random_pairs()}
     pairs = {name: (torch.randn(1024, columns), torch.randn(rows, 1024)) for name, (rows, columns) in shapes.items()}
     large = loras.write(tmp_path / "large.safetensors", loras.peft(pairs))
     first, failed, after = run_limited(4, lora=str(large))
@@ -219,7 +240,7 @@ def test_a_machine_too_small_is_refused_before_anything_is_read(
     full = inventory.Chosen("full", {}, "nowhere", "no file is opened")
     engine = Engine(Settings(device="cpu", memory_gb=1))
     monkeypatch.setattr(engine, "weights_in_use", lambda *_: full)  # no real weights on a test machine
-    *_, last = engine.run(TextToImage(prompt="a fox", seed=1))
+    *_, last = engine.run(TextToImage.parse(prompt="a fox", seed=1))
     assert isinstance(last, Failure)
     assert last.code == "out_of_memory"
     assert "1 GB allowed" in last.text

@@ -1,5 +1,6 @@
 """The micro-benchmark of a processor: what follows from its figures, and when it is measured at all."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -73,7 +74,7 @@ def test_the_figures_are_measured_once(tmp_path: Path) -> None:
 
 def test_another_processor_is_measured_on_its_own(tmp_path: Path) -> None:
     file = tmp_path / "processor.json"
-    others = {f"processor {number}": measure.asdict(AVX2) for number in range(40)}
+    others = {f"processor {number}": dataclasses.asdict(AVX2) for number in range(40)}
     file.write_text(json.dumps(others))
     assert measure.speeds(file) != AVX2
     kept = json.loads(file.read_text())

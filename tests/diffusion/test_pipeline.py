@@ -7,6 +7,7 @@ import sys
 import warnings
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ import torch
 from diffsynth.models.model_loader import ModelPool
 from diffsynth.pipelines.z_image import ZImagePipeline, ZImageUnit_PromptEmbedder
 
-from core.events import Stage, Step
+from core.events import Stage, Step, TileDone
+from core.request import Model
+from diffusion.device import Dtype
 from diffusion.memory import memory_plan
 from diffusion.pipeline import SIGMA_SHIFT, Picture, Pipeline
 from diffusion.tokens import MAX_TEXT_TOKENS
@@ -23,16 +26,16 @@ from hub.parts import MINI_ROOT
 
 PROMPT = "a large fox on a black background"
 NEGATIVE = "blue background"
-RUNS = [("turbo", 8, 1.0), ("base", 25, 4.0)]
+RUNS: list[tuple[Model, int, float]] = [("turbo", 8, 1.0), ("base", 25, 4.0)]
 
 
-def select(pipeline: Pipeline, model: str) -> None:
+def select(pipeline: Pipeline, model: Model) -> None:
     pipeline.pipe.dit = pipeline.transformers[model]
 
 
-def run(pipeline: Pipeline, model: str, **values: object) -> tuple[Picture, list[Stage | Step]]:
+def run(pipeline: Pipeline, model: Model, **values: object) -> tuple[Picture, list[Stage | Step | TileDone]]:
     select(pipeline, model)
-    asked = {
+    asked: dict[str, Any] = {  # as `text_to_image` takes them
         "prompt": PROMPT,
         "negative_prompt": "",
         "steps": 8,
@@ -52,7 +55,7 @@ def run(pipeline: Pipeline, model: str, **values: object) -> tuple[Picture, list
 
 
 @pytest.mark.parametrize(("model", "steps", "cfg"), RUNS)
-def test_step_loop_equals_the_pipelines_own_call(pipeline: Pipeline, model: str, steps: int, cfg: float) -> None:
+def test_step_loop_equals_the_pipelines_own_call(pipeline: Pipeline, model: Model, steps: int, cfg: float) -> None:
     ours, _ = run(pipeline, model, steps=steps, cfg=cfg, negative_prompt=NEGATIVE)
     theirs = pipeline.pipe(
         prompt=PROMPT,
@@ -81,7 +84,7 @@ def test_unpadded_prompt_is_encoded_as_diffsynth_encodes_it(pipeline: Pipeline, 
 
 
 @pytest.mark.parametrize(("model", "steps", "cfg"), RUNS)
-def test_latents_agree_with_diffusers(pipeline: Pipeline, model: str, steps: int, cfg: float) -> None:
+def test_latents_agree_with_diffusers(pipeline: Pipeline, model: Model, steps: int, cfg: float) -> None:
     """An implementation that shares no code with DiffSynth, from the same folders, noise, prompt and steps."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the import alone
@@ -91,12 +94,17 @@ def test_latents_agree_with_diffusers(pipeline: Pipeline, model: str, steps: int
 
     turbo = MINI_ROOT / "Z-Image-Turbo"
     own = turbo if model == "turbo" else MINI_ROOT / "Z-Image"
-    theirs = DiffusersPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(own / "scheduler"),
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(own / "scheduler")  # type: ignore[no-untyped-call]  # diffusers leaves it untyped
+    transformer = ZImageTransformer2DModel.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers leaves it untyped
+        own / "transformer", torch_dtype=torch.float32
+    )
+    # Any: what diffusers composes of mixins has no types
+    theirs: Any = DiffusersPipeline(  # type: ignore[no-untyped-call]  # diffusers leaves it untyped
+        scheduler=scheduler,
         vae=None,
         text_encoder=Qwen3Model.from_pretrained(turbo / "text_encoder", dtype=torch.float32),
         tokenizer=AutoTokenizer.from_pretrained(turbo / "tokenizer"),
-        transformer=ZImageTransformer2DModel.from_pretrained(own / "transformer", torch_dtype=torch.float32),
+        transformer=transformer,
     )
     theirs.set_progress_bar_config(disable=True)
     noise = torch.randn((1, 16, 16, 16), generator=torch.Generator("cpu").manual_seed(7))
@@ -156,6 +164,7 @@ def test_long_prompt_is_cut_and_the_cut_is_reported(pipeline: Pipeline) -> None:
     long = "a large fox on a black background " * 100
     ids, note = pipeline._tokenize(long)
     assert len(ids) <= MAX_TEXT_TOKENS
+    assert note is not None
     assert note.code == "prompt_cut"
     assert note.values["tokens"] > 0
     assert str(note.values["limit"]) in note.text
@@ -197,15 +206,17 @@ def test_timestep_embedder_follows_its_weights(pipeline: Pipeline, dtype: torch.
 
 def test_one_transformer_at_a_time_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     built = Pipeline("cpu", torch.float32, keep_both=False)
-    alive: weakref.WeakSet = weakref.WeakSet()
-    read, pictures = built._read, {}
+    alive: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+    read = built._read
+    pictures: dict[Model, list[bytes]] = {}
 
     def watched(files: list[Path], part: str) -> ModelPool:
         assert part != "transformer" or not alive  # the one before is gone when the next one is read
         return read(files, part)
 
     monkeypatch.setattr(built, "_read", watched)
-    for model in ("turbo", "base", "turbo"):
+    models: tuple[Model, ...] = ("turbo", "base", "turbo")
+    for model in models:
         for _ in built.load(inventory.choose("mini", "generate", model), model):
             pass
         assert list(built.transformers) == [model]
@@ -250,9 +261,14 @@ def test_nothing_of_diffsynths_reaches_stdout() -> None:
 def test_bf16_on_a_cpu_draws_the_same_picture_nearly() -> None:
     """What the real weights compute in where a processor is faster in bf16, with the VAE in fp32 or not."""
     drawn = {}
-    for dtype, vae in (("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")):
+    dtypes: tuple[tuple[Dtype, Dtype], ...] = (
+        ("float32", "float32"),
+        ("bfloat16", "float32"),
+        ("bfloat16", "bfloat16"),
+    )
+    for dtype, vae in dtypes:
         plan = memory_plan("cpu", 10**9, None, 10**9, "generate", "mini", dtype)
-        parts = plan.parts | {"vae": dataclasses.replace(plan.parts["vae"], held=vae)}
+        parts = {**plan.parts, "vae": dataclasses.replace(plan.parts["vae"], held=vae)}
         plan = dataclasses.replace(plan, parts=parts, vae_dtype=vae)
         built = Pipeline("cpu", getattr(torch, dtype), keep_both=True, plan=plan)
         list(built.load(inventory.choose("mini", "generate", "turbo"), "turbo"))

@@ -8,18 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
-from core.events import Step
+from core.events import Preview, Result, Step
 from core.request import TextToImage
-from core.sizes import IMAGE_SIZES
+from core.sizes import IMAGE_SIZES, WeightsKind
 from diffusion import preview
+from engine import Engine
 
 
-def as_array(made: preview.Preview) -> np.ndarray:
+def as_array(made: Preview) -> np.ndarray:
     return np.frombuffer(made.rgb, np.uint8).reshape(made.height, made.width, 3)
 
 
 @pytest.mark.parametrize("kind", preview.FACTORS)
-def test_projection_is_the_published_sum(kind: str) -> None:
+def test_projection_is_the_published_sum(kind: WeightsKind) -> None:
     factors = preview.FACTORS[kind]
     assert len(factors.channels) == 16
     latents = torch.zeros(1, 16, 2, 3)
@@ -37,14 +38,17 @@ def test_extreme_latents_stay_colours() -> None:
     assert set(np.unique(pixels)) <= {0, 255}
 
 
-def test_every_step_shows_where_the_picture_is_heading(engine) -> None:
+def test_every_step_shows_where_the_picture_is_heading(engine: Engine) -> None:
     asked = TextToImage.parse(prompt="a fox on a black background", seed=7)
     *events, result = engine.run(asked)
     steps = [event for event in events if isinstance(event, Step)]
+    previews = [step.preview for step in steps if step.preview is not None]
+    assert len(previews) == len(steps)
+    assert isinstance(result, Result)
     side = IMAGE_SIZES["mini"].native // 8
-    assert {(step.preview.width, step.preview.height) for step in steps} == {(side, side)}
+    assert {(shown.width, shown.height) for shown in previews} == {(side, side)}
     finished = Image.open(io.BytesIO(result.png)).convert("RGB").resize((side, side), Image.Resampling.BOX)
-    distances = [np.abs(as_array(step.preview).astype(int) - np.asarray(finished)).mean() for step in steps]
+    distances = [np.abs(as_array(shown).astype(int) - np.asarray(finished)).mean() for shown in previews]
     assert distances[-1] < 25  # of 255: the colours of the picture, which a wrong sign or a swapped channel would miss
     assert distances[-1] <= distances[0]
     assert pickle.loads(pickle.dumps(steps[0])).preview == steps[0].preview

@@ -50,14 +50,17 @@ def test_pictures_and_plain_pictures_are_let_through() -> None:
     assert judge(measure(LATENTS, PICTURE * 1.4)) is None
 
 
+def cause(defect: sanity.Defect, *, dtype: str = "bfloat16", attention: str = "torch", lora: str | None = None) -> str:
+    return likely_cause(defect, dtype=dtype, attention=attention, lora=lora)
+
+
 def test_the_cause_follows_the_circumstances() -> None:
     early, late = (sanity.Defect("nan", stage, "NaN") for stage in ("denoising", "decoding"))
-    usual = {"dtype": "bfloat16", "attention": "torch", "lora": None}
-    assert "'style'" in likely_cause(early, **{**usual, "lora": "style"})
-    assert "'sage_attention'" in likely_cause(early, **{**usual, "attention": "sage_attention"})
-    assert "float16, whose range" in likely_cause(early, **{**usual, "dtype": "float16"})
-    assert "transformer's file" in likely_cause(early, **usual)
-    assert "VAE" in likely_cause(late, **usual)
+    assert "'style'" in cause(early, lora="style")
+    assert "'sage_attention'" in cause(early, attention="sage_attention")
+    assert "float16, whose range" in cause(early, dtype="float16")
+    assert "transformer's file" in cause(early)
+    assert "VAE" in cause(late)
 
 
 # --- through the engine, with weights that are really broken
@@ -70,8 +73,12 @@ def own() -> Engine:
 
 
 def ask(own: Engine, **values: object) -> tuple[Result | Failure, list[Stage]]:
-    events = list(own.run(TextToImage(**{"prompt": "a fox on a black background", "steps": 4, "seed": 7, **values})))
-    return events[-1], [event for event in events if isinstance(event, Stage)]
+    events = list(
+        own.run(TextToImage.parse(**{"prompt": "a fox on a black background", "steps": 4, "seed": 7, **values}))
+    )
+    last = events[-1]
+    assert isinstance(last, Result | Failure)
+    return last, [event for event in events if isinstance(event, Stage)]
 
 
 @pytest.mark.parametrize("prompt", ["black background", "white background", "a"])
@@ -103,6 +110,7 @@ def test_a_lora_of_huge_numbers_is_named(
 
 def test_nan_in_the_vae_is_no_black_picture(own: Engine) -> None:
     assert isinstance(ask(own)[0], Result)
+    assert own._pipeline is not None
     weight = own._pipeline.pipe.vae_decoder.layers[0].weight
     good = weight.detach().clone()
     with torch.no_grad():
@@ -123,6 +131,8 @@ def test_a_vae_that_overflows_in_half_precision_is_computed_in_fp32(own: Engine)
     from PIL import Image, ImageChops, ImageStat
 
     expected, _ = ask(own)
+    assert isinstance(expected, Result)
+    assert own._pipeline is not None
     decoder = own._pipeline.pipe.vae_decoder
     kept = {name: values.clone() for name, values in decoder.state_dict().items()}
     loud = decoder.layers[1].conv1  # a group norm follows, which undoes whatever scale it has
@@ -146,6 +156,7 @@ def test_a_lossy_attention_backend_is_replaced(own: Engine, monkeypatch: pytest.
     from diffsynth.core.attention import attention
 
     good, _ = ask(own)
+    assert isinstance(good, Result)
 
     def broken(q: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
         return q * float("nan")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffusion import vae_tiles
+from diffusion.pipeline import Pipeline
 from diffusion.vae_tiles import finished
 
 
@@ -42,7 +43,7 @@ def test_the_result_has_the_halfs_own_dtype_and_each_tile_is_told() -> None:
     assert (decoded == 1).all()
 
 
-def test_the_miniatures_own_decoder_shows_no_seams(pipeline) -> None:
+def test_the_miniatures_own_decoder_shows_no_seams(pipeline: Pipeline) -> None:
     decoder = pipeline.pipe.vae_decoder
     smooth = torch.nn.functional.interpolate(
         torch.randn(1, 16, 5, 7, generator=torch.Generator().manual_seed(2)), size=(40, 56), mode="bilinear"
@@ -56,12 +57,17 @@ def test_the_miniatures_own_decoder_shows_no_seams(pipeline) -> None:
     assert jumps.max() < 2 * whole.diff(dim=-1).abs().max() + 0.1
 
 
-def test_the_plan_decides_where_tiles_begin(pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_decides_where_tiles_begin(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
 
-    def noted(name: str):
+    def noted(name: str) -> None:
         real = getattr(vae_tiles, name)
-        monkeypatch.setattr(vae_tiles, name, lambda half, inputs: used.append(name) or real(half, inputs))
+
+        def counted(half: torch.nn.Module, inputs: torch.Tensor) -> object:
+            used.append(name)
+            return real(half, inputs)
+
+        monkeypatch.setattr(vae_tiles, name, counted)
 
     noted("encode")
     noted("decode")

@@ -1,10 +1,11 @@
 """A LoRA on the transformer: every dialect does the same, strength is linear, and nothing of it stays behind."""
 
 import hashlib
+import math
 import random
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypedDict
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from diffsynth.core.quant.config import register_quant_method
 import lora.file
 from core.errors import RequestError
 from core.events import Step
-from diffusion.pipeline import Pipeline
+from core.request import Model
+from diffusion.pipeline import Picture, Pipeline
 from hub import inventory
 from hub.parts import MINI_ROOT
 from lora import adapter
@@ -26,7 +28,25 @@ from tests.helpers.loras import random_pairs, write
 
 PAIRS = random_pairs()
 COPIES, HOOKS = 1 << 30, 0  # room for changed copies of every weight, and none
-ASKED = {"prompt": "a large fox on a black background", "negative_prompt": "", "width": 128, "height": 128, "seed": 7}
+
+
+class Asked(TypedDict):
+    """What every drawing has in common."""
+
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    seed: int
+
+
+ASKED: Asked = {
+    "prompt": "a large fox on a black background",
+    "negative_prompt": "",
+    "width": 128,
+    "height": 128,
+    "seed": 7,
+}
 
 # Largest difference of a latent, where latents have a deviation of about 1, over two steps: fp32 rounding came to 1e-5.
 AGREEMENT = 2e-4
@@ -41,7 +61,9 @@ def style(tmp_path: Path) -> Adapter:
     return parsed(write(tmp_path / "style.safetensors", loras.peft(PAIRS)))
 
 
-def latents(pipeline: Pipeline, worn: Adapter | None = None, strength: float = 1.0, room: int = COPIES, steps: int = 2):
+def latents(
+    pipeline: Pipeline, worn: Adapter | None = None, strength: float = 1.0, room: int = COPIES, steps: int = 2
+) -> torch.Tensor:
     """Draw with Turbo, and return the latents."""
     pipeline.pipe.dit = pipeline.transformers["turbo"]
     pipeline.lora_copies = room
@@ -51,7 +73,8 @@ def latents(pipeline: Pipeline, worn: Adapter | None = None, strength: float = 1
         try:
             next(drawing)
         except StopIteration as done:
-            return done.value.latents
+            picture: Picture = done.value
+            return picture.latents
 
 
 def digest(transformer: torch.nn.Module) -> str:
@@ -118,7 +141,7 @@ def full_rank() -> dict[str, loras.Tensors]:
     generator = torch.Generator().manual_seed(1)
 
     def noise(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+        return torch.randn(shape, generator=generator) / math.sqrt(shape[-1])
 
     qkv, w2, norm, time = (
         "layers.0.attention.qkv",
@@ -247,12 +270,17 @@ def test_latents_agree_with_diffusers(pipeline: Pipeline, dialect: str, tmp_path
 
     path = write(tmp_path / "style.safetensors", loras.NAMES[dialect](PAIRS))
     turbo = MINI_ROOT / "Z-Image-Turbo"
-    theirs = DiffusersPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(turbo / "scheduler"),
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(turbo / "scheduler")  # type: ignore[no-untyped-call]  # diffusers leaves it untyped
+    transformer = ZImageTransformer2DModel.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers leaves it untyped
+        turbo / "transformer", torch_dtype=torch.float32
+    )
+    # Any: what diffusers composes of mixins has no types
+    theirs: Any = DiffusersPipeline(  # type: ignore[no-untyped-call]  # diffusers leaves it untyped
+        scheduler=scheduler,
         vae=None,
         text_encoder=Qwen3Model.from_pretrained(turbo / "text_encoder", dtype=torch.float32),
         tokenizer=AutoTokenizer.from_pretrained(turbo / "tokenizer"),
-        transformer=ZImageTransformer2DModel.from_pretrained(turbo / "transformer", torch_dtype=torch.float32),
+        transformer=transformer,
     )
     theirs.set_progress_bar_config(disable=True)
     theirs.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="style")
@@ -279,8 +307,9 @@ def test_dora_agrees_with_peft(pipeline: Pipeline, tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
-    layer = torch.nn.Sequential(torch.nn.Linear(192, 192, bias=False))
-    original = layer[0].weight.detach().clone()
+    linear = torch.nn.Linear(192, 192, bias=False)
+    layer = torch.nn.Sequential(linear)
+    original = linear.weight.detach().clone()
     model = get_peft_model(layer, LoraConfig(r=4, lora_alpha=4, target_modules=["0"], use_dora=True))
     for name, one in model.named_parameters():
         if "lora_" in name:
@@ -300,7 +329,8 @@ def test_dora_agrees_with_peft(pipeline: Pipeline, tmp_path: Path) -> None:
 
 def reload(lora_copies: int = COPIES) -> Pipeline:
     built = Pipeline("cpu", torch.float32, keep_both=True, lora_copies=lora_copies)
-    for model in ("base", "turbo"):
+    models: tuple[Model, ...] = ("base", "turbo")
+    for model in models:
         list(built.load(inventory.choose("mini", "generate", model), model))
     return built
 
@@ -330,7 +360,8 @@ def resolve(dotted: str) -> type:
     import importlib
 
     module, name = dotted.rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)
+    found: type = getattr(importlib.import_module(module), name)
+    return found
 
 
 def move(transformer: torch.nn.Module, where: str) -> None:
@@ -342,6 +373,8 @@ def move(transformer: torch.nn.Module, where: str) -> None:
 
 class Int8Linear(torch.nn.Linear):
     """A linear layer that holds its weight as int8 with a scale for each row, as quantization libraries do."""
+
+    scale: torch.Tensor
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
@@ -356,13 +389,15 @@ class Int8Linear(torch.nn.Linear):
 
 
 @register_quant_backend("test")
-class Int8Backend(QuantBackend):
+class Int8Backend(QuantBackend):  # type: ignore[misc]  # DiffSynth brings no types
     """A backend for DiffSynth's own quantization that needs no further package."""
 
-    def create_quantized_linear(self, linear, compute_device=None, model_device=None):
+    def create_quantized_linear(
+        self, linear: torch.nn.Linear, compute_device: object = None, model_device: object = None
+    ) -> Int8Linear:
         return Int8Linear(linear)
 
-    def quantized_linear_classes(self):
+    def quantized_linear_classes(self) -> tuple[type[torch.nn.Linear], ...]:
         return (Int8Linear,)
 
 
@@ -379,7 +414,7 @@ KINDS = {"plain": reload, "hooked": lambda: reload(HOOKS), "managed": managed, "
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def any_pipeline(request: pytest.FixtureRequest) -> Iterator[Pipeline]:
+def any_pipeline(request: pytest.FixtureRequest) -> Pipeline:
     return KINDS[request.param]()
 
 
@@ -406,7 +441,7 @@ class _Shortage:
 
     def __init__(self, transformer: torch.nn.Module, calls: int) -> None:
         self.calls = calls
-        self.hook = transformer.all_final_layer["2-1"].register_forward_hook(self)
+        self.hook = transformer.get_submodule("all_final_layer.2-1").register_forward_hook(self)
 
     def __call__(self, *_: object) -> None:
         self.calls -= 1
@@ -422,36 +457,38 @@ def test_nothing_stays_behind_over_random_sequences(any_pipeline: Pipeline, tmp_
     } | full_rank()
     worn = [parsed(write(tmp_path / f"{index}.safetensors", one)) for index, one in enumerate(files.values())]
     room = any_pipeline.lora_copies
-    before = {model: digest(one) for model, one in any_pipeline.transformers.items()}
+    before: dict[Model, str] = {model: digest(one) for model, one in any_pipeline.transformers.items()}
     counted = {model: hooks(one) for model, one in any_pipeline.transformers.items()}
     bare = {model: draw(any_pipeline, model) for model in before}
     chance = random.Random(8)
+    models: list[Model] = ["base", "turbo"]
     for _ in range(13):
         for _ in range(chance.randint(1, 4)):
-            model, end = chance.choice(["base", "turbo"]), chance.choice(["done", "cancelled", "shortage", "broken"])
+            model, end = chance.choice(models), chance.choice(["done", "cancelled", "shortage", "broken"])
             any_pipeline.lora_copies = chance.choice([room, HOOKS])
             draw(
                 any_pipeline, model, chance.choice(worn), chance.choice([0.0, 0.3, 0.8, 1.5]), end, chance.randint(0, 2)
             )
             assert {model: digest(one) for model, one in any_pipeline.transformers.items()} == before
             assert {model: hooks(one) for model, one in any_pipeline.transformers.items()} == counted
-        model = chance.choice(["base", "turbo"])
+        model = chance.choice(models)
         assert draw(any_pipeline, model) == bare[model]
     any_pipeline.lora_copies = room
 
 
 def draw(
     pipeline: Pipeline,
-    model: str,
+    model: Model,
     worn: Adapter | None = None,
     strength: float = 0.0,
     end: str = "done",
     after: int = 0,
-):
+) -> bytes | None:
     """Draw two steps and return the picture's bytes, or end it otherwise on the way."""
     pipeline.pipe.dit = transformer = pipeline.transformers[model]
     drawing = pipeline.text_to_image(**ASKED, steps=2, cfg=2.0 if model == "base" else 1.0)
     if end == "broken":  # the last layer is not there any more
+        assert worn is not None
         changes = (*worn.changes, adapter.Change(("layers.9.attention.to_q",), "LoRA", 1.0, worn.changes[0].tensors))
         with pytest.raises(AttributeError):
             list(pipeline.wearing(Adapter(worn.report, worn.identity, changes), strength or 1.0, drawing))
@@ -468,7 +505,8 @@ def draw(
         try:
             event = next(drawing)
         except StopIteration as done:
-            return done.value.image.tobytes()
+            picture: Picture = done.value
+            return picture.image.tobytes()
         if end == "cancelled" and event in (Step(after, 2), Step(2, 2)):
             drawing.close()
             return None
@@ -501,10 +539,19 @@ def test_the_same_file_is_read_once_and_a_copy_of_it_only_hashed(
     kept = Adapters()
     path = write(tmp_path / "a.safetensors", loras.peft(PAIRS))
     first = kept.get(lora.file.read(path))
-    calls = []
-    for name in ("identify", "refused"):
+    calls: list[str] = []
+
+    def count(name: str) -> None:
         real = getattr(lora.file, name)
-        monkeypatch.setattr(lora.file, name, lambda *values, real=real, name=name: calls.append(name) or real(*values))
+
+        def counted(*values: Any) -> object:
+            calls.append(name)
+            return real(*values)
+
+        monkeypatch.setattr(lora.file, name, counted)
+
+    for name in ("identify", "refused"):
+        count(name)
     monkeypatch.setattr(adapter, "_load", lambda *_: calls.append("load"))
     assert kept.get(lora.file.read(path)) is first
     assert calls == []

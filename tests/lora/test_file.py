@@ -4,6 +4,7 @@ import json
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ EVERY_NAME = [*loras.NAMES, *loras.SUMS]
 
 
 def tensors(dialect: str) -> loras.Tensors:
-    return (loras.NAMES | loras.SUMS)[dialect](PAIRS)
+    return {**loras.NAMES, **loras.SUMS}[dialect](PAIRS)
 
 
 def refusal(path: Path) -> str:
@@ -99,7 +100,9 @@ ENDS = [
 
 
 @given(st.sampled_from(sorted(spellings("full"))), st.sampled_from(PREFIXES), st.sampled_from(ENDS))
-def test_any_spelling_under_any_prefix_with_any_end_is_understood(spelling: str, prefix: str, end: tuple) -> None:
+def test_any_spelling_under_any_prefix_with_any_end_is_understood(
+    spelling: str, prefix: str, end: tuple[str, str]
+) -> None:
     """`spelling` is flat; a dotted one is the same name with dots, of which `weight_shapes` has the usual ones."""
     part, written = end
     (source,) = dialects.parse([f"{prefix}{spelling}.{written}"]).sources
@@ -162,7 +165,7 @@ def test_report_says_what_the_metadata_tells(tmp_path: Path) -> None:
         ({"lora_adapter_metadata": '{"transformer.base_model_name_or_path": "Tongyi-MAI/Z-Image"}'}, "base"),
     ],
 )
-def test_likely_base(metadata: dict, base: str | None, tmp_path: Path) -> None:
+def test_likely_base(metadata: dict[str, str], base: str | None, tmp_path: Path) -> None:
     assert lora.file.read(write(tmp_path / "a.safetensors", tensors("none"), metadata)).report.base == base
 
 
@@ -177,7 +180,7 @@ def test_likely_base(metadata: dict, base: str | None, tmp_path: Path) -> None:
         ({"trigger_words": "x" * 500}, ()),
     ],
 )
-def test_trigger_words(metadata: dict, words: tuple, tmp_path: Path) -> None:
+def test_trigger_words(metadata: dict[str, str], words: tuple[str, ...], tmp_path: Path) -> None:
     assert lora.file.read(write(tmp_path / "a.safetensors", tensors("none"), metadata)).report.trigger_words == words
 
 
@@ -201,7 +204,7 @@ def test_what_is_left_out_is_listed(tmp_path: Path) -> None:
 
 
 def test_alpha_is_the_scale_and_may_stand_in_the_metadata(tmp_path: Path) -> None:
-    def scales(name: str, found: loras.Tensors, metadata: dict | None = None) -> set[float]:
+    def scales(name: str, found: loras.Tensors, metadata: dict[str, str] | None = None) -> set[float]:
         return {layer.scale for layer in lora.file.read(write(tmp_path / name, found, metadata)).layers}
 
     assert scales("a.safetensors", tensors("none")) == {1.0}
@@ -276,7 +279,7 @@ def test_claimed_architecture_is_repeated_where_names_tell_nothing(tmp_path: Pat
         ({"foo.bar.lora_A.weight": torch.ones(2)}, "none of its 1 layers matches (foo.bar)"),
     ],
 )
-def test_files_without_a_matching_layer_are_refused(found: dict, said: str, tmp_path: Path) -> None:
+def test_files_without_a_matching_layer_are_refused(found: loras.Tensors, said: str, tmp_path: Path) -> None:
     assert refusal(write(tmp_path / "a.safetensors", found)).endswith(said)
 
 
@@ -311,7 +314,7 @@ def broken(**changes: torch.Tensor | None) -> loras.Tensors:
         (broken(lora_A__weight=torch.ones(RANK, 192).int()), "layers.0.attention.to_q.lora_A.weight"),
     ],
 )  # fmt: skip
-def test_broken_layers_are_refused_by_the_tensors_name(found: dict, tensor: str, tmp_path: Path) -> None:
+def test_broken_layers_are_refused_by_the_tensors_name(found: loras.Tensors, tensor: str, tmp_path: Path) -> None:
     assert repr(tensor) in refusal(write(tmp_path / "a.safetensors", found))
 
 
@@ -331,7 +334,7 @@ def test_broken_layers_are_refused_by_the_tensors_name(found: dict, tensor: str,
         {"diff": (192, 191)},
     ],
 )
-def test_factors_that_do_not_fit_are_refused(factors: dict, tmp_path: Path) -> None:
+def test_factors_that_do_not_fit_are_refused(factors: dict[str, tuple[int, ...]], tmp_path: Path) -> None:
     found = {f"layers.0.attention.to_q.{part}": torch.ones(shape) for part, shape in factors.items()}
     assert "'layers.0.attention.to_q." in refusal(write(tmp_path / "a.safetensors", found))
 
@@ -485,7 +488,7 @@ def test_a_file_that_goes_away_meanwhile_is_refused(tmp_path: Path, monkeypatch:
     path = write(tmp_path / "a.safetensors", loras.kohya(PAIRS))
     fitting = lora.file._fitting
 
-    def gone(*arguments: object) -> object:
+    def gone(*arguments: Any) -> object:
         path.unlink()
         return fitting(*arguments)
 
@@ -495,7 +498,8 @@ def test_a_file_that_goes_away_meanwhile_is_refused(tmp_path: Path, monkeypatch:
 
 def old_prefix(name: str) -> str:
     """The prefix as it was found before: one after the other."""
-    rest, prefixes = name, dialects._PREFIXES
+    rest = name
+    prefixes: tuple[str, ...] = dialects._PREFIXES
     while found := next((one for one in prefixes if rest.startswith(one) and len(rest) > len(one)), None):
         rest = rest.removeprefix(found)
         if found in dialects._PREFIXES and found.endswith("_"):
