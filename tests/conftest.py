@@ -1,7 +1,11 @@
 """Shared fixtures: the real engine and the real pipeline on the miniature, built once for all tests."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -10,6 +14,9 @@ from core.events import Result
 from core.request import TextToImage
 from engine import Engine, Settings
 from tests.helpers.browsing import browser, open_page, open_tab  # noqa: F401 (fixtures)
+
+if TYPE_CHECKING:
+    from diffusion.pipeline import Pipeline
 
 # Before anything imports torch or gradio, as every front does.
 environment.prepare_environment(os.environ)
@@ -24,7 +31,7 @@ def engine() -> Engine:
 
 
 @pytest.fixture(scope="session")
-def pipeline():
+def pipeline() -> Pipeline:
     """The miniature's pipeline with both transformers loaded."""
     import torch
 
@@ -39,7 +46,7 @@ def pipeline():
 
 
 @pytest.fixture(scope="session")
-def draw(engine: Engine):
+def draw(engine: Engine) -> Callable[..., Result]:
     """Draw one picture: `draw(prompt=..., seed=...)`; raises the error of a failed run."""
 
     def draw(**values: object) -> Result:

@@ -26,15 +26,18 @@ def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+Made = tuple[Path, subprocess.CompletedProcess[str]]
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A folder with a picture in it, and the run that made it."""
     folder = tmp_path_factory.mktemp("made")
     prompt = "a large red apple in the middle on a blue background"
     return folder, command("generate", prompt, "--seed", 7, "--out", "apple.png", "--offline", cwd=folder)
 
 
-def test_generate_writes_the_picture_and_its_parameters(made) -> None:
+def test_generate_writes_the_picture_and_its_parameters(made: Made) -> None:
     folder, done = made
     assert done.returncode == 0, done.stderr
     assert done.stdout == "apple.png\n"
@@ -45,18 +48,21 @@ def test_generate_writes_the_picture_and_its_parameters(made) -> None:
     assert json.loads((folder / "apple.json").read_text())["request"]["seed"] == 7
 
 
-def test_picture_shows_what_was_asked_for(made) -> None:
+def test_picture_shows_what_was_asked_for(made: Made) -> None:
     """Red in the middle, blue around it: in numbers, what anyone sees."""
     folder, _ = made
     picture = Image.open(folder / "apple.png").convert("RGB")
-    red, green, blue = picture.getpixel((4, 4))
+    corner = picture.getpixel((4, 4))
+    assert isinstance(corner, tuple)
+    red, green, blue = corner
     assert blue > red + 40
     assert blue > green
     middle = picture.crop((40, 40, 88, 96)).resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+    assert isinstance(middle, tuple)
     assert middle[0] > middle[2] + 40
 
 
-def test_json_puts_one_object_on_stdout_and_from_replays_a_picture(made, tmp_path: Path) -> None:
+def test_json_puts_one_object_on_stdout_and_from_replays_a_picture(made: Made, tmp_path: Path) -> None:
     folder, _ = made
     done = command("generate", "--from", folder / "apple.png", "--out", "again.png", "--json", cwd=tmp_path)
     facts = json.loads(done.stdout)
@@ -64,7 +70,7 @@ def test_json_puts_one_object_on_stdout_and_from_replays_a_picture(made, tmp_pat
     assert (tmp_path / facts["file"]).read_bytes() == (folder / "apple.png").read_bytes()
 
 
-def test_default_name_overwrites_nothing(made, tmp_path: Path) -> None:
+def test_default_name_overwrites_nothing(made: Made, tmp_path: Path) -> None:
     folder, _ = made
     (tmp_path / "z-image-7.png").write_bytes(b"mine")
     done = command("generate", "--from", folder / "apple.png", cwd=tmp_path)
@@ -72,7 +78,7 @@ def test_default_name_overwrites_nothing(made, tmp_path: Path) -> None:
     assert (tmp_path / "z-image-7.png").read_bytes() == b"mine"
 
 
-def test_inspect_reads_the_picture(made) -> None:
+def test_inspect_reads_the_picture(made: Made) -> None:
     folder, _ = made
     facts = json.loads(command("inspect", "apple.png", "--json", cwd=folder).stdout)
     assert facts["source"] == "z-image-studio"
@@ -103,7 +109,9 @@ def test_inspect_reads_the_picture(made) -> None:
         (("generate", "fox", "--speed", "9"), 2, "--speed"),
     ],
 )
-def test_bad_request_is_one_line_and_an_exit_code(arguments: tuple, code: int, said: str, tmp_path: Path) -> None:
+def test_bad_request_is_one_line_and_an_exit_code(
+    arguments: tuple[str, ...], code: int, said: str, tmp_path: Path
+) -> None:
     done = command(*arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert said in done.stderr
@@ -121,8 +129,9 @@ def test_failure_as_json_is_one_object(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_interrupt_ends_with_130_and_leaves_no_file(tmp_path: Path) -> None:
-    arguments = [sys.executable, ROOT / "cli.py", "generate", "fox", "--model", "base", "--steps", "100"]
+    arguments = [sys.executable, str(ROOT / "cli.py"), "generate", "fox", "--model", "base", "--steps", "100"]
     with subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("step 2"):
                 process.send_signal(signal.SIGINT)
@@ -156,6 +165,10 @@ def test_models_lists_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_every_field_of_a_request_has_a_flag() -> None:
+    subparsers = cli.build_parser()._subparsers
+    assert subparsers is not None
+    commands = subparsers._group_actions[0].choices
+    assert isinstance(commands, dict)
     for flag in (
         "--model",
         "--negative",
@@ -166,7 +179,7 @@ def test_every_field_of_a_request_has_a_flag() -> None:
         "--seed",
         "--lora FILE[:STRENGTH]",
     ):
-        assert flag in cli.build_parser()._subparsers._group_actions[0].choices["generate"].format_help()
+        assert flag in commands["generate"].format_help()
 
 
 def test_version_is_that_of_the_package() -> None:

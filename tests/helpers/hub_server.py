@@ -133,8 +133,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "EntryNotFound" if repo in self.hub.repos else "RepoNotFound")
         content = self.hub.repos[repo][name]
         headers = {"X-Repo-Commit": self.hub.commit}
-        mark = self.hub.marks.get(name, [f'"{digest(content, large=is_large(name))}"'])
-        mark = mark.pop(0) if len(mark) > 1 else mark[0]
+        marks = self.hub.marks.get(name, [f'"{digest(content, large=is_large(name))}"'])
+        mark = marks.pop(0) if len(marks) > 1 else marks[0]
         if not is_large(name):
             return self._content(name, content, headers | {"ETag": mark})
         # Another host name, so another origin: a token must not follow.
@@ -162,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not path.endswith("/files"):
             (name,) = parse_qs(urlsplit(self.path).query)["FilePath"]
             return self._content(name, self.hub.repos[repo].get(name, LIE), {})
-        held = self.hub.repos[repo] | dict.fromkeys(self.hub.listed, LIE)
+        held = {**self.hub.repos[repo], **dict.fromkeys(self.hub.listed, LIE)}
         files = [
             {
                 "Path": name,

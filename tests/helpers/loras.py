@@ -43,7 +43,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
 
 def peft(pairs: Pairs, prefix: str = "", adapter: str = "") -> Tensors:
     """Write lora_A and lora_B under a prefix."""
-    found = {}
+    found: Tensors = {}
     for name, (down, up) in pairs.items():
         found[f"{prefix}{name}.lora_A{adapter}.weight"] = down
         found[f"{prefix}{name}.lora_B{adapter}.weight"] = up
@@ -53,7 +53,7 @@ def peft(pairs: Pairs, prefix: str = "", adapter: str = "") -> Tensors:
 def kohya(pairs: Pairs, prefix: str = "lora_unet_", alpha: float = RANK, down: str = "lora_down") -> Tensors:
     """Write lora_down, lora_up and alpha under a prefix, dots as underscores."""
     up_name, scale = down.replace("down", "up"), alpha / RANK
-    found = {}
+    found: Tensors = {}
     for name, (first, second) in pairs.items():
         flat = prefix + name.replace(".", "_")
         found[f"{flat}.{down}.weight"], found[f"{flat}.{up_name}.weight"] = first, second / scale
@@ -72,7 +72,8 @@ def fused(pairs: Pairs, flat: bool = False) -> Tensors:
             block = name.removesuffix("to_q")
             three = [pairs[block + one] for one in ("to_q", "to_k", "to_v")]
             name = block + "qkv"
-            down, up = torch.cat([one for one, _ in three]), torch.block_diag(*(one for _, one in three))
+            down = torch.cat([one for one, _ in three])
+            up = torch.block_diag(*(one for _, one in three))  # type: ignore[no-untyped-call]  # torch leaves it untyped
         start = "lora_unet_" + name.replace(".", "_") if flat else "diffusion_model." + name
         found[f"{start}.lora_down.weight"], found[f"{start}.lora_up.weight"] = down, up
         found[f"{start}.alpha"] = torch.tensor(float(len(down)))
@@ -81,7 +82,7 @@ def fused(pairs: Pairs, flat: bool = False) -> Tensors:
 
 def lokr(pairs: Pairs, prefix: str = "lycoris_") -> Tensors:
     """Write each product as a Kronecker product whose first factor is the number one."""
-    found = {}
+    found: Tensors = {}
     for name, (down, up) in pairs.items():
         flat = prefix + name.replace(".", "_")
         found |= {f"{flat}.lokr_w1": torch.ones(1, 1), f"{flat}.lokr_w2_a": up, f"{flat}.lokr_w2_b": down}
@@ -91,7 +92,7 @@ def lokr(pairs: Pairs, prefix: str = "lycoris_") -> Tensors:
 
 def loha(pairs: Pairs, prefix: str = "lycoris_") -> Tensors:
     """Write each product as an element-wise product with a matrix of ones, which is of rank one."""
-    found = {}
+    found: Tensors = {}
     for name, (down, up) in pairs.items():
         flat = prefix + name.replace(".", "_")
         found |= {f"{flat}.hada_w2_a": up, f"{flat}.hada_w2_b": down, f"{flat}.alpha": torch.tensor(float(RANK))}

@@ -1,11 +1,13 @@
 """Memory plans that no machine would be given, for tests of how plans are carried out."""
 
 import dataclasses
+from typing import Any
 
-from diffusion.memory import MemoryPlan, Placement, memory_plan
+from diffusion.device import Dtype
+from diffusion.memory import MemoryPlan, Placement, Where, memory_plan
 
 
-def plan_with(at: str, held: str = "float32", **changes: object) -> MemoryPlan:
+def plan_with(at: Where, held: Dtype = "float32", **changes: Any) -> MemoryPlan:
     """A plan for the miniature whose parts, but for the VAE, all wait in one place."""
     plan = memory_plan("cpu", 10**9, None, 10**9, "controlnet", "mini", "float32")
     parts = {name: Placement("device" if name == "vae" else at, held) for name in plan.parts}

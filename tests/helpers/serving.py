@@ -42,7 +42,7 @@ def server(*flags: str, root: Path = ROOT) -> Server:
     return running
 
 
-def _await(running: Server, process: subprocess.Popen) -> None:
+def _await(running: Server, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -55,7 +55,7 @@ def _await(running: Server, process: subprocess.Popen) -> None:
     raise AssertionError(f"the server did not start:\n{running.log.read_text()}")
 
 
-def _stop(process: subprocess.Popen) -> None:
+def _stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
         process.wait(timeout=20)

@@ -14,8 +14,12 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core import environment
+
+if TYPE_CHECKING:
+    import torch
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -52,12 +56,12 @@ def official_shapes(part: str) -> Shapes:
         return {name: tuple(tensor.shape) for name, tensor in _model_class(part)().state_dict().items()}
 
 
-def _model_class(part: str) -> Callable:
+def _model_class(part: str) -> Callable[[], torch.nn.Module]:
     if part == "vae":
         from diffusers import AutoencoderKL
 
         # vae/config.json of Tongyi-MAI/Z-Image-Turbo
-        return lambda: AutoencoderKL(
+        return lambda: AutoencoderKL(  # type: ignore[no-untyped-call, return-value]  # diffusers hides that it is a Module
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             block_out_channels=(128, 256, 512, 512),
@@ -69,11 +73,11 @@ def _model_class(part: str) -> Callable:
     if part == "text_encoder":
         from diffsynth.models.z_image_text_encoder import ZImageTextEncoder
 
-        return ZImageTextEncoder
+        return ZImageTextEncoder  # type: ignore[no-any-return]  # DiffSynth brings no types
     if part == "controlnet":
         from diffsynth.models.z_image_controlnet import ZImageControlNet
 
-        return ZImageControlNet
+        return ZImageControlNet  # type: ignore[no-any-return]  # DiffSynth brings no types
     if part == "depth":
         from transformers import DepthAnythingForDepthEstimation
 
@@ -82,7 +86,7 @@ def _model_class(part: str) -> Callable:
         return lambda: DepthAnythingForDepthEstimation(depth.config())
     from diffsynth.models.z_image_dit import ZImageDiT
 
-    return ZImageDiT
+    return ZImageDiT  # type: ignore[no-any-return]  # DiffSynth brings no types
 
 
 def write_sparse(path: Path, shapes: Shapes, dtype: str = "BF16") -> None:
@@ -134,9 +138,9 @@ def write_part(folder: Path, part: str, dtype: str | None = None) -> None:
     stem = name.removesuffix(".safetensors")
     index: dict[str, str] = {}
     for number, shapes in enumerate(split, 1):
-        file = folder / f"{stem}-{number:05}-of-{len(split):05}.safetensors"
-        write_sparse(file, shapes, dtype or published)
-        index |= dict.fromkeys(shapes, file.name)
+        shard = folder / f"{stem}-{number:05}-of-{len(split):05}.safetensors"
+        write_sparse(shard, shapes, dtype or published)
+        index |= dict.fromkeys(shapes, shard.name)
     (folder / f"{name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}), encoding="utf-8")
 
 

@@ -21,13 +21,18 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 
 def _spaces_without_cuda() -> None:
-    sys.modules["torch"] = None  # makes `import torch` an ImportError
+    sys.modules["torch"] = None  # type: ignore[assignment]  # makes `import torch` an ImportError
     import spaces  # noqa: F401
 
     del sys.modules["torch"]
@@ -48,14 +53,14 @@ def direct() -> None:
     import gradio as gr
     from gradio.context import LocalContext
 
-    from core.events import Step
+    from core.events import Event, Step
     from core.request import TextToImage
     from engine import zerogpu
 
     with tempfile.TemporaryDirectory() as folder:
         seen = Path(folder) / "seen"
 
-        def work(task: zerogpu.Task):
+        def work(task: zerogpu.Task) -> Iterator[Event]:
             try:
                 for index in range(100):
                     with seen.open("a") as file:
@@ -72,7 +77,8 @@ def direct() -> None:
         with gr.Blocks() as blocks:
             pass
         blocks.launch(prevent_thread_lock=True, quiet=True)
-        LocalContext.request.set(SimpleNamespace(headers=SimpleNamespace(get=lambda name: None)))
+        visitor = SimpleNamespace(headers=SimpleNamespace(get=lambda name: None))
+        LocalContext.request.set(visitor)  # type: ignore[arg-type]  # as much of a request as is read
         task = zerogpu.Task(TextToImage.parse(prompt="a fox").resolved("mini"), (128, 128))
         events = zerogpu.carry_out(task)
         first = [next(events), next(events)]
@@ -90,18 +96,19 @@ def retried() -> None:
     from gradio.context import LocalContext
 
     from core.errors import StudioError
-    from core.events import Result
+    from core.events import Event, Result
     from core.request import TextToImage
     from engine import zerogpu
 
-    def work(task: zerogpu.Task):
+    def work(task: zerogpu.Task) -> Iterator[Event]:
         yield Result(b"", {}, task.request, task.size, "mini", "", {})
 
     zerogpu.use(work)
     with gr.Blocks() as blocks:
         pass
     blocks.launch(prevent_thread_lock=True, quiet=True)
-    LocalContext.request.set(SimpleNamespace(headers=SimpleNamespace(get={"x-ip-token": "a.e30.b"}.get)))
+    visitor = SimpleNamespace(headers=SimpleNamespace(get={"x-ip-token": "a.e30.b"}.get))
+    LocalContext.request.set(visitor)  # type: ignore[arg-type]  # as much of a request as is read
     runs = []
     for prompt in ("aborted", "aborted twice", "quota"):
         said = []
@@ -117,20 +124,23 @@ def retried() -> None:
 
 def emulated() -> None:
     import web.server  # noqa: F401 - imports `spaces` before torch can be used
+    from core.request import WeightsChoice
     from engine import Engine, Settings
 
-    engine = Engine(Settings(weights=os.environ.get("TEST_WEIGHTS", "mini")))
+    weights = cast(WeightsChoice, os.environ.get("TEST_WEIGHTS", "mini"))  # the test names one
+    engine = Engine(Settings(weights=weights))
     engine.load_for_zerogpu()
     pipeline = engine._pipeline
+    assert pipeline is not None
     pipe = pipeline.pipe
-    models = {
+    parts: dict[str, torch.nn.Module | None] = {
         "text_encoder": pipe.text_encoder,
         "vae_encoder": pipe.vae_encoder,
         "vae_decoder": pipe.vae_decoder,
         "controlnet": pipe.controlnet,
-        **pipeline.transformers,
+        **{str(name): transformer for name, transformer in pipeline.transformers.items()},
     }
-    models = {name: model for name, model in models.items() if model is not None}
+    models = {name: model for name, model in parts.items() if model is not None}
     devices = {name: sorted({str(one.device) for one in model.parameters()}) for name, model in models.items()}
     size = sum(one.numel() * one.element_size() for model in models.values() for one in model.parameters())
     offload = Path(os.environ["ZEROGPU_OFFLOAD_DIR"])
@@ -153,11 +163,11 @@ def emulated() -> None:
 def banner() -> None:
     import gradio as gr
 
-    from core.events import Failure, Note, Retry, Step
+    from core.events import Event, Failure, Note, Retry, Step
     from core.request import TextToImage
     from web.output import Output
 
-    def events():
+    def events() -> Generator[Event, None, None]:
         yield Step(1, 8)
         yield Retry(Note("gpu_retry", "The Space took its GPU back.", {"asked": 60, "seconds": 120}))
         yield Step(1, 8)
