@@ -62,6 +62,7 @@ def test_picture_shows_what_was_asked_for(made: Made) -> None:
     assert middle[0] > middle[2] + 40
 
 
+@pytest.mark.slow
 def test_json_puts_one_object_on_stdout_and_from_replays_a_picture(made: Made, tmp_path: Path) -> None:
     folder, _ = made
     done = command("generate", "--from", folder / "apple.png", "--out", "again.png", "--json", cwd=tmp_path)
@@ -70,6 +71,7 @@ def test_json_puts_one_object_on_stdout_and_from_replays_a_picture(made: Made, t
     assert (tmp_path / facts["file"]).read_bytes() == (folder / "apple.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_default_name_overwrites_nothing(made: Made, tmp_path: Path) -> None:
     folder, _ = made
     (tmp_path / "z-image-7.png").write_bytes(b"mine")
@@ -127,6 +129,7 @@ def test_failure_as_json_is_one_object(tmp_path: Path) -> None:
     assert (error["code"], error["field"], error["nearest"]) == ("bad_request", "width", 128)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_interrupt_ends_with_130_and_leaves_no_file(tmp_path: Path) -> None:
     arguments = [sys.executable, str(ROOT / "cli.py"), "generate", "fox", "--model", "base", "--steps", "100"]

@@ -219,6 +219,7 @@ def test_half_made_environment_is_not_trusted(ready: Project, damage: Callable[[
     assert install.read_stamp(ready.root / ".venv") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [lose_stamp, lose_interpreter])
 def test_half_made_environment_is_made_again(ready: Project, damage: Callable[[Project], None]) -> None:
     (package,) = ready.root.glob(".venv/lib/python*/site-packages/tiny-1.0.dist-info")
@@ -472,6 +473,7 @@ def with_indexes(tmp_path: Path, wheels: Path) -> tuple[Project, dict[str, str]]
     }
 
 
+@pytest.mark.slow
 def test_the_asked_build_is_installed_and_stays(with_indexes: tuple[Project, dict[str, str]]) -> None:
     project, indexes = with_indexes
     assert project.run(variables=indexes).stdout == "1.0\n"

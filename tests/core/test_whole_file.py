@@ -219,6 +219,7 @@ def test_a_kill_between_the_moves_leaves_each_file_whole(tmp_path: Path) -> None
     assert (tmp_path / "fox.json").read_bytes() == b"{}"
 
 
+@pytest.mark.slow
 @LINUX
 @pytest.mark.parametrize("as_json", [True, False])
 def test_a_drawn_picture_that_has_no_room_is_told_with_the_seed_that_draws_it_again(

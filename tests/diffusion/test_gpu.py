@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent.parent
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_at_reduced_size(tmp_path: Path) -> None:
     out = tmp_path / "gpu"
     command = [sys.executable, "bench/gpu.py", "--device", "cpu", "--weights", "mini", "--runs", "1", "--skip-compile"]
@@ -68,7 +69,7 @@ def requests(picture: str) -> list[Request]:
 
     found = []
     for mode in MODES.values():
-        for model in ("turbo", "base") if "model" in mode.model_fields else (mode.model,):
+        for model in ("turbo", "base") if "model" in mode.model_fields else (vars(mode)["model"],):
             values = {"prompt": "a lighthouse in a storm", "seed": 7, "width": SIDE, "height": SIDE, "model": model}
             values |= {"image": picture, "preprocessor": "canny"}
             found.append(mode.parse(**{name: value for name, value in values.items() if name in mode.model_fields}))

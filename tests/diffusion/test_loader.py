@@ -201,6 +201,7 @@ def run_limited(spare: int, **values: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts allocations on Linux alone")
 def test_out_of_memory_is_a_sentence_and_the_next_request_works(tmp_path: Path) -> None:
     from lora.dialects import weight_shapes
@@ -217,6 +218,7 @@ def test_out_of_memory_is_a_sentence_and_the_next_request_works(tmp_path: Path) 
     assert after["png"] == first["png"]  # read from the disk now, and the same picture
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts allocations on Linux alone")
 def test_where_memory_ends_a_tighter_plan_draws() -> None:
     # Base beside Turbo takes 20 MB and is too much; one layer at a time is not.
@@ -275,6 +277,7 @@ def test_the_vae_may_compute_in_another_dtype_than_the_transformer() -> None:
     assert not built.safe_mode_differs()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is read from /proc")
 def test_full_size_files_load_within_the_smallest_plan() -> None:
     """Sparse files with the official names and shapes, 52 GB of them: found, recognised, and waiting on the disk."""

@@ -141,6 +141,7 @@ print(engine._device.dtype, engine._device.reason)
     assert not list(tmp_path.rglob("*.json"))
 
 
+@pytest.mark.slow
 def test_doctor_shows_the_figures_and_measures_once(tmp_path: Path) -> None:
     command = [sys.executable, "cli.py", "doctor", "--json", "--device", "cpu"]
     environ = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}

@@ -239,6 +239,7 @@ def test_pipeline_parts_are_diffsynths_own(pipeline: Pipeline) -> None:
     assert all(p.dtype is torch.float32 and torch.isfinite(p).all() for p in parameters)
 
 
+@pytest.mark.slow
 def test_nothing_of_diffsynths_reaches_stdout() -> None:
     code = (
         "import os; from core import environment; environment.prepare_environment(os.environ)\n"

@@ -251,6 +251,7 @@ def test_strength_follows_a_colon_and_a_drive_is_none(given: str, path: str, str
     assert found == {"lora": path} | ({} if strength is None else {"lora_strength": strength})
 
 
+@pytest.mark.slow
 def test_command_line_draws_with_a_lora_and_replays_it(
     style: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

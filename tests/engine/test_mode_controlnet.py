@@ -231,6 +231,7 @@ def test_the_miniatures_controlnet_is_what_its_hash_says() -> None:
     assert file.stat().st_size < 9_000_000
 
 
+@pytest.mark.slow
 def test_the_full_size_controlnet_is_detected_and_loaded_by_the_same_code(tmp_path: Path) -> None:
     """A sparse file with the official names and shapes: what is loaded from it is zeros."""
     sparse.write_part(tmp_path / parts.PARTS["controlnet"].repo, "controlnet")
@@ -396,6 +397,7 @@ def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_controlnet_command_writes_a_picture_that_can_be_replayed(sketch: Path, tmp_path: Path) -> None:
     done = command("controlnet", "a green apple", "--image", sketch, "--preprocessor", "canny", "--seed", 3,
                    "--out", "x.png", cwd=tmp_path)  # fmt: skip

@@ -78,6 +78,7 @@ def test_half_precision_is_exact_enough_for_a_card() -> None:
     assert min(bench.half("fast").values()) >= 45
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("choice", "side", "tile"), [("best", 80, 64), ("fast", 150, 64)])
 def test_tiles_leave_no_seams(choice: str, side: int, tile: int) -> None:
     found = bench.tiled(choice, side=side, tile=tile)
@@ -390,6 +391,7 @@ def test_an_estimate_counts_every_tile_of_every_step_and_what_is_fetched_for_it(
     assert seconds(512, streamed) > one + 5 * 12.3e9 / 1e10
 
 
+@pytest.mark.slow
 def test_the_peak_of_memory_is_bounded() -> None:
     command = [sys.executable, "bench/upscale.py", "memory"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -397,6 +399,7 @@ def test_the_peak_of_memory_is_bounded() -> None:
     assert max(found.values()) < MEMORY_BOUND_GIB
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_picture_of_exactly_twice_the_size(picture: Callable[..., Path], tmp_path: Path) -> None:
     out = tmp_path / "large.png"
     command = [sys.executable, "cli.py", "upscale", "--weights", "mini", "--device", "cpu", "--offline", "--json"]

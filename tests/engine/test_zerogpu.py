@@ -408,6 +408,7 @@ def test_the_quotas_rest_is_used_where_it_suffices(space: Space, lender: Lender)
     assert [asked["durationSeconds"] for asked in lender.named("/schedule")] == ["60", "40"]
 
 
+@pytest.mark.slow
 def test_closing_the_generator_stops_the_fork(tmp_path: Path) -> None:
     with lending() as lender:
         done = subprocess.run(
@@ -421,6 +422,7 @@ def test_closing_the_generator_stops_the_fork(tmp_path: Path) -> None:
         assert [one["fail"] for one in lender.named("/release")] == ["false"]
 
 
+@pytest.mark.slow
 def test_aborted_and_overdrawn_tasks_are_tried_once_more(tmp_path: Path) -> None:
     with lending() as lender:
         lender.answers[:] = ["abort", "lend", "abort", "abort", (429, {"left": 40, "wait": "PT1H"}), "lend"]
@@ -436,6 +438,7 @@ def test_aborted_and_overdrawn_tasks_are_tried_once_more(tmp_path: Path) -> None
         assert [asked["durationSeconds"] for asked in lender.named("/schedule")] == ["60", "120"] * 2 + ["60", "40"]
 
 
+@pytest.mark.slow
 def test_models_lie_on_cuda_before_the_launch_which_packs_them(tmp_path: Path) -> None:
     with lending() as lender:
         done = subprocess.run(

@@ -67,6 +67,7 @@ def models(environ: dict[str, str], *arguments: str, code: int = 0) -> subproces
     return done
 
 
+@pytest.mark.slow
 def test_from_nothing_to_whole_to_damaged_to_mended(hub: Hub, environ: dict[str, str], tmp_path: Path) -> None:
     assert "upscaler" in models(environ, "list").stderr.split("models download ")[1]
 
@@ -97,6 +98,7 @@ def test_from_nothing_to_whole_to_damaged_to_mended(hub: Hub, environ: dict[str,
     assert models(environ, "verify").stdout.startswith("upscaler: whole (")
 
 
+@pytest.mark.slow
 def test_a_hub_that_stops_answering_is_given_up_with_a_sentence(hub: Hub, environ: dict[str, str]) -> None:
     hub.faults[FILE] = Fault("slow")
     done = models(environ | {"HF_HUB_DOWNLOAD_TIMEOUT": "1"}, "download", "upscaler", "--json", code=1)
@@ -106,6 +108,7 @@ def test_a_hub_that_stops_answering_is_given_up_with_a_sentence(hub: Hub, enviro
     assert "the same command goes on from there" in error["message"]
 
 
+@pytest.mark.slow
 def test_an_interrupt_on_a_dead_line_ends_with_130(hub: Hub, environ: dict[str, str]) -> None:
     hub.faults[FILE] = Fault("slow")
     command = [sys.executable, "cli.py", "models", "download", "upscaler"]
@@ -144,6 +147,7 @@ def test_the_watch_sees_a_download(environ: dict[str, str]) -> None:
 NEEDED = "turbo text_encoder vae tokenizer"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "variables", "lacks"),
     [
@@ -179,6 +183,7 @@ def test_offline_never_touches_the_network_and_what_is_missing_has_its_command(
         assert "B" in done.stderr  # and how much that is
 
 
+@pytest.mark.slow
 def test_the_page_touches_no_network_but_its_own(environ: dict[str, str], tmp_path: Path) -> None:
     """Started offline, and a picture drawn: whatever goes further than this machine ends the server."""
     with socket.socket() as probe:
@@ -204,6 +209,7 @@ def test_the_page_touches_no_network_but_its_own(environ: dict[str, str], tmp_pa
 # --- everything there
 
 
+@pytest.mark.slow
 def test_with_everything_there_nothing_is_fetched(environ: dict[str, str], tmp_path: Path) -> None:
     """Full-size files without data: what only looks at them cannot tell."""
     cache = tmp_path / "hf" / "hub"

@@ -227,6 +227,7 @@ def depth_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_depth_runs_and_fills_the_range(depth_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("Z_IMAGE_MODELS", str(depth_folder))
     assert inventory.find("depth").source == "explicit folder"
@@ -238,6 +239,7 @@ def test_depth_runs_and_fills_the_range(depth_folder: Path, monkeypatch: pytest.
     assert control(kind="mini", preprocessor="depth").image.tobytes() == made.image.tobytes()
 
 
+@pytest.mark.slow
 def test_depth_agrees_with_transformers_own_preprocessing(depth_folder: Path) -> None:
     import torch
     from transformers import DPTImageProcessorPil

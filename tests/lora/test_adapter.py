@@ -426,6 +426,7 @@ def test_a_lora_is_worn_on_every_kind_of_pipeline(any_pipeline: Pipeline, tmp_pa
         if isinstance(module, torch.nn.Linear):
             device, dtype = torch.device("cpu"), torch.float32
             theirs = adapter._module(own, name)
+            assert isinstance(theirs, torch.nn.Linear)
             with torch.no_grad():
                 module.weight.copy_(adapter._weight_of(theirs, device, dtype))
     room = any_pipeline.lora_copies
@@ -449,6 +450,7 @@ class _Shortage:
             raise torch.OutOfMemoryError("as if")
 
 
+@pytest.mark.slow
 def test_nothing_stays_behind_over_random_sequences(any_pipeline: Pipeline, tmp_path: Path) -> None:
     """Done, cancelled, out of memory, a LoRA that breaks; Base and Turbo in turn; 50 sequences over the kinds."""
     files = {

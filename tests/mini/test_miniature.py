@@ -206,6 +206,7 @@ def stands(scene: Scene, number: int, wording: str) -> bool:
 # ---- quality ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "kind", "wording", "count", "allowed"),
     [
@@ -250,6 +251,7 @@ def painted(judge: evaluate.Judge, scene: Scene) -> np.ndarray:
     return np.asarray(judge.painter.paint(scene))
 
 
+@pytest.mark.slow
 def test_seeds_decide_what_the_prompt_leaves_open(pipelines: evaluate.Pipelines, judge: evaluate.Judge) -> None:
     """Twelve seeds of "a fox" give foxes on several backgrounds, at several sizes and places, each as its seed says."""
     seen, right = [], 0
@@ -287,6 +289,7 @@ def test_turbo_and_base_differ_and_guidance_matters(pipelines: evaluate.Pipeline
     assert np.abs(base - unguided).mean() > 0.2
 
 
+@pytest.mark.slow
 def test_negative_prompt_steers_away(pipelines: evaluate.Pipelines, judge: evaluate.Judge) -> None:
     moved, prompts = 0, ["fox", "hamburger", "owl", "tomato"]
     for seed, thing in enumerate(prompts):
@@ -303,6 +306,7 @@ def test_same_seed_same_picture(pipelines: evaluate.Pipelines) -> None:
     assert (pictures[0] != pictures[2]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", evaluate.KINDS)
 def test_the_judge_knows_right_from_wrong(judge: evaluate.Judge, kind: str) -> None:
     """Rendered scenes are all right; with something changed, that is wrong."""

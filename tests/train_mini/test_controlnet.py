@@ -7,6 +7,8 @@ import mini.config
 from mini.models import MiniControlNet
 from train_mini import control_forward, transformer
 
+pytestmark = pytest.mark.slow
+
 Models = tuple[torch.nn.Module, MiniControlNet]  # DiffSynth brings no types for its transformer
 
 

@@ -42,6 +42,8 @@ from train_mini.things import (
 )
 from train_mini.vocabulary import vocabulary
 
+pytestmark = pytest.mark.slow
+
 ATLAS = Path(__file__).parent.parent / "data" / "mini_icons.png"
 EVERYTHING = frozenset(("background", "size", "place", "colour"))
 
