@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.errors import RequestError
+from core.sizes import WeightsKind
 from diffusion import host_memory, measure
 
 DeviceKind = Literal["cuda", "mps", "cpu"]
@@ -52,7 +53,7 @@ class Accelerator:
     capability: tuple[int, int] | None = None
 
 
-def choose_device(asked: str, kind: Literal["full", "mini"]) -> Device:
+def choose_device(asked: str, kind: WeightsKind) -> Device:
     """Return the device to compute on: CUDA, else MPS, else the CPU, unless one is asked for.
 
     For the real weights on a CPU, its speeds are measured where they are not stored: half a second, once.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.errors import RequestError
+from core.sizes import WeightsKind
 from diffusion import host_memory
 from diffusion.device import Device, DeviceKind, Dtype
 
@@ -163,7 +164,7 @@ def memory_plan(
     free: int | None,
     host_total: int,
     mode: str,
-    kind: Literal["full", "mini"] = "full",
+    kind: WeightsKind = "full",
     dtype: Dtype | None = None,
     *,
     allowed: int | None = None,
@@ -258,7 +259,7 @@ def upscaler_tile(device_kind: DeviceKind, spare: int) -> int:
 def plan_for(
     on: Device,
     mode: str,
-    kind: Literal["full", "mini"],
+    kind: WeightsKind,
     *,
     memory_gb: float | str | None = None,
     tighter: int = 0,

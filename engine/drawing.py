@@ -6,26 +6,21 @@ LoRA is read is `lora.file`'s matter, how it is applied `lora.adapter`'s.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from core import metadata
+from core.errors import BrokenPicture
 from core.events import Event, Note, Stage
 from core.request import MODELS, ControlNet, Request, TextToImage
 from core.sizes import WeightsKind
+from diffusion import sanity
 from lora.file import LoraFile, find, read
 
 if TYPE_CHECKING:
     from diffusion.pipeline import Picture, Pipeline, Progress
-import logging
-from dataclasses import replace
-
-from core.errors import BrokenPicture
-from diffusion import sanity
-
-if TYPE_CHECKING:
-    from diffusion.pipeline import Pipeline, Progress
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from diffusion import memory, tokens
 from diffusion.device import Device, choose_device
 from engine import estimate, mode_upscale, zerogpu
 from engine.drawing import file_of, wearing
-from engine.fair_queue import Turns
+from engine.fair_queue import FairQueue
 from engine.timing import Stopwatch
 from engine.zerogpu import Packed
 from hub import checkpoint, inventory
@@ -70,7 +70,7 @@ class Engine:
 
     def __init__(self, settings: Settings = Settings()) -> None:
         self.settings = settings
-        self._turns = Turns(settings.queue_limit)
+        self._turns = FairQueue(settings.queue_limit)
         self._pipeline: Pipeline | None = None
         self._built_for: WeightsKind | None = None
         self._device: Device | None = None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from core.errors import QueueFull
 
 
-class Turns:
+class FairQueue:
     """A bounded, fair queue: one client's many requests do not delay another client's one.
 
     A ticket's turn comes when nobody works and no other ticket ranks before it. Tickets are ranked by how many

@@ -56,7 +56,7 @@ class Fetched:
     path: Path
 
 
-Event = Planned | Progress | Fetched
+TransferEvent = Planned | Progress | Fetched
 
 
 class _StoppedError(Exception):
@@ -76,7 +76,7 @@ def connect(name: str) -> Hub:
 
 def fetch(
     parts: Sequence[Part], hub: Hub, *, workers: int = WORKERS, free: Callable[[Path], int] | None = None
-) -> Iterator[Event]:
+) -> Iterator[TransferEvent]:
     """Fetch parts: first a `Planned`, then `Progress` and `Fetched` as they come.
 
     Args:
@@ -105,7 +105,7 @@ def fetch(
     yield from _transfer(hub, files, have, plan, workers)
 
 
-def _transfer(hub: Hub, files: list[RemoteFile], have: int, plan: Planned, workers: int) -> Iterator[Event]:
+def _transfer(hub: Hub, files: list[RemoteFile], have: int, plan: Planned, workers: int) -> Iterator[TransferEvent]:
     todo: queue.SimpleQueue[RemoteFile] = queue.SimpleQueue()
     for file in files:
         todo.put(file)

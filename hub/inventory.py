@@ -13,16 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
 
 from core.errors import RequestError, WeightsMissing
+from core.sizes import WeightsKind
 from hub.checkpoint import MAX_HEADER, entries, flat, model_hash, read_header
 from hub.checkpoint import fingerprint as fingerprint
 from hub.parts import FETCH, KNOWN_HASHES, MINI_ROOT, NEEDS, PARTS, Part, needs, size_text
 from hub.places import PLACES, Place, explicit_root
 from hub.places import hub_cache as hub_cache
-
-Kind = Literal["full", "mini"]
 
 MINIATURE = "embedded miniature"  # as a source
 
@@ -51,7 +49,7 @@ class Found:
 class Chosen:
     """The weights a request uses: part name -> files (for the tokenizer the folder), where from, and why."""
 
-    kind: Kind
+    kind: WeightsKind
     files: dict[str, tuple[Path, ...]] = field(hash=False)
     source: str
     reason: str

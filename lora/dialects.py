@@ -14,8 +14,9 @@ from functools import cache
 from itertools import islice
 from typing import Literal
 
+from core.sizes import WeightsKind
+
 Shape = tuple[int, ...]
-SizeName = Literal["full", "mini"]
 LayerKind = Literal["LoRA", "LoKr", "LoHa", "difference"]
 
 
@@ -39,7 +40,7 @@ class Size:
 
 
 # Held against DiffSynth's class, built with its defaults and with mini.TRANSFORMER_CONFIG, by tests/test_lora.py.
-LAYER_SIZES: Mapping[SizeName, Size] = {
+LAYER_SIZES: Mapping[WeightsKind, Size] = {
     "full": Size("Z-Image", dim=3840, n_layers=30, n_refiner_layers=2, n_heads=30, cap_feat_dim=2560),
     "mini": Size("the embedded miniature", dim=192, n_layers=6, n_refiner_layers=1, n_heads=6, cap_feat_dim=128),
 }
@@ -49,7 +50,7 @@ TIME_WIDTH, TIME_HIDDEN, FREQUENCIES = 256, 1024, 256  # of ZImageDiT's timestep
 
 
 @cache
-def weight_shapes(size: SizeName) -> Mapping[str, Shape]:
+def weight_shapes(size: WeightsKind) -> Mapping[str, Shape]:
     """Return the shape of the weight of every module that has one, by the module's name in ZImageDiT."""
     of = LAYER_SIZES[size]
     dim, time = of.dim, min(of.dim, TIME_WIDTH)
@@ -94,7 +95,7 @@ _FUSED = (".attention.qkv", ".attention.to_qkv", ".attention.to.qkv")
 
 
 @cache
-def spellings(size: SizeName) -> Mapping[str, tuple[str, ...]]:
+def spellings(size: WeightsKind) -> Mapping[str, tuple[str, ...]]:
     """Return every spelling of a module's name, dots written as underscores, with the modules that it stands for."""
     found: dict[str, tuple[str, ...]] = {}
     for name in weight_shapes(size):
@@ -331,7 +332,7 @@ def without_repeats(sources: Iterable[Source]) -> tuple[list[Source], list[Sourc
 # --- shapes ------------------------------------------------------------------------------------------------------
 
 
-def target_shape(source: Source, size: SizeName) -> Shape:
+def target_shape(source: Source, size: WeightsKind) -> Shape:
     """Return the shape of the weight that a source changes: of a fused one, its modules' rows together.
 
     Raises:
@@ -351,7 +352,7 @@ def matrix(shape: Shape) -> Shape:
     return shape
 
 
-def misfits(source: Source, size: SizeName, shapes: Mapping[str, Shape]) -> list[BadLayerError]:
+def misfits(source: Source, size: WeightsKind, shapes: Mapping[str, Shape]) -> list[BadLayerError]:
     """Return what is wrong with the shapes of a source's tensors, one error a tensor, naming it and both shapes.
 
     Raises:

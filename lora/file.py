@@ -17,15 +17,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from core import bounded
 from core.errors import RequestError
+from core.request import Model
+from core.sizes import WeightsKind
 from hub.checkpoint import Header, parse_header
 from lora import architectures, dialects
-from lora.dialects import LAYER_SIZES, BadLayerError, Parsed, SizeName, Source
-
-Base = Literal["turbo", "base"]
+from lora.dialects import LAYER_SIZES, BadLayerError, Parsed, Source
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (ROOT / "loras", ROOT / "weights" / "mini" / "loras")  # the user's own, and the example
@@ -79,13 +79,13 @@ class Report:
     dialect: str
     ranks: tuple[int, int] | None
     alphas: tuple[float, float] | None
-    size: SizeName
+    size: WeightsKind
     matched: tuple[str, ...]
     layers: int
     left_out: tuple[str, ...]
     repeats: tuple[str, ...]
     text_encoder: tuple[str, ...]
-    base: Base | None
+    base: Model | None
     trigger_words: tuple[str, ...]
     title: str
 
@@ -125,7 +125,7 @@ class Report:
             said.append(f"The LoRA's {len(self.text_encoder)} layers for the text encoder are not used.")
         return said
 
-    def check_fits(self, size: SizeName) -> None:
+    def check_fits(self, size: WeightsKind) -> None:
         """Refuse weights that the LoRA was not made for.
 
         Raises:
@@ -231,7 +231,7 @@ def _header(path: Path, name: str) -> tuple[Header, int]:
     return header, size
 
 
-def _fitting(used: Sequence[Source], header: Header, name: str) -> tuple[SizeName, dict[str, int | None]]:
+def _fitting(used: Sequence[Source], header: Header, name: str) -> tuple[WeightsKind, dict[str, int | None]]:
     """Return the size that the shapes fit, and each source's rank.
 
     Raises:
@@ -357,7 +357,7 @@ _BASE_KEYS = (
 )
 
 
-def _likely_base(metadata: Mapping[str, str]) -> Base | None:
+def _likely_base(metadata: Mapping[str, str]) -> Model | None:
     """Return the model that the metadata names; a bare "Z-Image" may be either, since trainers write it for both."""
     config = _json(metadata, "lora_adapter_metadata")
     texts = [metadata.get(key, "") for key in _BASE_KEYS]

@@ -14,7 +14,7 @@ from core.errors import QueueFull, RequestError, WeightsMissing
 from core.events import Failure, Queued, Result, Stage, Step
 from core.request import TextToImage
 from engine import Engine, Settings
-from engine.fair_queue import Turns
+from engine.fair_queue import FairQueue
 from hub import parts
 
 
@@ -212,7 +212,7 @@ def test_run_that_is_abandoned_leaves_the_queue(engine: Engine) -> None:
 
 
 def test_one_clients_many_requests_do_not_delay_anothers() -> None:
-    turns = Turns(limit=10)
+    turns = FairQueue(limit=10)
     order = []
     with turns.ticket("working") as working:
         assert turns.wait(working, 0) == 0

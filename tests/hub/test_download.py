@@ -101,7 +101,7 @@ Look = Callable[[], list[inventory.Found]]
 
 def run(
     parts: dict[str, Part], client: HuggingFace | ModelScope, *, free: Callable[[Path], int] | None = None
-) -> list[download.Event]:
+) -> list[download.TransferEvent]:
     return list(download.fetch(list(parts.values()), client, free=free))
 
 
