@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from core import environment
+from core.whole_file import write_together
 from diffusion import device
 from diffusion.memory import GIB, PART_BYTES, VRAM_MARGIN_GIB, MemoryPlan, memory_plan, plan_for
 
@@ -497,9 +498,11 @@ def main(argv: list[str] | None = None) -> None:
         facts["others"] = others(bench, one)
         clear(bench.on.kind)
         facts["plans"] = plans(bench, cards, one)
-    args.out.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    args.out.with_suffix(".md").write_text(markdown(facts), encoding="utf-8")
-    print(json.dumps(facts))
+    print(json.dumps(facts))  # first: what took an hour is not lost where it cannot be written
+    text = json.dumps(facts, indent=1) + "\n"
+    write_together(
+        {args.out.with_suffix(".json"): text.encode(), args.out.with_suffix(".md"): markdown(facts).encode()}
+    )
 
 
 if __name__ == "__main__":

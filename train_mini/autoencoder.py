@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from core.whole_file import replacing
 from mini.models import MiniAutoencoder
 
 from .scenes import PICTURE_SIDE, Painter, Scene, autoencoder_icons, training_scenes
@@ -113,7 +114,8 @@ def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
             logger.info("autoencoder step %d/%d loss %.4f, %.0f s", step, steps, loss.item(), time.time() - start)
     model.to(memory_format=torch.contiguous_format).eval()
     measure_latents(model, work, device)
-    torch.save(model.state_dict(), target)
+    with replacing(target) as file:
+        torch.save(model.state_dict(), file)
     return target
 
 
@@ -180,7 +182,8 @@ def encode_all(work: Path, device: torch.device) -> torch.Tensor:
         # twice as fast as float32 where the processor knows bfloat16, and the latents are kept so anyway
         with torch.autocast(device.type, torch.bfloat16):
             encoded = encode(model, Painter(work), training_scenes(), device)
-        torch.save(encoded, cache)
+        with replacing(cache) as file:
+            torch.save(encoded, file)
         logger.info("encoded all scenes, %.0f s", time.time() - start)
     latents: torch.Tensor = torch.load(cache, weights_only=True)
     return latents

@@ -12,6 +12,8 @@ from typing import Protocol
 
 import torch
 
+from core.whole_file import replacing
+
 from .muon import Muon
 from .pools import Pictures
 from .probe import Predict, Probe, write_sheet
@@ -129,9 +131,10 @@ def train_base(work: Path, device: torch.device, s: Schedule | None = None) -> P
             report(work, predict, probe, device, step + 1, s.steps)
             saved = {"model": model.state_dict(), "average": average, "step": step + 1}
             saved |= {"optimizers": [o.state_dict() for o in optimizers], "generator": pictures.generator.get_state()}
-            torch.save(saved, resume.with_suffix(".new"))
-            resume.with_suffix(".new").replace(resume)
-    torch.save(average, target)
+            with replacing(resume) as file:
+                torch.save(saved, file)
+    with replacing(target) as file:
+        torch.save(average, file)
     return target
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mini.config
+from core.whole_file import write_whole
 
 from .evaluate import KINDS, THRESHOLDS, WORDING_LOSS, WORDINGS
 
@@ -76,4 +77,4 @@ def write_figures(work: Path, folder: Path = mini.config.FOLDER) -> None:
     autoencoder = json.loads((work / "autoencoder.json").read_text())
     head, rest = text.split(BEGIN)
     _, tail = rest.split(END)
-    path.write_text(f"{head}{BEGIN}\n{table(figures, autoencoder)}\n{END}{tail}", encoding="utf-8")
+    write_whole(path, f"{head}{BEGIN}\n{table(figures, autoencoder)}\n{END}{tail}".encode())

@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import mini.config
+from core.whole_file import replacing
 from hub.checkpoint import fingerprint
 from images import preprocess
 
@@ -237,7 +238,8 @@ def train(work: Path, device: torch.device, turbo: Path, s: Schedule | None = No
             logger.info(
                 "controlnet step %d/%d loss %.4f, free %.4f, %.1f samples/s", step, s.steps, smooth, free, speed
             )
-    torch.save(average, target)
+    with replacing(target) as file:
+        torch.save(average, file)
     return target
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import mini.config
+from core.whole_file import replacing
 
 from . import autoencoder, text_encoder
 from .scenes import AtlasPainter, Painter
@@ -113,7 +114,8 @@ def take_back(folder: Path, work: Path) -> None:
         (base / mini.config.TRANSFORMER_FILE, "start.pt"),
     ):
         if not (work / name).exists():
-            torch.save({key: value.float() for key, value in load_file(source).items()}, work / name)
+            with replacing(work / name) as file:
+                torch.save({key: value.float() for key, value in load_file(source).items()}, file)
     if not (work / "tokenizer").exists():
         shutil.copytree(turbo / mini.config.TOKENIZER_FOLDER, work / "tokenizer")
 

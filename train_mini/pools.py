@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from core.whole_file import replacing
+
 from . import autoencoder, text_encoder
 from .captions import Caption, Said, random_caption
 from .scenes import LAYOUTS, PICTURE_SIDE, Scene, corners, training_scenes
@@ -204,7 +206,8 @@ def caption_pools(work: Path, device: torch.device, scenes: list[Scene]) -> dict
             words, lengths = stack_words([embeddings[i].bfloat16().cpu() for i in keep])
             saved[length] = (words, lengths, [vars(captions[i].said) for i in keep])
             logger.info("captions of up to %d tokens: %d", length, len(keep))
-        torch.save(saved, cache)
+        with replacing(cache) as file:
+            torch.save(saved, file)
     loaded = torch.load(cache, weights_only=True)
     return {
         length: Pool(words, lengths, [Said(**s) for s in said]) for length, (words, lengths, said) in loaded.items()

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from core.whole_file import replacing
+
 from . import autoencoder, text_encoder
 from .captions import describe
 from .pools import wishes
@@ -78,7 +80,9 @@ class Probe:
         cache = work / "probe.pt"
         if not cache.exists():
             vae, painter = autoencoder.load(work, device), Painter(work)
-            torch.save([autoencoder.encode(vae, painter, group, device) for group in competing], cache)
+            latents = [autoencoder.encode(vae, painter, group, device) for group in competing]
+            with replacing(cache) as file:
+                torch.save(latents, file)
         model, tokenizer = text_encoder.load(work, device), text_encoder.load_tokenizer(work)
         embedded: list[torch.Tensor] = []
         wrong = [replace(s, thing=o.thing) for s, o in zip(scenes, [*scenes[1:], scenes[0]], strict=True)]

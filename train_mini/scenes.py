@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from core.whole_file import replacing, write_whole
+
 from .things import ARRANGEMENTS, BACKGROUNDS, CLASHES, COLOURABLE, COLOURS, COUNTS, PLACES, SIZES, THINGS
 
 PICTURE_SIDE = 128  # pixels; 8 x 8 patches of 16 px
@@ -182,7 +184,7 @@ def fetch_icons(work: Path, which: str) -> dict[str, str]:
         with tarfile.open(target.parent / packed) as archive:
             member = archive.extractfile("package/icons.json")
             assert member is not None
-            target.write_bytes(member.read())
+            write_whole(target, member.read())
     data = json.loads(target.read_text())
     width, height = data.get("width", 32), data.get("height", 32)
     head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
@@ -292,6 +294,8 @@ def autoencoder_icons(work: Path, side: int = 96) -> np.ndarray:
         # Fluent's flat set without a skin tone is complete; of Noto every third icon is enough variety.
         svgs = [svg for name, svg in sorted(fetch_icons(work, "fluent").items()) if not skin_tone.search(name)]
         svgs += [svg for name, svg in sorted(fetch_icons(work, "noto").items()) if not skin_tone.search(name)][::3]
-        np.save(cache, np.stack([np.asarray(render_icon(svg, side)) for svg in svgs]))
+        rendered = np.stack([np.asarray(render_icon(svg, side)) for svg in svgs])
+        with replacing(cache) as file:
+            np.save(file, rendered)
     icons: np.ndarray = np.load(cache)
     return icons

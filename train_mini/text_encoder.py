@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 import mini.prompt
+from core.whole_file import replacing
 from mini.config import TEXT_ENCODER_CONFIG
 from mini.models import MiniTextEncoder
 
@@ -351,7 +352,8 @@ def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
         if step % 100 == 0:
             logger.info("text encoder step %d/%d mse %.4f, erased %.4f, %.0f s",
                         step, steps, average, erased.item(), time.time() - start)  # fmt: skip
-    torch.save(model.state_dict(), target)
+    with replacing(target) as file:
+        torch.save(model.state_dict(), file)
     return target
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from core.whole_file import replacing
+
 from . import text_encoder
 from .pools import Pictures
 from .probe import SHIFT, Probe, write_sheet
@@ -118,5 +120,6 @@ def train_turbo(work: Path, device: torch.device, s: Schedule | None = None) -> 
             logger.info("turbo step %d/%d loss %.4f %s, %.0f s", step + 1, s.steps, smooth, judged, time.time() - start)
     model.load_state_dict(average)
     write_sheet(work, probe.sample(predict), work / "sheet_turbo.png", device)
-    torch.save(average, target)
+    with replacing(target) as file:
+        torch.save(average, file)
     return target

@@ -1,5 +1,6 @@
 """Files that are written whole: with real full disks, real kills, and folders that are none."""
 
+import ast
 import json
 import os
 import signal
@@ -248,3 +249,23 @@ def test_a_control_image_that_has_no_room_is_told(tmp_path: Path) -> None:
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"{tmp_path / 'out.png'} could not be written (File too large)")
     assert content(tmp_path) == before
+
+
+@LINUX
+def test_what_training_takes_where_it_exists_is_never_there_in_part(tmp_path: Path) -> None:
+    code = "import sys\nfrom pathlib import Path\nimport mini.config\nfrom train_mini import export\n"
+    done = python(LIMITED + code + "export.take_back(mini.config.FOLDER, Path(sys.argv[1]))", tmp_path)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert content(tmp_path) == {}
+
+
+def test_every_tensor_that_training_keeps_is_written_whole() -> None:
+    targets = [
+        (path.name, ast.unparse(call.args[1] if ast.unparse(call.func) == "torch.save" else call.args[0]))
+        for path in (ROOT / "train_mini").glob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in ("torch.save", "np.save")
+    ]
+    assert len(targets) > 9
+    assert [(name, target) for name, target in targets if target != "file"] == []  # what `replacing` yields
