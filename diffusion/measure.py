@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -66,12 +67,12 @@ class Speeds:
     @property
     def step_ratio(self) -> float:
         """How many times as fast a denoising step is in bf16."""
-        in_fp32, in_bf16 = (
-            sum(share / getattr(getattr(self, work), dtype) for work, share in STEP_SHARES.items())
-            for dtype in ("float32", "bfloat16")
-        )
-        ratio: float = in_fp32 / in_bf16
-        return ratio
+        done: dict[str, Pair] = {work: getattr(self, work) for work in STEP_SHARES}
+        if not all(pair.bfloat16 for pair in done.values()):
+            return 0.0
+        in_fp32 = sum(share / done[work].float32 for work, share in STEP_SHARES.items())
+        in_bf16 = sum(share / done[work].bfloat16 for work, share in STEP_SHARES.items())
+        return in_fp32 / in_bf16
 
     @property
     def bfloat16_steps(self) -> bool:
@@ -87,17 +88,26 @@ class Speeds:
 def speeds(file: Path | None = None) -> Speeds:
     """Return this machine's figures: those that are stored, else measured now and stored.
 
-    A file that is damaged, or cannot be read or written, only means that it is measured again.
+    A file that is damaged, or cannot be read or written, only means that they are measured once in each process.
 
     Args:
         file: where they are stored; `cache_file` where none is given.
     """
-    file = file or cache_file()
-    known, this = _stored(file), key()
-    if this not in known:
-        known = dict(list(known.items())[-(KEPT - 1) :]) | {this: asdict(measure())}
-        _store(known, file)
-    return _speeds(known[this])
+    with _one_at_a_time:
+        this = key()
+        file = file or cache_file()
+        if (file, this) not in _of_this_process:
+            stored = _stored(file) if file else {}
+            if this not in stored:
+                stored = dict(list(stored.items())[-(KEPT - 1) :]) | {this: asdict(measure())}
+                if file:
+                    _store(stored, file)
+            _of_this_process[file, this] = _speeds(stored[this])
+        return _of_this_process[file, this]
+
+
+_one_at_a_time = threading.Lock()
+_of_this_process: dict[tuple[Path | None, str], Speeds] = {}
 
 
 def measure() -> Speeds:
@@ -109,20 +119,35 @@ def measure() -> Speeds:
     import torch
 
     threads = torch.get_num_threads()
+    found: list[Speeds] = []
+    alone = threading.Event()
+
+    def work() -> None:
+        torch.get_num_threads()  # a thread that has not used torch takes the number of threads from what is set last
+        torch.set_num_threads(1)
+        alone.set()
+        found.append(_measured(threads))
+
+    worker = threading.Thread(target=work, name="measure", daemon=True)
+    worker.start()
+    alone.wait()
+    torch.set_num_threads(threads)  # at once, for threads that begin meanwhile; the worker keeps its own number
+    worker.join()
+    return found[0]
+
+
+def _measured(threads: int) -> Speeds:
+    import torch
 
     def both(work: Work, *sizes: int) -> Pair:
         return Pair(*(threads * _rate(work, sizes, dtype) for dtype in (torch.float32, torch.bfloat16)))
 
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            return Speeds(
-                products=both(_product, 32, 128, 512),
-                convolution=both(_convolution, 4, 16, 48),
-                attention=both(_attention, 64, 192, 512),
-            )
-    finally:
-        torch.set_num_threads(threads)
+    with torch.inference_mode():
+        return Speeds(
+            products=both(_product, 32, 128, 512),
+            convolution=both(_convolution, 4, 16, 48),
+            attention=both(_attention, 64, 192, 512),
+        )
 
 
 Work = Callable[[int, "torch.dtype"], tuple[Callable[[], object], float]]
@@ -133,11 +158,18 @@ _clock = time.perf_counter if sys.platform == "win32" else time.thread_time
 
 
 def _rate(work: Work, sizes: tuple[int, ...], dtype: torch.dtype) -> float:
-    """Return one thread's GFLOP/s at the largest size that is reached: a slow dtype stops at a small one."""
+    """Return one thread's GFLOP/s at the largest size that is reached: a slow dtype stops at a small one.
+
+    What a processor cannot do in a dtype at all runs at 0.
+    """
     ends = time.perf_counter() + BUDGET
     for size in sizes:
         run, operations = work(size, dtype)
-        run()  # the first run also prepares
+        try:
+            run()  # the first run also prepares
+        except RuntimeError as error:
+            log.info("%s in %s: %s", work.__name__, dtype, error)
+            return 0.0
         least = _seconds(run)
         if least > LONG_ENOUGH:
             break
@@ -183,9 +215,12 @@ def _attention(tokens: int, dtype: torch.dtype) -> tuple[Callable[[], object], f
 # --- what is remembered -------------------------------------------------------------------------------------------
 
 
-def cache_file(environ: Mapping[str, str] = os.environ, system: str = sys.platform) -> Path:
-    """Return where the figures are stored: in the user's folder for caches."""
-    home = Path(environ.get("HOME") or Path.home())
+def cache_file(environ: Mapping[str, str] = os.environ, system: str = sys.platform) -> Path | None:
+    """Return where the figures are stored: in the user's folder for caches; None for a user without a home."""
+    try:
+        home = Path(environ.get("HOME") or Path.home())
+    except RuntimeError:
+        return None
     if system == "win32":
         folder = Path(environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
     elif system == "darwin":
@@ -233,7 +268,7 @@ def _speeds(figures: Mapping[str, Mapping[str, float]]) -> Speeds:
     pairs = {}
     for work in ("products", "convolution", "attention"):
         pair = Pair(float(figures[work]["float32"]), float(figures[work]["bfloat16"]))
-        if not (0 < pair.float32 < math.inf and 0 < pair.bfloat16 < math.inf):
+        if not (0 < pair.float32 < math.inf and 0 <= pair.bfloat16 < math.inf):
             raise ValueError(f"{work}: {pair}")
         pairs[work] = pair
     return Speeds(**pairs)

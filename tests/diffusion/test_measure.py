@@ -5,9 +5,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from diffusion import measure, memory
 from diffusion.device import Accelerator, decide
@@ -96,9 +99,44 @@ def test_a_damaged_file_is_measured_again(tmp_path: Path, damage: str) -> None:
     assert json.loads(file.read_text()).keys() == {measure.key()}
 
 
-def test_a_file_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+def test_where_the_file_cannot_be_written_a_process_measures_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    assert measure.speeds(tmp_path / "file" / "processor.json").step_ratio > 0
+    first = measure.speeds(tmp_path / "file" / "processor.json")
+    assert first.step_ratio > 0
+    assert measure.speeds(tmp_path / "file" / "processor.json") is first
+
+
+def test_a_processor_without_bf16_computes_in_fp32() -> None:
+    without = Speeds(products=Pair(100, 0), convolution=Pair(100, 0), attention=Pair(100, 0))
+    chosen = decide("cpu", [CPU], without)
+    assert (chosen.dtype, chosen.vae_dtype) == ("float32", "float32")
+
+
+def test_what_a_processor_cannot_do_runs_at_0() -> None:
+    def impossible(size: int, dtype: torch.dtype) -> tuple[Callable[[], object], float]:
+        return lambda: torch.ones(2, 3) @ torch.ones(2, 3), 1.0
+
+    assert measure._rate(impossible, (1,), torch.bfloat16) == 0
+
+
+def test_threads_that_begin_meanwhile_keep_all_of_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+
+    def begin_another(work: measure.Work, sizes: tuple[int, ...], dtype: torch.dtype) -> float:
+        another = threading.Thread(target=lambda: begun.append(torch.get_num_threads()))
+        another.start()
+        another.join()
+        return 1.0
+
+    usual = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        monkeypatch.setattr(measure, "_rate", begin_another)
+        measure.measure()
+        assert torch.get_num_threads() == 3
+        assert begun[-1] == 3
+    finally:
+        torch.set_num_threads(usual)
 
 
 @pytest.mark.parametrize(

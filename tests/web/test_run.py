@@ -168,6 +168,7 @@ def test_a_hopeless_request_offers_the_nearest_size_that_fits(
     even = {"float32": 100.0, "bfloat16": 100.0}
     figures = {measure.key(): dict.fromkeys(("products", "convolution", "attention"), even)}
     file = measure.cache_file()
+    assert file is not None
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(figures), encoding="utf-8")
     served = server("--weights", "full", "--offline", "--memory", "4")
