@@ -66,10 +66,11 @@ def picture(tmp_path: Path) -> str:
 def requests(picture: str) -> list[Request]:
     """Return a small request of every mode that draws."""
     from core.request import MODES
+    from hub.parts import NEEDS
 
     found = []
     for mode in MODES.values():
-        for model in ("turbo", "base") if "model" in mode.model_fields else (vars(mode)["model"],):
+        for model in (model for of, model in NEEDS if of == mode.mode):
             values = {"prompt": "a lighthouse in a storm", "seed": 7, "width": SIDE, "height": SIDE, "model": model}
             values |= {"image": picture, "preprocessor": "canny"}
             found.append(mode.parse(**{name: value for name, value in values.items() if name in mode.model_fields}))

@@ -18,8 +18,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import gradio as gr
 import pytest
-from gradio_client import Client, handle_file  # type: ignore[import-untyped]  # gradio_client brings no types
-from gradio_client.exceptions import AppError  # type: ignore[import-untyped]  # gradio_client brings no types
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 from PIL import Image
 
 from core.errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalError, StudioError

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gradio_client import Client  # type: ignore[import-untyped]  # it brings no types
+from gradio_client import Client
 from PIL import Image
 
 from hub.parts import PARTS

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gradio_client import Client, handle_file  # type: ignore[import-untyped]  # gradio_client brings no types
-from gradio_client.exceptions import AppError  # type: ignore[import-untyped]  # gradio_client brings no types
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 from PIL import Image, ImageDraw
 from playwright.sync_api import Page, expect
 

@@ -4,8 +4,8 @@ import functools
 from pathlib import Path
 
 import pytest
-from gradio_client import Client, handle_file  # type: ignore[import-untyped]  # gradio_client brings no types
-from gradio_client.exceptions import AppError  # type: ignore[import-untyped]  # gradio_client brings no types
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 from PIL import Image
 from playwright.sync_api import Page, expect
 

@@ -16,8 +16,9 @@ from typing import Any
 import gradio as gr
 import httpx
 import pytest
-from gradio_client import Client, Job, handle_file  # type: ignore[import-untyped]  # gradio_client brings no types
-from gradio_client.exceptions import AppError  # type: ignore[import-untyped]  # gradio_client brings no types
+from gradio_client import Client, handle_file
+from gradio_client.client import Job
+from gradio_client.exceptions import AppError
 from PIL import Image
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
