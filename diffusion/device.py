@@ -20,9 +20,6 @@ Dtype = Literal["bfloat16", "float32"]
 BFLOAT16_CAPABILITY = (8, 0)  # Ampere; older cards only emulate bf16
 
 
-# --- which device ------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Device:
     """The device to compute on.
@@ -95,7 +92,7 @@ def decide(asked: str, present: list[Accelerator], speeds: measure.Speeds | None
         dtype,
         f"{one.name}, {why}; {why_dtype}",
         one.capability,
-        vae_dtype="bfloat16" if dtype == "bfloat16" and known and known.bfloat16_vae else "float32" if known else None,
+        vae_dtype=_vae_dtype(dtype, known) if known else None,
         flops=getattr(known.products, dtype) * 1e9 if known else None,
     )
 
@@ -128,6 +125,10 @@ def _dtype(one: Accelerator, speeds: measure.Speeds | None) -> tuple[Dtype, str]
     return "float32", (
         f"fp32, because compute capability {number} has no bf16 (8.0 and up do) and fp16 overflows to black pictures"
     )
+
+
+def _vae_dtype(dtype: Dtype, speeds: measure.Speeds) -> Dtype:
+    return dtype if speeds.bfloat16_vae else "float32"
 
 
 _WHY_FP32 = "fp32, so that a seed means one picture on all processors"

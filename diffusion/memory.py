@@ -43,8 +43,6 @@ UPSCALER_TILE_AT_MOST: Mapping[DeviceKind, int] = {"cpu": 256, "mps": 256, "cuda
 TILED_AT_LEAST, TILED_AT_MOST = 512 * 512, 4096 * 4096  # pixels; Upscale's output ends at 4096 x 4096
 
 
-# --- what stays in memory ----------------------------------------------------------------------------------------
-
 Where = Literal["device", "host", "disk"]
 
 

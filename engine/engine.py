@@ -28,6 +28,7 @@ from diffusion.device import Device, choose_device
 from engine import estimate, mode_upscale, zerogpu
 from engine.drawing import file_of, wearing
 from engine.fair_queue import FairQueue
+from engine.mode import Drawing, Drawn, T
 from engine.timing import Stopwatch
 from engine.zerogpu import Packed
 from hub import checkpoint, inventory
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from diffusion.pipeline import Pipeline
-from engine.mode import Drawing, Drawn, T
 
 log = logging.getLogger(__name__)
 

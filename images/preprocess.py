@@ -16,8 +16,6 @@ from core.sizes import ImageSizes
 from hub import inventory
 from images.reading import fit, open_image
 
-# --- control images ----------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Control:

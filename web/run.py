@@ -20,9 +20,6 @@ from web.words import KEPT
 FAULT = "That did not work; the server's log says why."
 
 
-# --- carrying out a request
-
-
 def carry_out(
     engine: Engine, mode: type[Request], visitor: gr.Request, fields: dict[str, Any], count: int = 1
 ) -> Generator[Event, None, None]:
