@@ -25,6 +25,7 @@ import lora.file
 from core import environment, metadata
 from core.errors import Cancelled, NotWritten, RequestError, StudioError
 from core.events import Event, Failure, Queued, Result, Retry, Stage, Step, TileDone
+from core.messages import Message, plain
 from core.request import MODES, ControlNet, Preprocess, Request, TextToImage
 from core.sizes import WeightsKind
 from core.whole_file import replacing
@@ -175,10 +176,11 @@ def _draw(args: argparse.Namespace) -> int:
         sidecar = metadata.save(result, out)
     except NotWritten as error:
         failure = Failure.of(error)
-        again = f"{failure.text}; the same picture comes again with --seed {result.request.seed}"
-        return _fail(replace(failure, text=again), args.json)
+        text = "{failure}; the same picture comes again with --seed {seed}"
+        again = Message(failure.code, text, failure=failure.message, seed=result.request.seed)
+        return _fail(replace(failure, message=again), args.json)
     for note in result.notes:
-        _say(note.text)
+        _say(str(note))
     if args.json:
         facts = {"file": str(out), "json": str(sidecar), "seed": result.request.seed, **result.sidecar}
         print(json.dumps(facts, ensure_ascii=False))
@@ -196,8 +198,8 @@ def _preprocess(args: argparse.Namespace) -> int:
     with replacing(args.out) as file:
         control.image.save(file, "PNG")
     for note in control.notes:
-        _say(note.text)
-    notes = [note.text for note in control.notes]
+        _say(str(note))
+    notes = [str(note) for note in control.notes]
     facts = {"file": str(args.out), "size": control.image.size, "digest": control.digest, "notes": notes}
     print(json.dumps(facts, ensure_ascii=False) if args.json else args.out)
     return 0
@@ -326,7 +328,7 @@ def _progress(event: Event) -> str:
         case Step(index, total):
             return f"step {index} of {total}"
         case Retry(note):
-            return note.text
+            return str(note)
         case TileDone(stage, index, total):
             return f"{stage} tile {index} of {total}"
     raise AssertionError(f"no line for {event}")
@@ -335,7 +337,7 @@ def _progress(event: Event) -> str:
 def _fail(failure: Failure, as_json: bool) -> int:
     _say(failure.text)
     if as_json:
-        error = {"code": failure.code, "message": failure.text, **failure.values}
+        error = {"code": failure.code, "message": failure.text, **plain(failure.values)}
         print(json.dumps({"error": error}, ensure_ascii=False))
     return failure.exit_code
 

@@ -18,25 +18,39 @@
     │   └── Cancelled        somebody stopped the request
     └── InternalError        a fault of ours; the log has the details
 
-Every error carries a `code` and `values`, so that a front can word it in another language; `str(error)` is the English
-sentence.
+Every error carries a `Message`, which a front words in its reader's language; `str(error)` is the English sentence.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from core.messages import Message
+
 
 class StudioError(Exception):
-    """Base of the tree. `values` are the facts that the sentence is made of, by name, JSON-serialisable."""
+    """Base of the tree.
+
+    Args:
+        text: the English template of the sentence, or a message that is whole.
+        **values: what belongs into the template.
+
+    Attributes:
+        message: the sentence; a template becomes a message with the error's own `code`.
+    """
 
     code: ClassVar[str] = "error"
     exit_code: ClassVar[int] = 1
     http_status: ClassVar[int] = 500
 
-    def __init__(self, message: str, **values: Any) -> None:
-        super().__init__(message)
-        self.values: dict[str, Any] = values
+    def __init__(self, text: str | Message, /, **values: Any) -> None:
+        self.message = text if isinstance(text, Message) else Message(self.code, text, **values)
+        super().__init__(str(self.message))
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The facts that the sentence is made of, by name."""
+        return dict(self.message.values)
 
 
 class UserError(StudioError):
@@ -60,12 +74,11 @@ class RequestError(UserError):
     exit_code = 2
     http_status = 400
 
-    def __init__(self, field: str, value: Any, allowed: str, nearest: Any = None) -> None:
-        shown = _shown(value)
-        message = f"{field}: {shown} is not possible; allowed: {allowed}"
+    def __init__(self, field: str, value: Any, allowed: str | Message, nearest: Any = None) -> None:
+        text = "{field}: {value} is not possible; allowed: {allowed}"
         if nearest is not None:
-            message += f"; the nearest is {nearest}"
-        super().__init__(message, field=field, value=shown, allowed=allowed, nearest=nearest)
+            text += "; the nearest is {nearest}"
+        super().__init__(text, field=field, value=_shown(value), allowed=allowed, nearest=nearest)
 
 
 def _shown(value: Any) -> str:
@@ -126,7 +139,7 @@ class NotWritten(UserError):
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(
-            f"{path} could not be written ({reason}): make room on the disk, or choose another folder",
+            "{path} could not be written ({reason}): make room on the disk, or choose another folder",
             path=path,
             reason=reason,
         )
@@ -139,7 +152,7 @@ class QueueFull(UserError):
     http_status = 429
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"{limit} requests are waiting already; try again in a moment", limit=limit)
+        super().__init__("{limit} requests are waiting already; try again in a moment", limit=limit)
 
 
 class GpuRefused(UserError):
@@ -197,4 +210,5 @@ class InternalError(StudioError):
     code = "internal"
 
     def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(f"something went wrong inside ({kind}: {detail}); the log has the details", kind=kind)
+        text = "something went wrong inside ({kind}: {detail}); the log has the details"
+        super().__init__(text, kind=kind, detail=detail)

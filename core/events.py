@@ -7,19 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import StudioError
+from core.messages import Message
 from core.request import Request
 from core.sizes import WeightsKind
 
 # Events of a run, in the order in which they come: Queued*, then Stage and Step mixed, then one Result or one Failure.
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something the user should know about a result, for example a prompt that was cut. `text` is the English."""
-
-    code: str
-    text: str
-    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,7 +29,7 @@ class Stage:
     """
 
     name: str
-    detail: str = ""
+    detail: Message | str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,7 @@ class TileDone:
 class Retry:
     """The work begins anew, for a reason; it stays true, and is shown, until the last event."""
 
-    note: Note
+    note: Message
 
 
 @dataclass(frozen=True)
@@ -94,9 +86,9 @@ class Result:
     request: Request
     size: tuple[int, int]
     weights: WeightsKind
-    weights_note: str
+    weights_note: Message | str
     seconds: Mapping[str, float]
-    notes: tuple[Note, ...] = ()
+    notes: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +96,7 @@ class Failure:
     """The run ended without a picture; the next one works. Built from an error of `errors`."""
 
     code: str
-    text: str
+    message: Message
     exit_code: int
     http_status: int
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -112,7 +104,12 @@ class Failure:
     @classmethod
     def of(cls, error: StudioError) -> Failure:
         """Describe `error` as an event."""
-        return cls(error.code, str(error), error.exit_code, error.http_status, error.values)
+        return cls(error.code, error.message, error.exit_code, error.http_status, error.values)
+
+    @property
+    def text(self) -> str:
+        """The English sentence."""
+        return str(self.message)
 
 
 Event = Queued | Stage | Step | TileDone | Retry | Result | Failure

@@ -36,7 +36,8 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 import mini.config
-from core.events import Note, Stage, Step, TileDone
+from core.events import Stage, Step, TileDone
+from core.messages import Message
 from core.request import Model
 from core.sizes import WeightsKind
 from diffusion import loader, preview, sanity
@@ -62,7 +63,7 @@ class Picture:
 
     image: Image.Image
     latents: torch.Tensor
-    notes: tuple[Note, ...]
+    notes: tuple[Message, ...]
     health: sanity.Health
 
 
@@ -99,7 +100,7 @@ class Pipeline:
         self.pipe = StudioPipe(device=device, torch_dtype=dtype)
         if plan is not None:
             self.pipe.tiled_vae_above = plan.tiled_vae_above
-        self._embeddings: OrderedDict[str, tuple[torch.Tensor, Note | None]] = OrderedDict()
+        self._embeddings: OrderedDict[str, tuple[torch.Tensor, Message | None]] = OrderedDict()
         for unit in self.pipe.units:
             if isinstance(unit, ZImageUnit_PromptEmbedder):
                 unit.encode_prompt = self._encode_prompt
@@ -317,7 +318,7 @@ class Pipeline:
         self._embeddings.move_to_end(prompt)
         return [self._embeddings[prompt][0]]
 
-    def _tokenize(self, prompt: str) -> tuple[list[int], Note | None]:
+    def _tokenize(self, prompt: str) -> tuple[list[int], Message | None]:
         """Return the ids of the prompt in Qwen's chat template, at most TEXT_TOKENS, and a note of what was cut."""
         ids = self._template_ids(prompt)
         surplus = len(ids) - MAX_TEXT_TOKENS
@@ -330,10 +331,12 @@ class Pipeline:
             kept = kept[:-1]
         start = self.pipe.tokenizer.decode(words[len(kept) :])[:60].strip()
         tokens = len(words) - len(kept)
-        return ids, Note(
+        return ids, Message(
             "prompt_cut",
-            f'The text encoder takes {MAX_TEXT_TOKENS} tokens: the last {tokens} were cut, from "{start}" on.',
-            {"limit": MAX_TEXT_TOKENS, "tokens": tokens, "from": start},
+            'The text encoder takes {limit} tokens: the last {tokens} were cut, from "{start}" on.',
+            limit=MAX_TEXT_TOKENS,
+            tokens=tokens,
+            start=start,
         )
 
     def _template_ids(self, prompt: str) -> list[int]:

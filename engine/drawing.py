@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from core import metadata
 from core.errors import BrokenPicture
-from core.events import Event, Note, Stage
+from core.events import Event, Stage
+from core.messages import Message
 from core.request import MODELS, ControlNet, Request, TextToImage
 from core.sizes import WeightsKind
 from diffusion import sanity
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 class Worn:
     """What a request's LoRA adds to its result; nothing where there is none."""
 
-    notes: tuple[Note, ...] = ()
+    notes: tuple[Message, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
     lora: metadata.Lora | None = None
 
@@ -56,11 +57,16 @@ def wearing(
     drawing = checked(pipeline, draw, file.report.name)
     picture = yield from pipeline.wearing(adapter, request.lora_strength, drawing)
     report = adapter.report
-    notes = [Note("lora_partly", sentence) for sentence in report.warnings()]
+    notes = [Message("lora_partly", sentence) for sentence in report.warnings()]
     if report.base not in (None, request.model):
         trained_on, drawn_with = MODELS[report.base].title, MODELS[request.model].title
         notes.append(
-            Note("lora_base", f"The LoRA was trained on {trained_on}; with {drawn_with} it may do less, or harm.")
+            Message(
+                "lora_base",
+                "The LoRA was trained on {trained}; with {used} it may do less, or harm.",
+                trained=trained_on,
+                used=drawn_with,
+            )
         )
     used = metadata.Lora(file.report.name, adapter.identity.hash, request.lora_strength)
     return picture, Worn(tuple(notes), {"lora": adapter.identity.digest}, used)
@@ -89,7 +95,7 @@ def checked(pipeline: Pipeline, draw: Callable[[], Progress], lora: str | None =
     log.warning("broken result: %s (%s)", defect.seen, picture.health)
     first = defect
     if pipeline.safe_mode_differs():
-        yield Stage("safe mode", f"because {defect.seen}")
+        yield Stage("safe mode", Message("safe_mode", "because {seen}", seen=defect.seen))
         with pipeline.safe_mode():
             if defect.stage == "decoding":
                 image, health = pipeline.decode(picture.latents)
@@ -100,5 +106,5 @@ def checked(pipeline: Pipeline, draw: Callable[[], Progress], lora: str | None =
     if defect is not None:
         cause = sanity.likely_cause(defect, dtype=pipeline.dtype_name, attention=pipeline.attention, lora=lora)
         raise BrokenPicture(f"no picture came of it: {defect.seen}. {cause}", defect=defect.code, stage=defect.stage)
-    text = f"Drawn in safe mode (fp32 VAE, SDPA attention), because without it {first.seen}."
-    return replace(picture, notes=(*picture.notes, Note("safe_mode", text, {"defect": first.code})))
+    text = "Drawn in safe mode (fp32 VAE, SDPA attention), because without it {seen}."
+    return replace(picture, notes=(*picture.notes, Message("safe_mode", text, seen=first.seen)))

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import mini.notes
 from core import environment, metadata
 from core.errors import InternalError, OutOfMemory, SpaceOutOfMemory, StudioError, WeightsMissing
-from core.events import Event, Failure, Note, Queued, Result, Stage
+from core.events import Event, Failure, Queued, Result, Stage
+from core.messages import Message
 from core.request import MODELS, PREPROCESSORS, ControlNet, Preprocess, Request, TextToImage, Upscale, WeightsChoice
 from core.sizes import IMAGE_SIZES, WeightsKind
 from diffusion import memory, tokens
@@ -278,7 +279,7 @@ class Engine:
                 **metadata.describe(request, provenance),
                 "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "seconds": seconds,
-                "notes": [note.text for note in drawn.notes],
+                "notes": [str(note) for note in drawn.notes],
             },
             request=request,
             size=drawn.image.size,
@@ -301,8 +302,8 @@ class Engine:
         self._tighter += 1
         yield Stage("loading", "again, since the memory did not suffice")
         drawn = yield from self._modes[type(request)](chosen, request)
-        plan = "; ".join(self._plan.reasons) if self._plan else ""
-        note = Note("less_memory", f"The memory did not suffice at first; drawn with a tighter plan: {plan}.")
+        text = "The memory did not suffice at first; drawn with a tighter plan: {plan}."
+        note = Message("less_memory", text, plan=self._plan.reasons if self._plan else ())
         return replace(drawn, notes=(*drawn.notes, note))
 
     def _text_to_image(self, chosen: inventory.Chosen, request: TextToImage) -> Drawing:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from core import metadata
-from core.events import Event, Note
+from core.events import Event
+from core.messages import Message
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,7 +29,7 @@ class Drawn:
     """
 
     image: Image.Image
-    notes: tuple[Note, ...] = ()
+    notes: tuple[Message, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     lora: metadata.Lora | None = None

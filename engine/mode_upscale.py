@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from core.events import Note, Stage, Step, TileDone
+from core.events import Stage, Step, TileDone
+from core.messages import Message
 from core.request import UPSCALE_MAX, UPSCALE_SCALE, UPSCALER_OVERLAP, UPSCALERS, Upscale, Upscaler
 from core.sizes import IMAGE_SIZES, WeightsKind
 from diffusion import vae_tiles
@@ -188,7 +189,9 @@ def _refinement_cut(size: tuple[int, int], kind: WeightsKind, plan: MemoryPlan) 
     return vae_tiles.cut((width // FACTOR, height // FACTOR), side, side // vae_tiles.REDRAWN_SHARE)
 
 
-def notes(request: Upscale, kind: WeightsKind, source: Source, size: tuple[int, int], plan: MemoryPlan) -> list[Note]:
+def notes(
+    request: Upscale, kind: WeightsKind, source: Source, size: tuple[int, int], plan: MemoryPlan
+) -> list[Message]:
     """Say what was done to the picture, as far as the request itself does not.
 
     Args:
@@ -198,18 +201,19 @@ def notes(request: Upscale, kind: WeightsKind, source: Source, size: tuple[int, 
         size: of the result.
         plan: that it was made by.
     """
-    said = [Note("upscaler", f"Enlarged by {source.title}.", {"upscaler": source.title})]
+    said = [Message("upscaler", "Enlarged by {model}.", model=source.title)]
     if request.denoise:
         cut = len(_refinement_cut(size, kind, plan))
-        tile_text = f" in {cut} tiles" if cut > 1 else ""
-        text = f"Refined{tile_text} from {request.denoise:.0%} of the schedule; steps: {request.steps}."
-        said.append(Note("refined", text, {"steps": request.steps, "denoise": request.denoise, "tiles": cut}))
+        text = "Refined in {tiles} tiles from {part:.0%} of the schedule; steps: {steps}."
+        if cut == 1:
+            text = "Refined from {part:.0%} of the schedule; steps: {steps}."
+        said.append(Message("refined", text, tiles=cut, part=request.denoise, steps=request.steps))
         if kind == "mini":
             text = "The miniature knows flat icons, not photographs: refining one makes it flatter."
-            said.append(Note("miniature_refines", text))
+            said.append(Message("miniature_refines", text))
     elif kind == "mini":
         text = "Not refined: the miniature, which knows flat icons only, would harm a photograph (denoise 0)."
-        said.append(Note("not_refined", text))
+        said.append(Message("not_refined", text))
     else:
-        said.append(Note("not_refined", "Not refined (denoise 0)."))
+        said.append(Message("not_refined", "Not refined (denoise 0)."))
     return said

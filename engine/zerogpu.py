@@ -29,7 +29,8 @@ from core.errors import (
     StudioError,
     WeightsMissing,
 )
-from core.events import Event, Note, Result, Retry
+from core.events import Event, Result, Retry
+from core.messages import Message
 from core.request import Request, WeightsChoice
 from core.sizes import WeightsKind
 from engine.estimate import Work
@@ -121,7 +122,7 @@ def carry_out(task: Task) -> Generator[Event, None, None]:
 
     if not _has_visitor():
         raise GpuNoVisitor()
-    notes: tuple[Note, ...] = ()
+    notes: tuple[Message, ...] = ()
     while True:
         try:
             with closing(_on_gpu(task)) as events:
@@ -136,15 +137,15 @@ def carry_out(task: Task) -> Generator[Event, None, None]:
                 raise refusal from error
         log.info("%s; trying again with %d s instead of %d", refusal, seconds_asked(again), asked)
         if again.multiplier != task.multiplier:
-            text = f"The Space took its GPU back after {asked} s; trying once more with {seconds_asked(again)} s."
-            notes = (Note("gpu_retry", text, {"asked": asked, "seconds": seconds_asked(again)}),)
+            text = "The Space took its GPU back after {asked} s; trying once more with {seconds} s."
+            notes = (Message("gpu_retry", text, asked=asked, seconds=seconds_asked(again)),)
             yield Retry(*notes)
         task = again
 
 
-def _noted(result: Result, notes: tuple[Note, ...]) -> Result:
+def _noted(result: Result, notes: tuple[Message, ...]) -> Result:
     """Add notes to a result and to the parameters that come with it."""
-    said = [*result.sidecar.get("notes", ()), *(note.text for note in notes)]
+    said = [*result.sidecar.get("notes", ()), *(str(note) for note in notes)]
     return replace(result, notes=(*result.notes, *notes), sidecar={**result.sidecar, "notes": said})
 
 

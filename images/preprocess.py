@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from core.errors import RequestError
-from core.events import Note
+from core.messages import Message
 from core.request import PREPROCESSORS, Preprocess, Preprocessor
 from core.sizes import ImageSizes
 from hub import inventory
@@ -23,7 +23,7 @@ class Control:
 
     image: Image.Image
     digest: str
-    notes: tuple[Note, ...] = ()
+    notes: tuple[Message, ...] = ()
 
 
 def control(request: Preprocess, sizes: ImageSizes) -> Control:
@@ -43,12 +43,16 @@ def control(request: Preprocess, sizes: ImageSizes) -> Control:
     notes = [*opened.notes, *fitted.notes]
     if request.preprocessor != "none":
         if is_edges(opened.image):
-            text = f"The picture looks like outlines already: {PREPROCESSORS['none'].title} may fit better."
-            notes.append(Note("already_edges", text))
+            text = "The picture looks like outlines already: {better} may fit better."
+            notes.append(Message("already_edges", text, better=_title("none")))
         if made.getbbox() is None:  # it is black all over
-            text = f"{PREPROCESSORS[request.preprocessor].title} finds nothing in this picture, so the prompt decides."
-            notes.append(Note("empty_control", text))
+            text = "{preprocessor} finds nothing in this picture, so the prompt decides."
+            notes.append(Message("empty_control", text, preprocessor=_title(request.preprocessor)))
     return Control(made, opened.digest, tuple(notes))
+
+
+def _title(preprocessor: Preprocessor) -> Message:
+    return Message("preprocessor", PREPROCESSORS[preprocessor].title)
 
 
 def make(image: Image.Image, preprocessor: Preprocessor, low: int = 100, high: int = 200) -> Image.Image | None:

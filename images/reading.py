@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from core.errors import RequestError
-from core.events import Note
+from core.messages import Message
 from core.sizes import ImageSizes
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Opened:
 
     image: Image.Image
     digest: str
-    notes: tuple[Note, ...] = ()
+    notes: tuple[Message, ...] = ()
 
 
 def open_image(path: Path, field: str = "image", longest: int | None = None) -> Opened:
@@ -83,8 +83,8 @@ def open_image(path: Path, field: str = "image", longest: int | None = None) -> 
             file.seek(0)
             file.load()
             if frames > 1:
-                text = f"The picture has {frames} frames or pages; the first one is used."
-                notes.append(Note("first_frame", text, {"frames": frames}))
+                text = "The picture has {frames} frames or pages; the first one is used."
+                notes.append(Message("first_frame", text, frames=frames))
             upright = _UPRIGHT.get(file.getexif().get(_ORIENTATION, 1))
             image = _opaque_rgb(file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -183,7 +183,7 @@ class Fitted:
 
     image: Image.Image
     cut: tuple[int, int]
-    notes: tuple[Note, ...] = ()
+    notes: tuple[Message, ...] = ()
 
 
 def fit(image: Image.Image, sizes: ImageSizes, area: int | None = None) -> Fitted:
@@ -223,21 +223,29 @@ def fitted_size(size: tuple[int, int], sizes: ImageSizes, area: int | None = Non
     return (columns, rows), max(across / width, down / height)
 
 
-def _cut_note(size: tuple[int, int], target: tuple[int, int], cut: tuple[int, int]) -> tuple[Note, ...]:
+def _cut_note(size: tuple[int, int], target: tuple[int, int], cut: tuple[int, int]) -> tuple[Message, ...]:
     if not any(cut):
         return ()
-    losses = [
-        (pixels / (pixels + kept), pixels, side)
-        for pixels, kept, side in zip(cut, target, ("width", "height"), strict=True)
-        if pixels
-    ]
-    text = f"The picture of {size[0]} × {size[1]} was brought to {target[0]} × {target[1]}: "
+    known = {"size": f"{size[0]} × {size[1]}", "target": f"{target[0]} × {target[1]}"}
     if max(cut) < STEP:
-        text += f"{' and '.join(f'{pixels} pixels of its {side}' for _, pixels, side in losses)} were cut off."
-    else:
-        part, _, side = max(losses)
-        text += f"its shape is not possible here, so {part:.1%} of its {side} was cut off, half at each end."
-    return (Note("image_cut", text, {"from": list(size), "to": list(target), "cut": list(cut)}),)
+        text = "The picture of {size} was brought to {target}: {losses} were cut off."
+        return (Message("image_cut", text, **known, losses=_few_pixels(*cut)),)
+    shares = [pixels / (pixels + kept) for pixels, kept in zip(cut, target, strict=True)]
+    text = (
+        "The picture of {size} was brought to {target}: its shape is not possible here, so {part:.1%} of its {side} "
+        "was cut off, half at each end."
+    )
+    side = Message("width", "width") if shares[0] > shares[1] else Message("height", "height")
+    return (Message("image_cut", text, **known, part=max(shares), side=side),)
+
+
+def _few_pixels(across: int, down: int) -> Message:
+    if across and down:
+        text = "{width} pixels of its width and {height} pixels of its height"
+        return Message("pixels_cut", text, width=across, height=down)
+    if across:
+        return Message("pixels_cut", "{width} pixels of its width", width=across)
+    return Message("pixels_cut", "{height} pixels of its height", height=down)
 
 
 # --- sizes: the pad-and-restore policy ---------------------------------------------------------------------------

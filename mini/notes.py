@@ -3,43 +3,45 @@
 from __future__ import annotations
 
 import mini.config
-from core.events import Note
+from core.messages import Message
 from core.request import PREPROCESSORS, ControlNet, TextToImage
 from core.sizes import WeightsKind
 from mini.prompt import complete
 
 
-def completed(request: TextToImage | ControlNet, kind: WeightsKind) -> tuple[str, list[Note]]:
+def completed(request: TextToImage | ControlNet, kind: WeightsKind) -> tuple[str, list[Message]]:
     """Return the prompt to draw: for the miniature, with what it leaves to the seed: size, place, way round."""
     if kind != "mini":
         return request.prompt, []
     made = complete(request.prompt, request.seed)
     if not made.words:
         return request.prompt, []
-    text = f"The seed chose what the prompt leaves open: {', '.join(made.words)}."
-    return made.text, [Note("seed_chose", text, {"words": list(made.words), "prompt": made.text})]
+    text = "The seed chose what the prompt leaves open: {words}."
+    return made.text, [Message("seed_chose", text, words=made.words, prompt=made.text)]
 
 
-def about(request: TextToImage | ControlNet, kind: WeightsKind) -> list[Note]:
+def about(request: TextToImage | ControlNet, kind: WeightsKind) -> list[Message]:
     """Say which words of the prompt, or which preprocessor, mean nothing to the miniature."""
     if kind != "mini":
         return []
     notes = []
     used = request.preprocessor if isinstance(request, ControlNet) else "none"
     if used not in (*mini.config.CONTROLS, "none"):
-        known = ", ".join(PREPROCESSORS[name].title for name in mini.config.CONTROLS)
-        text = f"The miniature was not taught {PREPROCESSORS[used].title}. It knows {known}."
-        notes.append(Note("unknown_control", text, {"preprocessor": used}))
+        known = [PREPROCESSORS[name].title for name in mini.config.CONTROLS]
+        text = "The miniature was not taught {preprocessor}. It knows {known}."
+        title = Message("preprocessor", PREPROCESSORS[used].title)
+        notes.append(Message("unknown_control", text, preprocessor=title, known=known))
     unknown = mini.config.unknown_words(request.prompt)
     if not unknown:
         return notes
     return [
         *notes,
-        Note(
+        Message(
             "unknown_words",
-            f"The miniature does not know: {', '.join(unknown)}. It knows things on a plain background, "
-            f"such as {', '.join(mini.config.known_things()[::32])}; their colours, sizes, places and small numbers.",
-            {"words": unknown},
+            "The miniature does not know: {words}. It knows things on a plain background, such as {things}; their "
+            "colours, sizes, places and small numbers.",
+            words=unknown,
+            things=mini.config.known_things()[::32],
         ),
     ]
 

@@ -15,6 +15,7 @@ from PIL import Image
 from core import metadata
 from core.errors import NotWritten, RequestError, StudioError
 from core.events import Failure, Result, Retry
+from core.messages import plain
 from core.request import Request
 from core.whole_file import replacing
 from engine import Engine
@@ -42,9 +43,9 @@ def stream(engine: Engine, mode: type[Request], visitor: gr.Request, fields: dic
                 case Failure():
                     raise refusal(event)
                 case Retry(note):
-                    yield None, {"progress": "retry", "text": note.text}
+                    yield None, {"progress": "retry", "text": str(note)}
                 case _:
-                    told = {name: value for name, value in vars(event).items() if name != "preview"}
+                    told = {name: plain(value) for name, value in vars(event).items() if name != "preview"}
                     yield None, {"progress": type(event).__name__.lower(), **told}
 
 

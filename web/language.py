@@ -17,6 +17,8 @@ from pathlib import Path
 import gradio as gr
 from gradio.i18n import I18nData
 
+from core.messages import Message
+
 LOCALES = Path(__file__).parent / "locales"
 COOKIE = "studio-language"  # set by web/assets/page.js whenever the page's language changes
 LONGEST = 4_000  # characters of a sentence that is taken apart: a bound on the work
@@ -28,8 +30,10 @@ class Say:
 
     texts: Mapping[str, str]
 
-    def __call__(self, sentence: str, **values: object) -> str:
-        """Return a sentence in this language, filled in with `values`."""
+    def __call__(self, sentence: str | Message, **values: object) -> str:
+        """Return a message, or a sentence filled in with `values`, in this language."""
+        if isinstance(sentence, Message):
+            return sentence.render(lambda text: self.texts.get(text, text))
         worded = self.texts.get(sentence, sentence)
         return worded.format(**values) if values else worded
 

@@ -268,7 +268,7 @@ def endpoints(engine: Engine) -> None:
             control = engine.control_image(Preprocess.parse(image=path, **values))
         except StudioError as error:
             raise refusal(error) from error
-        facts = {"digest": control.digest, "notes": [note.text for note in control.notes]}
+        facts = {"digest": control.digest, "notes": [str(note) for note in control.notes]}
         with as_file(control.image, "control.png") as file:
             yield file, facts
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from core.errors import RequestError, StudioError
-from core.events import Failure, Note, Preview, Queued, Result, Stage, Step, TileDone
+from core.events import Failure, Preview, Queued, Result, Stage, Step, TileDone
+from core.messages import Message
 from core.sizes import WeightsKind
 from web.language import Say, english, fixed
 
@@ -85,7 +86,7 @@ def underway(event: Queued | Stage | Step | TileDone, say: Say, left: float | No
             return working(say("Waiting: {ahead} requests come before yours", ahead=ahead))
         case Stage(name, detail):
             known = 1.0 if name in ("decoding", "saving") else None
-            return working(say(STAGES.get(name, name)), say.again(detail), known)
+            return working(say(STAGES.get(name, name)), _stage_detail(detail, say), known)
         case Step(index, total):
             aside = say("step {index} of {total}", index=index, total=total)
             if left is not None and left >= LEFT_SHOWN:
@@ -95,7 +96,11 @@ def underway(event: Queued | Stage | Step | TileDone, say: Say, left: float | No
             return working(say(STAGES[stage]), say("tile {index} of {total}", index=index, total=total), index / total)
 
 
-def again(note: Note, say: Say) -> str:
+def _stage_detail(detail: Message | str, say: Say) -> str:
+    return say(detail) if isinstance(detail, Message) else say.again(detail)
+
+
+def again(note: Message, say: Say) -> str:
     """Say why a run begins anew, above how far it is."""
     return f'<p class="note" role="status">{escape(noted(note, say))}</p>'
 
@@ -118,9 +123,9 @@ def failed(failure: Failure | StudioError, say: Say = english) -> str:
     """Say why there is no picture."""
     failure = Failure.of(failure) if isinstance(failure, StudioError) else failure
     facts = failure.values
-    allowed = say.again(str(facts.get("allowed", "")))
+    allowed = say.again(say(facts.get("allowed", "")))
     if failure.code != RequestError.code:
-        text = _upper(say.again(failure.text))
+        text = _upper(say.again(say(failure.message)))
     elif facts["field"] == "image" and facts["value"] == "None":
         text = say("Choose an image first.")
     elif facts["field"] == "prompt":
@@ -158,9 +163,9 @@ def done_with(result: Result, say: Say) -> str:
     return f"<p><span>{say('Seed')} <b>{used.seed}</b></span><span>{facts}</span></p>{notes}"
 
 
-def noted(note: Note, say: Say) -> str:
+def noted(note: Message, say: Say) -> str:
     """Word a note."""
-    return say.again(note.text)
+    return say(note)
 
 
 def parameters_of(text: str) -> str:

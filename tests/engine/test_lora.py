@@ -184,7 +184,7 @@ def test_loading_a_lora_is_a_stage_and_the_notes_say_what_is_left_out(engine: En
     assert Stage("loading", "LoRA") in events
     assert isinstance(result, Result)
     notes = [note for note in result.notes if note.code.startswith("lora")]
-    said = [note.text for note in notes]
+    said = [str(note) for note in notes]
     assert [note.code for note in notes] == ["lora_partly", "lora_partly", "lora_base"]
     assert "1 of 43 layers of the LoRA have no place in Z-Image and are left out: layers.40.attention.to_q." in said[0]
     assert said[2] == "The LoRA was trained on Z-Image; with Z-Image Turbo it may do less, or harm."

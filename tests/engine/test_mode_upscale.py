@@ -179,7 +179,7 @@ def test_without_denoising_the_picture_is_what_the_network_made(
     np.testing.assert_array_equal(pixels(result, tmp_path), np.asarray(wanted))
     assert isinstance(result.request, Upscale)
     assert result.request.denoise == 0
-    assert any("flat icons" in note.text for note in result.notes)
+    assert any("flat icons" in str(note) for note in result.notes)
     parameters = (tmp_path / "result.png").read_bytes()
     assert b"Steps: 0" in parameters
     assert b"Denoising strength: 0" in parameters
@@ -200,7 +200,7 @@ def test_all_steps_are_taken_and_said_and_it_can_be_replayed(
     result = events[-1]
     assert isinstance(result, Result)
     assert [event.index for event in events if isinstance(event, Step)] == [1, 2, 3, 4, 5]
-    assert any("of the schedule; steps: 5." in note.text for note in result.notes)
+    assert any("of the schedule; steps: 5." in str(note) for note in result.notes)
     (tmp_path / "first.png").write_bytes(result.png)
     found = read_png(tmp_path / "first.png")
     assert b"Steps: 5" in result.png
@@ -365,7 +365,7 @@ def test_an_estimate_gives_sizes_and_learns(engine: Engine, picture: Callable[..
     assert not refined.measured
     assert refined.seconds > learned.seconds
     result = alone.draw(request.model_copy(update={"denoise": 0.33}))
-    assert any("in 6 tiles" in note.text for note in result.notes)
+    assert any("in 6 tiles" in str(note) for note in result.notes)
 
 
 def test_an_estimate_counts_every_tile_of_every_step_and_what_is_fetched_for_it() -> None:

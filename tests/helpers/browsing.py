@@ -4,6 +4,7 @@ Screenshots go to artifacts/, to be looked at; none is compared by pixel.
 """
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -102,8 +103,9 @@ def shoot(page: Page, name: str) -> None:
 
 def wait_for_quiet(page: Page) -> None:
     """Wait until no event has been under way for a while: one leads to another, and each may redraw what it changes."""
-    quiet = 0
+    quiet, deadline = 0, time.monotonic() + PATIENCE / 1000
     while quiet < 20:
+        assert time.monotonic() < deadline, f"still under way: {[request.url for request in streams[page]]}"
         page.wait_for_timeout(20)
         quiet = 0 if streams[page] else quiet + 1
 

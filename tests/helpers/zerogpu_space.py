@@ -114,7 +114,7 @@ def retried() -> None:
         said = []
         try:
             for event in zerogpu.carry_out(zerogpu.Task(TextToImage.parse(prompt=prompt).resolved("mini"), (128, 128))):
-                said += [type(event).__name__, *(note.text for note in getattr(event, "notes", ()))]
+                said += [type(event).__name__, *(str(note) for note in getattr(event, "notes", ()))]
         except StudioError as error:
             said += [type(error).__name__, str(error)]
         runs.append(said)
@@ -163,15 +163,16 @@ def emulated() -> None:
 def banner() -> None:
     import gradio as gr
 
-    from core.events import Event, Failure, Note, Retry, Step
+    from core.events import Event, Failure, Retry, Step
+    from core.messages import Message
     from core.request import TextToImage
     from web.output import Output
 
     def events() -> Generator[Event, None, None]:
         yield Step(1, 8)
-        yield Retry(Note("gpu_retry", "The Space took its GPU back.", {"asked": 60, "seconds": 120}))
+        yield Retry(Message("gpu_retry", "The Space took its GPU back.", asked=60, seconds=120))
         yield Step(1, 8)
-        yield Failure("gpu_aborted", "Again.", 1, 503)
+        yield Failure("gpu_aborted", Message("gpu_aborted", "Again."), 1, 503)
 
     with gr.Blocks():
         output = Output.lay_out(TextToImage, "")

@@ -163,7 +163,7 @@ def test_the_first_of_several_frames_is_taken_and_said(saved: Save, name: str) -
     assert near(opened.image.getpixel((0, 0)), RED)
     (note,) = opened.notes
     assert note.code == "first_frame"
-    assert "3 frames" in note.text
+    assert "3 frames" in str(note)
 
 
 def test_a_photo_with_its_extras_is_one_picture(saved: Save) -> None:
@@ -272,13 +272,13 @@ def test_fit_cuts_the_ends_evenly_and_says_so() -> None:
     assert near(fitted.image.getpixel((64, 64)), GREEN)
     assert near(fitted.image.getpixel((3, 3)), GREEN)
     (note,) = fitted.notes
-    assert "66.7% of its width" in note.text
+    assert "66.7% of its width" in str(note)
     assert note.values["to"] == [128, 128]
 
 
 def test_fit_says_how_many_pixels_went() -> None:
     (note,) = fit(Image.new("RGB", (1920, 1080)), IMAGE_SIZES["full"]).notes
-    assert "brought to 1360 × 768: 5 pixels of its width were cut off" in note.text
+    assert "brought to 1360 × 768: 5 pixels of its width were cut off" in str(note)
 
 
 def test_fit_leaves_a_picture_of_the_right_size_alone() -> None:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import mini.config
 from core import errors
 from core.errors import QueueFull, RequestError
-from core.events import Failure, Note, Stage
+from core.events import Failure, Stage
+from core.messages import Message
 from core.request import MODELS, MODES, PREPROCESSORS, UPSCALERS, Preprocess, Request, TextToImage
 from core.sizes import IMAGE_SIZES, WeightsKind
 from diffusion import memory, sanity
@@ -104,7 +105,7 @@ def said_by_code() -> Iterator[tuple[str, str]]:
                 named = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
                 text: ast.AST | None = None
                 own = path.stem == "errors" and named == "__init__"  # an error that words itself
-                if named in ("Note", "refused") or (named == "Stage" and len(call.args) > 1):
+                if named in ("Message", "refused") or (named == "Stage" and len(call.args) > 1):
                     text = call.args[1]
                 elif named == "RequestError":
                     text = None if shape(call.args[0]) in STARTUP else call.args[2]
@@ -219,9 +220,9 @@ def test_what_a_field_takes_is_worded_with_its_numbers() -> None:
 def test_errors_and_notes_are_worded_with_their_values() -> None:
     chinese = language.say_in("zh")
     assert "已有 32 个请求在排队" in failed(QueueFull(32), chinese)
-    note = Note("first_frame", "The picture has 3 frames or pages; the first one is used.", {"frames": 3})
+    note = Message("first_frame", "The picture has {frames} frames or pages; the first one is used.", frames=3)
     assert noted(note, chinese) == "图片有 3 帧或页，使用第一帧。"
-    assert noted(note, language.english) == note.text
+    assert noted(note, language.english) == str(note)
 
 
 def test_a_sentence_inside_a_sentence_is_worded_too() -> None:
