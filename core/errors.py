@@ -47,6 +47,17 @@ class StudioError(Exception):
         self.message = text if isinstance(text, Message) else Message(self.code, text, **values)
         super().__init__(str(self.message))
 
+    @classmethod
+    def known(cls, code: str, message: Message) -> StudioError:
+        """Return the error of a code with its whole message."""
+        classes = [cls]
+        for known in classes:
+            classes += known.__subclasses__()
+        kind = next((known for known in classes if known.code == code), StudioError)
+        error = kind.__new__(kind)
+        StudioError.__init__(error, message)
+        return error
+
     @property
     def values(self) -> dict[str, Any]:
         """The facts that the sentence is made of, by name."""

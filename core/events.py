@@ -8,7 +8,7 @@ from typing import Any
 
 from core.errors import StudioError
 from core.messages import Message
-from core.request import Request
+from core.request import Resolved
 from core.sizes import WeightsKind
 
 # Events of a run, in the order in which they come: Queued*, then Stage and Step mixed, then one Result or one Failure.
@@ -83,7 +83,7 @@ class Result:
 
     png: bytes
     sidecar: Mapping[str, Any]
-    request: Request
+    request: Resolved
     size: tuple[int, int]
     weights: WeightsKind
     weights_note: Message | str
@@ -110,6 +110,10 @@ class Failure:
     def text(self) -> str:
         """The English sentence."""
         return str(self.message)
+
+    def error(self) -> StudioError:
+        """Return the error that was described."""
+        return StudioError.known(self.code, self.message)
 
 
 Event = Queued | Stage | Step | TileDone | Retry | Result | Failure

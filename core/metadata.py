@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from core import bounded
 from core.errors import RequestError
 from core.events import Result
-from core.request import MODELS, MODES, SEED_MAX, Request, TextToImage, Upscale
+from core.request import MODELS, MODES, SEED_MAX, DrawRequest, Resolved, TextToImage
 from core.sizes import WeightsKind
 from core.whole_file import write_together
 
@@ -70,15 +70,16 @@ class Provenance:
     lora: Lora | None = None
 
 
-def describe(request: Request, provenance: Provenance) -> dict[str, Any]:
+def describe(request: Resolved, provenance: Provenance) -> dict[str, Any]:
     """Return the JSON of the `z-image-studio` chunk for a resolved request."""
     # Where a file lay is nobody's business, and would make the same request's PNG another one elsewhere.
-    names = {name: Path(getattr(request, name)).name for name in provenance.inputs}
+    fields = request.model_dump()
+    names = {name: Path(fields[name]).name for name in provenance.inputs}
     described = {
         "schema": SCHEMA,
         "app": f"Z-Image Studio {APP_VERSION}",
         "mode": request.mode,
-        "request": request.model_dump() | names,
+        "request": fields | names,
         "weights": {"kind": provenance.weights, "fingerprints": dict(provenance.fingerprints)},
     }
     if provenance.lora:
@@ -86,29 +87,25 @@ def describe(request: Request, provenance: Provenance) -> dict[str, Any]:
     return described | ({"inputs": dict(provenance.inputs)} if provenance.inputs else {})
 
 
-def a1111_text(request: Request, provenance: Provenance, size: tuple[int, int]) -> str:
+def a1111_text(request: Resolved, provenance: Provenance, size: tuple[int, int]) -> str:
     """Return the text of the `parameters` chunk for a resolved request and a picture of `size` (width, height)."""
     title = MODELS[request.model].title + (" miniature" if provenance.weights == "mini" else "")
     pairs = {
         "Steps": request.steps_run,
         "Sampler": SAMPLER,
-        "CFG scale": f"{getattr(request, 'cfg', MODELS[request.model].cfg):g}",
+        "CFG scale": f"{request.guidance:g}",
         "Seed": request.seed,
         "Size": f"{size[0]}x{size[1]}",
         "Model": title,
-        **_upscale_pairs(request),
+        **request.gallery_pairs,
         **_lora_pairs(provenance.lora),
         "Version": f"Z-Image Studio {APP_VERSION}",
     }
     lines = [request.prompt]
-    if negative := getattr(request, "negative_prompt", ""):
-        lines.append(f"{_NEGATIVE} {negative}")
+    if request.unwanted:
+        lines.append(f"{_NEGATIVE} {request.unwanted}")
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items()))
     return "\n".join(lines)
-
-
-def _upscale_pairs(request: Request) -> dict[str, str]:
-    return {"Denoising strength": f"{request.denoise:g}"} if isinstance(request, Upscale) else {}
 
 
 def _lora_pairs(lora: Lora | None) -> dict[str, str]:
@@ -119,7 +116,7 @@ def _lora_pairs(lora: Lora | None) -> dict[str, str]:
     return {"Lora hashes": f"{name}: {lora.hash}", "Lora strength": f"{lora.strength:g}"}
 
 
-def encode_png(image: Image.Image, request: Request, provenance: Provenance) -> bytes:
+def encode_png(image: Image.Image, request: Resolved, provenance: Provenance) -> bytes:
     """Return a PNG of `image` with both text chunks; the same arguments give the same bytes."""
     chunks = PngImagePlugin.PngInfo()  # writes tEXt, or iTXt where the text is more than Latin-1
     chunks.add_text(PARAMETERS_CHUNK, a1111_text(request, provenance, image.size))
@@ -129,10 +126,9 @@ def encode_png(image: Image.Image, request: Request, provenance: Provenance) -> 
     return buffer.getvalue()
 
 
-def file_stem(request: Request) -> str:
+def file_stem(request: Resolved) -> str:
     """Return how a picture's file is called by default, without its ending."""
-    mode = () if isinstance(request, TextToImage) else (request.mode,)
-    return "-".join(("z-image", *mode, str(request.seed)))
+    return f"{request.stem}-{request.seed}"
 
 
 def save(result: Result, path: Path) -> Path:
@@ -166,7 +162,7 @@ class Parameters:
     not_restored: Mapping[str, str]
     inputs: Mapping[str, str] = field(default_factory=dict)
 
-    def request(self) -> Request:
+    def request(self) -> DrawRequest:
         """Return the request that draws the picture again.
 
         Raises:

@@ -1,7 +1,8 @@
-"""What can be asked for: one frozen, validated request per mode.
+"""What can be asked for: one frozen, validated request per mode, and what it becomes with every value filled in.
 
 Each field holds its default, its range and its help line once; the page, the command line, HTTP and the docs read
-them from here. A default of None means "the usual value for this model and these weights": `resolved` fills it in.
+them from here. A default of None means "the usual value for this model and these weights": `resolved` fills it in, and
+returns a type of its own, in which nothing is open.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from core.errors import RequestError
+from core.messages import Message
 from core.sizes import IMAGE_SIZES, IMAGE_SIZES_TEXT, WeightsKind
+from core.upload import Upload
 
 Model = Literal["turbo", "base"]
 WeightsChoice = Literal["auto", "full", "mini"]
@@ -70,25 +73,28 @@ def _random_when_unset(value: Any) -> Any:
 
 
 class Request(BaseModel):
-    """What every mode's request has in common. Instances are frozen, picklable and JSON-serialisable.
-
-    Besides, each mode has `prompt`, `steps`, `seed` and `weights` as fields, made of the types below, and `model` as a
-    field or, where there is no choice, as a class variable.
+    """What every request has in common. Instances are frozen, picklable and JSON-serialisable.
 
     Attributes:
-        mode: the mode's name, everywhere: command, endpoint, metadata, `hub.parts.NEEDS`.
+        mode: the request's name, everywhere: command, endpoint, metadata, `hub.parts.NEEDS`.
         help: the mode in a few words.
+        files: the fields that name an image file of the user's.
+        model: which transformer draws: a field or, where there is no choice, a class variable.
+        weights: which kind of weights is asked for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     mode: ClassVar[str]
     help: ClassVar[str]
+    files: ClassVar[tuple[str, ...]] = ()
 
-    @property
-    def steps_run(self) -> int:
-        """How many denoising steps a resolved request takes."""
-        return self.steps
+    if TYPE_CHECKING:  # each request declares them in the order in which its fields are shown
+
+        @property
+        def model(self) -> Model: ...
+        @property
+        def weights(self) -> WeightsChoice: ...
 
     @classmethod
     def parse(cls, **values: Any) -> Self:
@@ -104,20 +110,115 @@ class Request(BaseModel):
             raise _as_request_error(cls, first) from None
 
     @classmethod
-    def allowed(cls, name: str) -> str:
-        """Say what a field takes, from its own declaration: the one place where ranges are put into words."""
+    def allowed(cls, name: str) -> str | Message:
+        """Return what a field takes, from its own declaration: the one place where ranges are put into words."""
         schema = cls.model_json_schema()
         declared = schema["properties"][name]
+        if name in ("width", "height"):
+            return IMAGE_SIZES_TEXT
         if "allowed" in declared:
-            return str(declared["allowed"])
+            return Message("allowed", declared["allowed"])
         kinds = [kind for kind in declared.get("anyOf", [declared]) if kind.get("type") != "null"]
         kind = kinds[0]  # besides null, every field of ours has one type
         if "enum" in kind:
             return ", ".join(kind["enum"])
         if kind["type"] == "string":
-            return f"{'some' if name in schema['required'] else 'any'} text of up to {kind['maxLength']} characters"
-        noun = {"integer": "a whole number", "number": "a number"}[kind["type"]]
-        return f"{noun} from {kind['minimum']} to {kind['maximum']}"
+            some = Message("text", "some text of up to {limit} characters", limit=kind["maxLength"])
+            any_ = Message("text", "any text of up to {limit} characters", limit=kind["maxLength"])
+            return some if name in schema["required"] else any_
+        low, high = kind["minimum"], kind["maximum"]
+        if kind["type"] == "integer":
+            return Message("range", "a whole number from {low} to {high}", low=low, high=high)
+        return Message("range", "a number from {low} to {high}", low=low, high=high)
+
+    @classmethod
+    def check(cls, name: str, value: Any) -> Any:
+        """Return the value that one field makes of an untrusted one; the other fields do not matter.
+
+        Raises:
+            RequestError: there is no such field, or the value is not possible.
+        """
+        if name not in cls.model_fields:
+            raise RequestError(name, value, _only_fields(cls))
+        try:
+            return pydantic.TypeAdapter(
+                Annotated[cls.model_fields[name].annotation, cls.model_fields[name]]
+            ).validate_python(value)
+        except pydantic.ValidationError:
+            raise RequestError(name, value, cls.allowed(name)) from None
+
+
+class DrawRequest(Request):
+    """A request that a picture comes of: it has a `prompt`, a `seed` and, where they may be chosen, `steps`."""
+
+    stem: ClassVar[str]  # how a picture's file begins by default; its seed follows
+
+    if TYPE_CHECKING:
+
+        @property
+        def prompt(self) -> str: ...
+        @property
+        def steps(self) -> int | None: ...
+        @property
+        def seed(self) -> int: ...
+
+    def _filled(self, **values: Any) -> dict[str, Any]:
+        """Return the values of the fields, with those that were open."""
+        return {**{name: getattr(self, name) for name in type(self).model_fields}, **values}
+
+    def resolved(self, kind: WeightsKind, uploads: Mapping[str, Upload] | None = None) -> Resolved:
+        """Return this request with every open value filled in for the weights in use, a random seed included.
+
+        Args:
+            kind: of the weights in use.
+            uploads: the image files that the request names, by field, where something is to be drawn.
+
+        Raises:
+            RequestError: a value is not possible with these weights or this model.
+        """
+        raise NotImplementedError
+
+
+class Resolved(DrawRequest):
+    """A request in which nothing is open: what a worker carries out. Each mode's own request is its other base.
+
+    Attributes:
+        uploads: the image files that it names, by field.
+    """
+
+    uploads: Mapping[str, Upload] = Field(default_factory=dict, exclude=True, repr=False)
+
+    if TYPE_CHECKING:
+
+        @property
+        def steps(self) -> int: ...
+        @property
+        def weights(self) -> WeightsKind: ...
+
+    @property
+    def steps_run(self) -> int:
+        """How many denoising steps are taken."""
+        return self.steps
+
+    @property
+    def guidance(self) -> float:
+        """CFG's factor; 1 is none."""
+        return MODELS[self.model].cfg
+
+    @property
+    def unwanted(self) -> str:
+        """The negative prompt; empty where there is none."""
+        return ""
+
+    @property
+    def lora_name(self) -> str:
+        """The LoRA's file as it was named; empty where there is none."""
+        return ""
+
+    @property
+    def gallery_pairs(self) -> Mapping[str, str]:
+        """What A1111's line of parameters holds besides what every mode has, by its names there."""
+        return {}
 
 
 def _not_blank(text: str) -> str:
@@ -134,7 +235,7 @@ Steps = Annotated[
     int | None,
     Field(ge=1, le=100, description="Denoising steps: more take longer and seldom help beyond the usual number."),
 ]
-Side = Annotated[int | None, Field(ge=1, json_schema_extra={"allowed": IMAGE_SIZES_TEXT})]
+Side = Annotated[int | None, Field(ge=1)]
 Seed = Annotated[
     int,
     Field(ge=0, le=SEED_MAX, description="The same seed gives the same picture; 0 picks one at random."),
@@ -164,10 +265,11 @@ LoraStrength = Annotated[
 LORA_STRENGTH = 0.8  # what people use first: at 1 a LoRA of the usual training outshouts the prompt
 
 
-class TextToImage(Request):
+class TextToImage(DrawRequest):
     """Text to image."""
 
     mode: ClassVar[str] = "generate"
+    stem: ClassVar[str] = "z-image"
     help: ClassVar[str] = "text to image"
 
     prompt: Prompt
@@ -189,38 +291,61 @@ class TextToImage(Request):
     lora_strength: LoraStrength = LORA_STRENGTH
     weights: Weights = "auto"
 
-    @property
-    def defaults(self) -> ModelDefaults:
-        """How this request's model is usually run."""
-        return MODELS[self.model]
-
-    def resolved(self, kind: WeightsKind) -> TextToImage:
-        """Return this request with every open value filled in for the weights in use, a random seed included.
+    def resolved(self, kind: WeightsKind, uploads: Mapping[str, Upload] | None = None) -> ResolvedTextToImage:
+        """Return this request with every open value filled in, as `DrawRequest.resolved`.
 
         Raises:
             RequestError: the size is not possible with these weights, or CFG or a negative prompt was given to a
                 model that has no guidance.
         """
-        model, sizes = self.defaults, IMAGE_SIZES[kind]
+        model, sizes = MODELS[self.model], IMAGE_SIZES[kind]
         if not model.guided and self.negative_prompt.strip():
-            raise RequestError(
-                "negative_prompt", self.negative_prompt, "nothing with the model turbo; the model base listens to it"
-            )
+            text = "nothing with the model turbo; the model base listens to it"
+            raise RequestError("negative_prompt", self.negative_prompt, Message("unguided", text))
         if not model.guided and self.cfg not in (None, model.cfg):
-            raise RequestError("cfg", self.cfg, "1 with the model turbo; the model base can be guided", nearest=1)
-        filled: dict[str, Any] = {
-            "steps": self.steps or model.steps,
-            "cfg": self.cfg if self.cfg is not None else model.cfg,
-            "seed": self.seed or random_seed(),
-            "weights": kind,
-            "lora_strength": self.lora_strength if self.lora else LORA_STRENGTH,  # means nothing without one
-        }
-        for side in ("width", "height"):
-            asked = getattr(self, side)
-            if asked is not None and asked != sizes.nearest(asked):
-                raise RequestError(side, asked, f"{sizes} with these weights", nearest=sizes.nearest(asked))
-            filled[side] = asked or sizes.native
-        return self.model_copy(update=filled)
+            allowed = Message("unguided", "1 with the model turbo; the model base can be guided")
+            raise RequestError("cfg", self.cfg, allowed, nearest=1)
+        for name, side in (("width", self.width), ("height", self.height)):
+            if side is not None and side != sizes.nearest(side):
+                allowed = Message("sizes", "{sizes} with these weights", sizes=sizes.text)
+                raise RequestError(name, side, allowed, nearest=sizes.nearest(side))
+        return ResolvedTextToImage(
+            **self._filled(
+                steps=self.steps or model.steps,
+                cfg=self.cfg if self.cfg is not None else model.cfg,
+                width=self.width or sizes.native,
+                height=self.height or sizes.native,
+                seed=self.seed or random_seed(),
+                weights=kind,
+                lora_strength=self.lora_strength if self.lora else LORA_STRENGTH,  # means nothing without one
+                uploads=uploads or {},
+            )
+        )
+
+
+class ResolvedTextToImage(TextToImage, Resolved):
+    """Text to image, with every value filled in."""
+
+    steps: int
+    cfg: float
+    width: int
+    height: int
+    weights: WeightsKind
+
+    @property
+    def guidance(self) -> float:
+        """CFG's factor; 1 is none."""
+        return self.cfg
+
+    @property
+    def unwanted(self) -> str:
+        """The negative prompt; empty where there is none."""
+        return self.negative_prompt
+
+    @property
+    def lora_name(self) -> str:
+        """The LoRA's file as it was named; empty where there is none."""
+        return self.lora
 
 
 ImageFile = Annotated[
@@ -238,6 +363,8 @@ class Preprocess(Request):
     help: ClassVar[str] = "the control image alone"
     model: ClassVar[Model] = "turbo"
 
+    files: ClassVar[tuple[str, ...]] = ("image",)
+
     image: ImageFile = Field(description="The picture whose structure is kept.")
     preprocessor: Preprocessor = Field("canny", description="What is taken from the picture.")
     canny_low: Threshold = Field(100, description="Canny: how faint an edge may be that goes on from a strong one.")
@@ -247,14 +374,16 @@ class Preprocess(Request):
     @pydantic.model_validator(mode="after")
     def _thresholds_in_order(self) -> Self:
         if self.canny_low > self.canny_high:
-            raise RequestError("canny_low", self.canny_low, f"at most canny_high, which is {self.canny_high}")
+            allowed = Message("in_order", "at most canny_high, which is {high}", high=self.canny_high)
+            raise RequestError("canny_low", self.canny_low, allowed)
         return self
 
 
-class ControlNet(Preprocess):
+class ControlNet(Preprocess, DrawRequest):
     """Structure to image."""
 
     mode: ClassVar[str] = "controlnet"
+    stem: ClassVar[str] = "z-image-controlnet"
     help: ClassVar[str] = "structure to image"
 
     prompt: Prompt
@@ -269,15 +398,29 @@ class ControlNet(Preprocess):
     lora: LoraFile = ""
     lora_strength: LoraStrength = LORA_STRENGTH
 
-    def resolved(self, kind: WeightsKind) -> ControlNet:
-        """Return this request with every open value filled in for the weights in use, a random seed included."""
-        filled: dict[str, Any] = {
-            "steps": self.steps or CONTROLNET_STEPS,
-            "seed": self.seed or random_seed(),
-            "weights": kind,
-            "lora_strength": self.lora_strength if self.lora else LORA_STRENGTH,  # means nothing without one
-        }
-        return self.model_copy(update=filled)
+    def resolved(self, kind: WeightsKind, uploads: Mapping[str, Upload] | None = None) -> ResolvedControlNet:
+        """Return this request with every open value filled in, as `DrawRequest.resolved`."""
+        return ResolvedControlNet(
+            **self._filled(
+                steps=self.steps or CONTROLNET_STEPS,
+                seed=self.seed or random_seed(),
+                weights=kind,
+                lora_strength=self.lora_strength if self.lora else LORA_STRENGTH,  # means nothing without one
+                uploads=uploads or {},
+            )
+        )
+
+
+class ResolvedControlNet(ControlNet, Resolved):
+    """Structure to image, with every value filled in."""
+
+    steps: int
+    weights: WeightsKind
+
+    @property
+    def lora_name(self) -> str:
+        """The LoRA's file as it was named; empty where there is none."""
+        return self.lora
 
 
 Upscaler = Literal["best", "fast"]
@@ -305,11 +448,13 @@ UPSCALE_DENOISE: Mapping[WeightsKind, float] = {"full": 0.33, "mini": 0.0}
 _DENOISE_TEXT = f"{UPSCALE_DENOISE['full']} with the real weights, {UPSCALE_DENOISE['mini']:g} with the miniature"
 
 
-class Upscale(Request):
+class Upscale(DrawRequest):
     """A picture at twice its width and height."""
 
     mode: ClassVar[str] = "upscale"
+    stem: ClassVar[str] = "z-image-upscale"
     help: ClassVar[str] = "small picture to large: exactly twice the width and height"
+    files: ClassVar[tuple[str, ...]] = ("image",)
     model: ClassVar[Model] = "turbo"
 
     image: ImageFile = Field(description="The picture to enlarge, up to 2048 a side; transparent places become white.")
@@ -324,27 +469,39 @@ class Upscale(Request):
     seed: Seed = 0
     weights: Weights = "auto"
 
+    def resolved(self, kind: WeightsKind, uploads: Mapping[str, Upload] | None = None) -> ResolvedUpscale:
+        """Return this request with every open value filled in, as `DrawRequest.resolved`."""
+        return ResolvedUpscale(
+            **self._filled(
+                steps=self.steps or UPSCALE_STEPS,
+                denoise=UPSCALE_DENOISE[kind] if self.denoise is None else self.denoise,
+                seed=self.seed or random_seed(),
+                weights=kind,
+                uploads=uploads or {},
+            )
+        )
+
+
+class ResolvedUpscale(Upscale, Resolved):
+    """A picture at twice its width and height, with every value filled in."""
+
+    steps: int
+    denoise: float
+    weights: WeightsKind
+
     @property
     def steps_run(self) -> int:
-        """How many steps a resolved request takes: all of them, however small `denoise` is, but none at 0."""
-        if not self.denoise:
-            return 0
-        assert self.steps is not None  # a resolved request has them
-        return self.steps
+        """How many denoising steps are taken: all of them, however small `denoise` is, but none at 0."""
+        return self.steps if self.denoise else 0
 
-    def resolved(self, kind: WeightsKind) -> Upscale:
-        """Return this request with every open value filled in for the weights in use, a random seed included."""
-        filled = {
-            "steps": self.steps or UPSCALE_STEPS,
-            "denoise": UPSCALE_DENOISE[kind] if self.denoise is None else self.denoise,
-            "seed": self.seed or random_seed(),
-            "weights": kind,
-        }
-        return self.model_copy(update=filled)
+    @property
+    def gallery_pairs(self) -> Mapping[str, str]:
+        """What A1111's line of parameters holds besides what every mode has, by its names there."""
+        return {"Denoising strength": f"{self.denoise:g}"}
 
 
 # By name, every mode that draws.
-MODES: Mapping[str, type[Request]] = {request.mode: request for request in (TextToImage, ControlNet, Upscale)}
+MODES: dict[str, type[DrawRequest]] = {request.mode: request for request in (TextToImage, ControlNet, Upscale)}
 
 
 def random_seed() -> int:
@@ -352,9 +509,13 @@ def random_seed() -> int:
     return random.SystemRandom().randint(1, SEED_MAX)
 
 
+def _only_fields(cls: type[Request]) -> Message:
+    return Message("unknown_field", "only the fields {names}", names=list(cls.model_fields))
+
+
 def _as_request_error(cls: type[Request], first: Mapping[str, Any]) -> RequestError:
     """Translate pydantic's first complaint into our one sentence. Judged by pydantic's error type, never its text."""
     name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
-        return RequestError(name, first["input"], "only the fields " + ", ".join(cls.model_fields))
+        return RequestError(name, first["input"], _only_fields(cls))
     return RequestError(name, None if first["type"] == "missing" else first["input"], cls.allowed(name))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Literal
 
+from core.messages import Message
+
 RATIOS = ((1, 1), (4, 3), (3, 2), (16, 9), (3, 4), (2, 3), (9, 16))
 
 
@@ -51,10 +53,16 @@ class ImageSizes:
         snapped = (value + self.step // 2) // self.step * self.step
         return min(max(snapped, self.minimum), self.maximum)
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> Message:
+        """What is possible, in words."""
         if self.minimum == self.maximum:
-            return f"{self.native} only"
-        return f"{self.minimum} to {self.maximum} in steps of {self.step}"
+            return Message("one_size", "{size} only", size=self.native)
+        text = "{low} to {high} in steps of {step}"
+        return Message("sizes", text, low=self.minimum, high=self.maximum, step=self.step)
+
+    def __str__(self) -> str:
+        return str(self.text)
 
 
 # Full: what Z-Image was trained on. Miniature: see weights/mini/README.md.
@@ -62,4 +70,9 @@ IMAGE_SIZES: Mapping[WeightsKind, ImageSizes] = {
     "full": ImageSizes(minimum=384, maximum=2048, native=1024),
     "mini": ImageSizes(minimum=128, maximum=128, native=128),
 }
-IMAGE_SIZES_TEXT = f"with the real weights {IMAGE_SIZES['full']}; with the miniature {IMAGE_SIZES['mini']}"
+IMAGE_SIZES_TEXT = Message(
+    "sizes",
+    "with the real weights {full}; with the miniature {mini}",
+    full=IMAGE_SIZES["full"].text,
+    mini=IMAGE_SIZES["mini"].text,
+)

@@ -290,6 +290,12 @@ class Pipeline:
         health = sanity.measure(latents, decoded)
         return Picture(self.pipe.vae_output_to_image(decoded), latents, (note,) if note else (), health)
 
+    @contextmanager
+    def lora(self, adapter: Adapter, strength: float) -> Iterator[None]:
+        """Apply a LoRA to the transformer loaded last inside the block; afterwards its weights are what they were."""
+        with applied(self.pipe.dit, adapter, strength, self.lora_copies, self.pipe.torch_dtype):
+            yield
+
     def wearing(self, adapter: Adapter, strength: float, drawing: Progress) -> Progress:
         """Carry out `drawing` with a LoRA on the transformer loaded last; afterwards its weights are what they were."""
         with applied(self.pipe.dit, adapter, strength, self.lora_copies, self.pipe.torch_dtype):

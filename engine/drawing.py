@@ -1,4 +1,4 @@
-"""A drawing with what surrounds it: the request's LoRA, and a look at the result before it counts.
+"""What surrounds a drawing: the request's LoRA, and a look at the result before it counts.
 
 A broken result is drawn once more in safe mode, or refused by name; what a defect is, `diffusion.sanity` decides. How a
 LoRA is read is `lora.file`'s matter, how it is applied `lora.adapter`'s.
@@ -7,72 +7,73 @@ LoRA is read is `lora.file`'s matter, how it is applied `lora.adapter`'s.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core import metadata
 from core.errors import BrokenPicture
-from core.events import Event, Stage
+from core.events import Stage
 from core.messages import Message
-from core.request import MODELS, ControlNet, Request, TextToImage
+from core.request import MODELS, ResolvedControlNet, ResolvedTextToImage
 from core.sizes import WeightsKind
 from diffusion import sanity
+from engine.mode import Job
 from lora.file import LoraFile, find, read
 
 if TYPE_CHECKING:
-    from diffusion.pipeline import Picture, Pipeline, Progress
+    from diffusion.pipeline import Pipeline, Progress
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Worn:
+class Applied:
     """What a request's LoRA adds to its result; nothing where there is none."""
 
+    name: str | None = None
     notes: tuple[Message, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
-    lora: metadata.Lora | None = None
+    used: metadata.Lora | None = None
 
 
-def file_of(request: Request, kind: WeightsKind) -> LoraFile | None:
-    """Return the file of the LoRA that a request names, judged by its header alone: before anything is loaded.
+def lora_file(request: ResolvedTextToImage | ResolvedControlNet, kind: WeightsKind) -> LoraFile | None:
+    """Return the file of the LoRA that a request names, judged by its header alone.
 
     Raises:
         RequestError: it cannot be used, or not with these weights.
     """
-    if not isinstance(request, TextToImage | ControlNet) or not request.lora:
+    if not request.lora:
         return None
     file = read(find(request.lora))
     file.report.check_fits(kind)
     return file
 
 
-def wearing(
-    pipeline: Pipeline, file: LoraFile | None, request: TextToImage | ControlNet, draw: Callable[[], Progress]
-) -> Generator[Event, None, tuple[Picture, Worn]]:
-    """Carry out a drawing with the request's LoRA, if it has one, and look at what comes of it."""
+def lora_stage(job: Job[Any]) -> Iterator[Stage]:
+    """Announce that a job's LoRA is loaded, if it has one."""
+    if job.prepared.lora is not None:
+        yield Stage("loading", Message("stage", "LoRA"))
+
+
+@contextmanager
+def lora(pipeline: Pipeline, job: Job[Any]) -> Iterator[Applied]:
+    """Apply a job's LoRA, if it has one, to the transformer loaded last, inside the block."""
+    file, request = job.prepared.lora, job.request
     if file is None:
-        return (yield from checked(pipeline, draw)), Worn()
-    yield Stage("loading", "LoRA")
+        yield Applied()
+        return
     adapter = pipeline.loras.get(file)
-    drawing = checked(pipeline, draw, file.report.name)
-    picture = yield from pipeline.wearing(adapter, request.lora_strength, drawing)
     report = adapter.report
-    notes = [Message("lora_partly", sentence) for sentence in report.warnings()]
+    notes = [Message("lora_partly", str(warning)) for warning in report.warnings()]
     if report.base not in (None, request.model):
-        trained_on, drawn_with = MODELS[report.base].title, MODELS[request.model].title
-        notes.append(
-            Message(
-                "lora_base",
-                "The LoRA was trained on {trained}; with {used} it may do less, or harm.",
-                trained=trained_on,
-                used=drawn_with,
-            )
-        )
-    used = metadata.Lora(file.report.name, adapter.identity.hash, request.lora_strength)
-    return picture, Worn(tuple(notes), {"lora": adapter.identity.digest}, used)
-
-
-log = logging.getLogger(__name__)
+        text = "The LoRA was trained on {trained}; with {used} it may do less, or harm."
+        trained, used = MODELS[report.base].title, MODELS[request.model].title
+        notes.append(Message("lora_base", text, trained=trained, used=used))
+    recorded = metadata.Lora(file.report.name, adapter.identity.hash, request.lora_strength)
+    with pipeline.lora(adapter, request.lora_strength):
+        yield Applied(file.report.name, tuple(notes), {"lora": adapter.identity.digest}, recorded)
 
 
 def checked(pipeline: Pipeline, draw: Callable[[], Progress], lora: str | None = None) -> Progress:
@@ -83,7 +84,7 @@ def checked(pipeline: Pipeline, draw: Callable[[], Progress], lora: str | None =
     Args:
         pipeline: what draws.
         draw: begins the drawing; called again for a second attempt.
-        lora: the name of the LoRA that is worn, for the likely cause.
+        lora: the name of the LoRA that is applied, for the likely cause.
 
     Raises:
         BrokenPicture: the result is no picture, and what it likely comes from.
@@ -105,6 +106,7 @@ def checked(pipeline: Pipeline, draw: Callable[[], Progress], lora: str | None =
         defect = sanity.judge(picture.health)
     if defect is not None:
         cause = sanity.likely_cause(defect, dtype=pipeline.dtype_name, attention=pipeline.attention, lora=lora)
-        raise BrokenPicture(f"no picture came of it: {defect.seen}. {cause}", defect=defect.code, stage=defect.stage)
+        text = "no picture came of it: {seen}. {cause}"
+        raise BrokenPicture(text, seen=defect.seen, cause=cause, defect=defect.code, stage=defect.stage)
     text = "Drawn in safe mode (fp32 VAE, SDPA attention), because without it {seen}."
     return replace(picture, notes=(*picture.notes, Message("safe_mode", text, seen=first.seen)))

@@ -1,7 +1,7 @@
 """What a request will take, before it runs: operations, seconds and memory, and whether that is hopeless.
 
-Pure arithmetic over the models' shapes. The operations agree with those counted by torch; seconds are operations over a
-device's throughput, assumed from its kind until a run of the same process has measured it.
+Arithmetic over the models' shapes. The operations agree with those counted by torch; seconds are operations over a
+device's speed, assumed from its kind until a run of the same process has measured it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from core.errors import RequestError
-from core.request import MODELS, UPSCALE_SCALE, UPSCALERS, Request, Upscale, Upscaler
+from core.messages import Message
+from core.request import Upscaler
 from core.sizes import IMAGE_SIZES as POSSIBLE
 from core.sizes import WeightsKind
 from diffusion.device import Device, DeviceKind, Dtype
 from diffusion.memory import PART_BYTES, VAE_NUMBERS_PER_PIXEL, MemoryPlan
 
 USUAL_TEXT_TOKENS = 96  # of a usual prompt with its chat template; padded to a multiple of 32
-TILE_OVERLAP = (4 / 3) ** 2  # how much more is drawn where neighbouring tiles share a quarter of their side
 HOPELESS_SECONDS = 12 * 3600  # beyond a night nobody means it
 
 
@@ -77,77 +77,88 @@ def step_flops(
 
 @dataclass(frozen=True)
 class Work:
-    """What a request computes, whoever asks for it.
+    """What a request computes, whichever mode asks for it.
 
     Attributes:
         kind: which weights.
-        mode: "generate", "controlnet" or "upscale".
-        steps: denoising steps that are run; 0 where an enlargement is not refined.
-        width: of the result, in pixels; for "upscale" too.
+        steps: denoising steps that are run; 0 where nothing is drawn.
+        width: of the result, in pixels.
         height: likewise.
         cfg: guidance; other than 1 runs the transformer twice in each step.
-        upscaler: the network that enlarges, for "upscale".
+        controlled: whether the ControlNet runs.
+        encodes: whether the VAE encodes an image first.
+        tile: width and height of what is drawn at once, in pixels; None where that is the whole result.
+        tiles: how many of those are drawn in each step.
+        upscaler: the network that enlarges, if one does.
+        enlarging: its floating-point operations.
+        field: the request's field that a smaller picture is asked for with.
     """
 
     kind: WeightsKind
-    mode: str
     steps: int
     width: int
     height: int
     cfg: float = 1.0
-    upscaler: Upscaler = "best"
-
-    @classmethod
-    def of(cls, request: Request, kind: WeightsKind, size: tuple[int, int]) -> Work:
-        """Return the work of a resolved request whose result has this width and height."""
-        upscaler = request.upscaler if isinstance(request, Upscale) else cls.upscaler
-        return cls(kind, request.mode, request.steps_run, *size, _cfg(request), upscaler)
-
-    @property
-    def controlled(self) -> bool:
-        """Whether the ControlNet runs."""
-        return self.mode == "controlnet"
+    controlled: bool = False
+    encodes: bool = False
+    tile: tuple[int, int] | None = None
+    tiles: int = 1
+    upscaler: Upscaler | None = None
+    enlarging: float = 0.0
+    field: str = "size"
 
     @property
     def drawn_at_once(self) -> tuple[int, int]:
-        """Width and height of what the transformer sees: an enlargement is refined in tiles of the native side."""
-        native = POSSIBLE[self.kind].native
-        in_tiles = self.mode == "upscale" and self.width * self.height > native**2
-        return (native, native) if in_tiles else (self.width, self.height)
+        """Width and height of what the transformer sees, in pixels."""
+        return self.tile or (self.width, self.height)
 
     @property
-    def tiles(self) -> float:
-        """How many of those are drawn, by area: neighbours share a quarter of a side."""
-        share = self.width * self.height / math.prod(self.drawn_at_once)
-        return 1.0 if share == 1 else share * TILE_OVERLAP
-
-    @property
-    def passes(self) -> float:
+    def passes(self) -> int:
         """How often the transformer runs."""
         return self.steps * (1 if self.cfg == 1 else 2) * self.tiles
 
     @property
+    def step_flops(self) -> float:
+        """The floating-point operations of all passes of the transformer."""
+        return self.passes * step_flops(self.kind, *self.drawn_at_once, control=self.controlled)
+
+    @property
     def flops(self) -> float:
-        """The floating-point operations of the whole request."""
-        total = 0.0
-        if self.mode == "upscale":
-            total += UPSCALERS[self.upscaler].operations * self.width * self.height / UPSCALE_SCALE**2
-            if not self.steps:
-                return total
+        """The floating-point operations of a drawing: of everything but the enlargement."""
+        if not self.steps:
+            return 0.0
         encode, decode = VAE_PER_PIXEL[self.kind]
-        total += (1 if self.cfg == 1 else 2) * 2.0 * SHAPES[self.kind].text_numbers * USUAL_TEXT_TOKENS
-        total += self.passes * step_flops(self.kind, *self.drawn_at_once, control=self.controlled)
-        per_pixel = decode if self.mode == "generate" else decode + encode
-        return total + self.tiles * math.prod(self.drawn_at_once) * per_pixel
+        text = (1 if self.cfg == 1 else 2) * 2.0 * SHAPES[self.kind].text_numbers * USUAL_TEXT_TOKENS
+        per_pixel = decode + encode if self.encodes else decode
+        return text + self.step_flops + self.tiles * math.prod(self.drawn_at_once) * per_pixel
+
+    def fetched(self, plan: MemoryPlan) -> float:
+        """Return the bytes of weights that are fetched while they are used: what waits elsewhere, in each pass."""
+        if self.kind == "mini" or not self.steps:
+            return 0.0
+        waiting = {part for part in plan.parts if part not in plan.resident}
+        each_pass = sum(PART_BYTES[part] for part in waiting & {"transformer", "controlnet"})
+        return self.passes * each_pass + (PART_BYTES["text_encoder"] if "text_encoder" in waiting else 0)
 
 
 @dataclass(frozen=True)
-class Throughput:
-    """What a device does in a second, while it draws: operations, and bytes of weights fetched from elsewhere."""
+class Speed:
+    """What a device does in a second while it works.
 
-    flops: float
+    Attributes:
+        products: floating-point operations of a drawing, most of them matrix products.
+        convolutions: floating-point operations of an enlargement.
+        fetched: bytes of weights that come from elsewhere.
+    """
+
+    products: float
+    convolutions: float
     fetched: float
-    source: Literal["assumed", "measured"] = "assumed"
+
+    def seconds(self, work: Work, plan: MemoryPlan) -> float:
+        """Return how long work takes: what is computed and what is fetched, one after the other."""
+        drawing = work.flops / self.products + work.fetched(plan) / self.fetched
+        return drawing + work.enlarging / self.convolutions
 
 
 # Useful operations a second in bf16 by compute capability: about half of what the card of that generation that most
@@ -164,44 +175,40 @@ _CUDA: Mapping[tuple[int, int], float] = {
 CPU_FLOPS_PER_CORE = 50e9  # measured: 100 GFLOP/s in fp32 on two AVX2 cores
 CPU_SHARE = 0.65  # of the speed of matrix products alone that a step reaches: 100 of 152 GFLOP/s on the same cores
 APPLE_FLOPS = 5e12
+# CPU: an AVX2 core or two, as measured for fp32; the others are guesses from data sheets at a third of the peak.
+CONVOLUTIONS: Mapping[DeviceKind, float] = {"cpu": 80e9, "mps": 2e12, "cuda": 30e12}
 FETCHED: Mapping[DeviceKind, float] = {"cuda": 8e9, "mps": 2e9, "cpu": 1.5e9}  # pageable copies to a card; a disk
 
 
-def assumed(device_kind: DeviceKind, *, capability: tuple[int, int] | None = None, cores: int = 1) -> Throughput:
+def assumed(device_kind: DeviceKind, *, capability: tuple[int, int] | None = None, cores: int = 1) -> Speed:
     """Return what a device is taken to do before anything was measured on it."""
     if device_kind == "cuda":
-        known = [of for of in _CUDA if of <= (capability or (8, 6))]
-        return Throughput(_CUDA[max(known, default=(7, 0))], FETCHED["cuda"])
-    flops = APPLE_FLOPS if device_kind == "mps" else CPU_FLOPS_PER_CORE * cores
-    return Throughput(flops, FETCHED[device_kind])
-
-
-def work_seconds(flops: float, fetched: float, device: Throughput) -> float:
-    """Return how long work takes: what is computed, and what is fetched meanwhile, one after the other."""
-    return flops / device.flops + fetched / device.fetched
+        known = [generation for generation in _CUDA if generation <= (capability or (8, 6))]
+        products = _CUDA[max(known, default=(7, 0))]
+    else:
+        products = APPLE_FLOPS if device_kind == "mps" else CPU_FLOPS_PER_CORE * cores
+    return Speed(products, CONVOLUTIONS[device_kind], FETCHED[device_kind])
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a request will take: seconds without loading, and the device's memory at its fullest, in bytes."""
+    """What a request will take.
+
+    Attributes:
+        seconds: without loading.
+        bytes: the device's memory at its fullest.
+        source: whether all that the seconds rest on was measured in this process.
+    """
 
     seconds: float
     bytes: int
-    flops: float
     source: Literal["assumed", "measured"]
 
-    def __str__(self) -> str:
-        return f"about {duration_text(self.seconds)} and {self.bytes / 1e9:.1f} GB"
-
-
-def foresee(work: Work, plan: MemoryPlan, dtype: Dtype, device: Throughput) -> Estimate:
-    """Estimate a request under a memory plan."""
-    fetched = 0.0
-    if work.kind == "full" and work.steps:
-        waiting = {part for part in plan.parts if part not in plan.resident}
-        fetched = work.passes * sum(PART_BYTES[part] for part in waiting & {"transformer", "controlnet"})
-        fetched += PART_BYTES["text_encoder"] if "text_encoder" in waiting else 0
-    return Estimate(work_seconds(work.flops, fetched, device), peak_bytes(work, plan, dtype), work.flops, device.source)
+    @property
+    def text(self) -> Message:
+        """The estimate in words."""
+        size = f"{self.bytes / 1e9:.1f}"
+        return Message("estimate", "about {time} and {size} GB", time=duration_text(self.seconds), size=size)
 
 
 PROGRAM_BYTES = 700_000_000  # torch, diffsynth and what they allocate before any weights; measured on a CPU
@@ -228,69 +235,69 @@ def peak_bytes(work: Work, plan: MemoryPlan, dtype: Dtype) -> int:
     return PROGRAM_BYTES + plan.resident_bytes + max(encoding, denoising, decoding)
 
 
-def check(work: Work, plan: MemoryPlan, dtype: Dtype, device: Throughput) -> Estimate:
-    """Return what a request will take, unless it is hopeless.
+def check(work: Work, plan: MemoryPlan, dtype: Dtype, speed: Speed) -> None:
+    """Refuse what is hopeless.
 
     Raises:
         RequestError: it cannot fit the memory, or would take more than HOPELESS_SECONDS; with the nearest that fits.
     """
-    found = foresee(work, plan, dtype, device)
-    size, field = f"{work.width} x {work.height}", "size" if work.mode == "generate" else "image"
-    if found.bytes > plan.room:
-        why = f"with {plan.room / 1e9:.1f} GB of memory ({size} needs about {found.bytes / 1e9:.1f} GB)"
+    size, needed = f"{work.width} x {work.height}", peak_bytes(work, plan, dtype)
+    if needed > plan.room:
+        text = "with {room} GB of memory ({size} needs about {needed} GB)"
+        room = f"{plan.room / 1e9:.1f}"
+        why = Message("little_memory", text, room=room, size=size, needed=f"{needed / 1e9:.1f}")
         nearest = _smaller(work, plan, dtype)
         if nearest is None:
-            raise RequestError(field, size, f"no size {why}")
-        raise RequestError(field, size, f"up to about {nearest} {why}", nearest=nearest)
-    if found.seconds > HOPELESS_SECONDS:
-        one, two = (foresee(replace(work, steps=steps), plan, dtype, device).seconds for steps in (1, 2))
+            raise RequestError(work.field, size, Message("little_memory", "no size {why}", why=why))
+        allowed = Message("little_memory", "up to about {nearest} {why}", nearest=nearest, why=why)
+        raise RequestError(work.field, size, allowed, nearest=nearest)
+    seconds = speed.seconds(work, plan)
+    if seconds > HOPELESS_SECONDS:
+        one, two = (speed.seconds(replace(work, steps=steps), plan) for steps in (1, 2))
         possible = int(1 + (HOPELESS_SECONDS - one) // (two - one))
-        took = f"{work.steps} would take about {duration_text(found.seconds)} on this device"
+        text = "{steps} would take about {time} on this device"
+        why = Message("too_slow", text, steps=work.steps, time=duration_text(seconds))
         if possible >= 1:
-            raise RequestError("steps", work.steps, f"1 to {possible} at {size}: {took}", nearest=possible)
-        raise RequestError(field, size, f"a smaller size: {took}")
-    return found
+            allowed = Message("too_slow", "{low} to {high} at {size}: {why}", low=1, high=possible, size=size, why=why)
+            raise RequestError("steps", work.steps, allowed, nearest=possible)
+        raise RequestError(work.field, size, Message("too_slow", "a smaller size: {why}", why=why))
 
 
 class Forecast:
-    """What requests will take on one device; a finished run replaces the assumed throughput with the measured one."""
+    """What requests will take on one device; a finished run replaces the assumed speed with the measured one."""
 
     def __init__(self) -> None:
-        self._measured: dict[WeightsKind, Throughput] = {}
+        self._products: dict[WeightsKind, float] = {}
+        self._convolutions: dict[Upscaler, float] = {}
 
-    def throughput(self, kind: WeightsKind, on: Device) -> Throughput:
-        """Return what a device does in a second, as measured where it was."""
-        usual = assumed(on.kind, capability=on.capability, cores=os.cpu_count() or 1)
+    def speed(self, work: Work, on: Device) -> Speed:
+        """Return what a device does in a second of such work, as measured where it was."""
+        speed = assumed(on.kind, capability=on.capability, cores=os.cpu_count() or 1)
         if on.flops is not None:
-            usual = replace(usual, flops=CPU_SHARE * on.flops)
-        return self._measured.get(kind, usual)
+            speed = replace(speed, products=CPU_SHARE * on.flops)
+        if products := self._products.get(work.kind):
+            # What was fetched meanwhile is in this figure too, and is not counted a second time.
+            speed = replace(speed, products=products, fetched=math.inf)
+        if work.upscaler in self._convolutions:
+            speed = replace(speed, convolutions=self._convolutions[work.upscaler])
+        return speed
 
-    def check(
-        self, request: Request, kind: WeightsKind, size: tuple[int, int], on: Device, plan: MemoryPlan
-    ) -> Estimate:
-        """Return what a resolved request will take, unless it is hopeless.
+    def estimate(self, work: Work, on: Device, plan: MemoryPlan) -> Estimate:
+        """Return what a request will take."""
+        drawing = not work.steps or work.kind in self._products
+        enlarging = work.upscaler is None or work.upscaler in self._convolutions
+        seconds, size = self.speed(work, on).seconds(work, plan), peak_bytes(work, plan, on.dtype)
+        return Estimate(seconds, size, "measured" if drawing and enlarging else "assumed")
 
-        Raises:
-            RequestError: as `check`.
+    def learn(self, work: Work, taken: Mapping[str, float]) -> None:
+        """Take the seconds of a finished run's stages for what this device does in a second.
+
+        A refinement in tiles that overlap teaches nothing about drawing.
         """
-        return check(Work.of(request, kind, size), plan, on.dtype, self.throughput(kind, on))
-
-    def learn(self, request: Request, kind: WeightsKind, size: tuple[int, int], taken: Mapping[str, float]) -> None:
-        """Take the seconds of a finished run's denoising for what this device does in a second.
-
-        Upscale draws in tiles that overlap, and teaches nothing.
-        """
-        drawing = taken.get("denoising", 0.0)
-        if drawing <= 0 or request.mode == "upscale":
-            return
-        work = Work.of(request, kind, size)
-        flops = work.passes * step_flops(kind, *size, control=work.controlled)
-        # What was fetched meanwhile is in this figure too, and is not counted a second time.
-        self._measured[kind] = Throughput(flops / drawing, float("inf"), "measured")
-
-
-def _cfg(request: Request) -> float:
-    return getattr(request, "cfg", MODELS[request.model].cfg)
+        if work.upscaler and (seconds := taken.get("upscaling", 0.0)) > 0:
+            self._convolutions[work.upscaler] = work.enlarging / seconds
+        if not work.upscaler and (seconds := taken.get("denoising", 0.0)) > 0:
+            self._products[work.kind] = work.step_flops / seconds
 
 
 def _smaller(work: Work, plan: MemoryPlan, dtype: Dtype) -> str | None:
@@ -298,16 +305,16 @@ def _smaller(work: Work, plan: MemoryPlan, dtype: Dtype) -> str | None:
     possible = POSSIBLE[work.kind]
     longer = max(work.width, work.height)
     for side in range(longer - possible.step, possible.minimum - 1, -possible.step):
-        width, height = (possible.nearest(round(one * side / longer)) for one in (work.width, work.height))
+        width, height = (possible.nearest(round(length * side / longer)) for length in (work.width, work.height))
         if peak_bytes(replace(work, width=width, height=height), plan, dtype) <= plan.room:
             return f"{width} x {height}"
     return None
 
 
-def duration_text(taken: float) -> str:
+def duration_text(taken: float) -> Message:
     """Return seconds as people say them."""
     if taken < 90:
-        return f"{max(taken, 1):.0f} s"
+        return Message("seconds", "{seconds} s", seconds=f"{max(taken, 1):.0f}")
     if taken < 90 * 60:
-        return f"{taken / 60:.0f} minutes"
-    return f"{taken / 3600:.1f} hours"
+        return Message("minutes", "{minutes} minutes", minutes=f"{taken / 60:.0f}")
+    return Message("hours", "{hours} hours", hours=f"{taken / 3600:.1f}")

@@ -1,4 +1,4 @@
-"""The Upscale mode around its two networks: what may go in, what it will cost, and the notes on what was done.
+"""Upscale: a picture at twice its width and height, and what that will cost.
 
 Real-ESRGAN enlarges by exactly 2; then, where the request wants it, Turbo draws the result again a little. torch is
 imported with the first picture.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,16 +17,26 @@ from PIL import Image
 
 from core.events import Stage, Step, TileDone
 from core.messages import Message
-from core.request import UPSCALE_MAX, UPSCALE_SCALE, UPSCALER_OVERLAP, UPSCALERS, Upscale, Upscaler
+from core.request import (
+    UPSCALE_MAX,
+    UPSCALE_SCALE,
+    UPSCALER_OVERLAP,
+    UPSCALERS,
+    ResolvedUpscale,
+    Upscale,
+    Upscaler,
+)
 from core.sizes import IMAGE_SIZES, WeightsKind
+from core.upload import Upload
 from diffusion import vae_tiles
 from diffusion.device import DeviceKind
-from diffusion.memory import PART_BYTES as PART_BYTES
 from diffusion.memory import MemoryPlan
 from diffusion.vae_tiles import FACTOR
 from engine.drawing import checked
-from engine.estimate import VAE_PER_PIXEL, Throughput, step_flops, work_seconds
+from engine.estimate import Work
+from engine.mode import Drawing, Drawn, Job, Mode, Prepared, Studio
 from images import reading
+from images.cache import Controls
 from images.tiles import Tile, spans
 from upscaler.weights import Source, find
 
@@ -34,18 +44,55 @@ if TYPE_CHECKING:
     from diffusion.pipeline import Picture, Pipeline
 
 TILE_STEP = 64  # so that a quarter of a tile, which neighbours share, is a whole number of tokens
-# Floating-point operations a second in convolutions, before anything was measured here. CPU: an AVX2 core or two, as
-# measured for fp32; the others are guesses from data sheets at a third of the peak.
-SPEED: dict[DeviceKind, float] = {"cpu": 80e9, "mps": 2e12, "cuda": 30e12}
 
 
-def open_input(path: Path) -> reading.Opened:
-    """Open the picture of a request.
+class UpscaleMode(Mode[ResolvedUpscale]):
+    """A picture at twice its width and height."""
+
+    request = Upscale
+
+    def prepare(
+        self, request: ResolvedUpscale, kind: WeightsKind, controls: Controls
+    ) -> Generator[Stage, None, Prepared]:
+        """Decode the picture."""
+        yield from ()
+        opened = open_input(request.uploads["image"])
+        return Prepared(size_after(opened.image.size), opened.image, opened.notes, {"image": opened.digest})
+
+    def work(self, request: ResolvedUpscale, kind: WeightsKind, size: tuple[int, int], plan: MemoryPlan) -> Work:
+        """Return what a request computes: the tiles of Real-ESRGAN, and those of the refinement."""
+        before = (size[0] // UPSCALE_SCALE, size[1] // UPSCALE_SCALE)
+        enlarging = operations(before, request.upscaler, plan.upscaler_tile)
+        usual = Work(kind, 0, *size, encodes=True, upscaler=request.upscaler, enlarging=enlarging, field="image")
+        if not request.steps_run:
+            return usual
+        tiles = _refinement_tiles(size, kind, plan)
+        width, height = (FACTOR * (end - begin) for begin, end in (tiles[0].x, tiles[0].y))
+        return replace(usual, steps=request.steps, tile=(width, height), tiles=len(tiles))
+
+    def draw(self, studio: Studio, job: Job[ResolvedUpscale]) -> Drawing:
+        """Enlarge a picture, and refine it where the request wants that."""
+        request, kind, prepared = job.request, job.chosen.kind, job.prepared
+        assert prepared.image is not None  # `prepare` decoded it
+        pipeline = (yield from studio.load(job)) if request.denoise else None
+        yield Stage("loading", Message("stage", "program"))
+        on, plan = studio.machine(request.mode, kind)
+        image, source = yield from enlarge(prepared.image, request.upscaler, on.kind, plan)
+        notes = [*prepared.notes]
+        if pipeline is not None:
+            image, picture = yield from refine(pipeline, image, request, kind, plan)
+            notes += picture.notes
+        notes += _notes(request, kind, source, image.size, plan)
+        return Drawn(image, tuple(notes), prepared.inputs, {"upscaler": source.fingerprint})
+
+
+def open_input(upload: Upload) -> reading.Opened:
+    """Decode the picture of a request.
 
     Raises:
         RequestError: it cannot be used, or the result would be larger than UPSCALE_MAX a side.
     """
-    return reading.open_image(path, longest=UPSCALE_MAX // UPSCALE_SCALE)
+    return reading.decode(upload, longest=UPSCALE_MAX // UPSCALE_SCALE)
 
 
 def size_after(size: tuple[int, int]) -> tuple[int, int]:
@@ -54,8 +101,8 @@ def size_after(size: tuple[int, int]) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What a request will give and take.
+class Foreseen:
+    """What a request will give and take, before it is run.
 
     Attributes:
         before: width and height of what goes in, in pixels.
@@ -74,58 +121,15 @@ class Estimate:
     measured: bool
 
 
-def estimate(
-    size: tuple[int, int],
-    request: Upscale,
-    kind: WeightsKind,
-    plan: MemoryPlan,
-    on: DeviceKind,
-    seconds_per_operation: float | None,
-    drawing: Throughput,
-) -> Estimate:
-    """Foresee an enlargement and its refinement.
-
-    Args:
-        size: of the picture that goes in.
-        request: resolved.
-        kind: of the weights that refine.
-        plan: of this machine.
-        on: its kind of device.
-        seconds_per_operation: of Real-ESRGAN, as it was measured on this machine; None before that.
-        drawing: what the device does in a second while it refines.
-    """
-    after, cut = size_after(size), _tiles(size, plan.upscaler_tile)
-    seconds = operations(size, request.upscaler, plan.upscaler_tile) * (seconds_per_operation or 1 / SPEED[on])
-    measured, refined = seconds_per_operation is not None, 0
-    if request.denoise:
-        assert request.steps is not None  # it is resolved
-        refined, refining = _refinement(after, request.steps, kind, plan, drawing)
-        seconds += refining
-        measured = measured and drawing.source == "measured"
-    return Estimate(size, after, cut, refined, seconds, measured)
-
-
-def _refinement(
-    size: tuple[int, int], steps: int, kind: WeightsKind, plan: MemoryPlan, drawing: Throughput
-) -> tuple[int, float]:
-    """Return how many tiles are refined, and how many seconds that takes."""
-    cut = _refinement_cut(size, kind, plan)
-    width, height = (FACTOR * (end - begin) for begin, end in (cut[0].x, cut[0].y))
-    flops = steps * step_flops(kind, width, height)
-    flops += width * height * sum(VAE_PER_PIXEL[kind])
-    # Layers that do not stay on the device are fetched for each tile of each step.
-    fetched = steps * PART_BYTES["transformer"] if kind == "full" and "transformer" not in plan.resident else 0
-    return len(cut), len(cut) * work_seconds(flops, fetched, drawing)
+def tiles_of(size: tuple[int, int], side: int) -> int:
+    """Return how many tiles of a side Real-ESRGAN enlarges a picture of this size in."""
+    return math.prod(len(spans(length, side, UPSCALER_OVERLAP)) for length in size)
 
 
 def operations(size: tuple[int, int], choice: Upscaler, side: int) -> float:
     """Return the floating-point operations of an enlargement, with what overlapping tiles do twice."""
-    area = math.prod(min(length, side) for length in size) * _tiles(size, side)
+    area = math.prod(min(length, side) for length in size) * tiles_of(size, side)
     return float(area * UPSCALERS[choice].operations)
-
-
-def _tiles(size: tuple[int, int], side: int) -> int:
-    return math.prod(len(spans(length, side, UPSCALER_OVERLAP)) for length in size)
 
 
 def enlarge(
@@ -147,12 +151,19 @@ def plain(image: Image.Image) -> Image.Image:
     return image.resize(size_after(image.size), Image.Resampling.LANCZOS)
 
 
+def plain_file(path: Path) -> Image.Image:
+    """Enlarge a picture file by `plain`: what a result is compared with.
+
+    Raises:
+        RequestError: the picture cannot be used.
+    """
+    return plain(open_input(Upload.open(path)).image)
+
+
 def refine(
-    pipeline: Pipeline, image: Image.Image, request: Upscale, kind: WeightsKind, plan: MemoryPlan
+    pipeline: Pipeline, image: Image.Image, request: ResolvedUpscale, kind: WeightsKind, plan: MemoryPlan
 ) -> Generator[Stage | Step | TileDone, None, tuple[Image.Image, Picture]]:
-    """Draw an enlarged picture again, by a resolved request that wants it; the size stays exactly what it is."""
-    assert request.steps is not None  # it is resolved
-    assert request.denoise is not None
+    """Draw an enlarged picture again, by a request that wants it; the size stays exactly what it is."""
     sizes = IMAGE_SIZES[kind]
     padded = reading.pad(image, sizes.step, sizes.minimum)
     side = refinement_side(padded.image.size, kind, plan)
@@ -181,7 +192,7 @@ def refinement_side(size: tuple[int, int], kind: WeightsKind, plan: MemoryPlan) 
     return max(most // TILE_STEP * TILE_STEP, TILE_STEP)
 
 
-def _refinement_cut(size: tuple[int, int], kind: WeightsKind, plan: MemoryPlan) -> list[Tile]:
+def _refinement_tiles(size: tuple[int, int], kind: WeightsKind, plan: MemoryPlan) -> list[Tile]:
     """Return the tiles, in latents, in which a picture of this size is refined."""
     sizes = IMAGE_SIZES[kind]
     width, height = (max(-(-length // sizes.step) * sizes.step, sizes.minimum) for length in size)
@@ -189,31 +200,31 @@ def _refinement_cut(size: tuple[int, int], kind: WeightsKind, plan: MemoryPlan) 
     return vae_tiles.cut((width // FACTOR, height // FACTOR), side, side // vae_tiles.REDRAWN_SHARE)
 
 
-def notes(
-    request: Upscale, kind: WeightsKind, source: Source, size: tuple[int, int], plan: MemoryPlan
+def _notes(
+    request: ResolvedUpscale, kind: WeightsKind, source: Source, size: tuple[int, int], plan: MemoryPlan
 ) -> list[Message]:
-    """Say what was done to the picture, as far as the request itself does not.
+    """Return what was done to the picture, as far as the request itself does not say it.
 
     Args:
-        request: resolved.
+        request: as it was carried out.
         kind: of the weights that refine.
         source: of Real-ESRGAN.
         size: of the result.
         plan: that it was made by.
     """
-    said = [Message("upscaler", "Enlarged by {model}.", model=source.title)]
+    messages = [Message("upscaler", "Enlarged by {model}.", model=source.title)]
     if request.denoise:
-        cut = len(_refinement_cut(size, kind, plan))
+        cut = len(_refinement_tiles(size, kind, plan))
         text = "Refined in {tiles} tiles from {part:.0%} of the schedule; steps: {steps}."
         if cut == 1:
             text = "Refined from {part:.0%} of the schedule; steps: {steps}."
-        said.append(Message("refined", text, tiles=cut, part=request.denoise, steps=request.steps))
+        messages.append(Message("refined", text, tiles=cut, part=request.denoise, steps=request.steps))
         if kind == "mini":
             text = "The miniature knows flat icons, not photographs: refining one makes it flatter."
-            said.append(Message("miniature_refines", text))
+            messages.append(Message("miniature_refines", text))
     elif kind == "mini":
         text = "Not refined: the miniature, which knows flat icons only, would harm a photograph (denoise 0)."
-        said.append(Message("not_refined", text))
+        messages.append(Message("not_refined", text))
     else:
-        said.append(Message("not_refined", "Not refined (denoise 0)."))
-    return said
+        messages.append(Message("not_refined", "Not refined (denoise 0)."))
+    return messages

@@ -3,32 +3,48 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterator
+from typing import Generic, TypeVar
 
 from core.events import Event, Queued, Stage, Step, TileDone
 
 T = TypeVar("T")
 
 
+class Returning(Generic[T]):
+    """Iterates over a generator of events, and keeps what it returns in `value`."""
+
+    value: T
+
+    def __init__(self, events: Generator[Event, None, T]) -> None:
+        self._events = events
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        try:
+            return next(self._events)
+        except StopIteration as end:
+            self.value = end.value
+            raise
+
+    def close(self) -> None:
+        """Stop the generator where it is."""
+        self._events.close()
+
+
 class Stopwatch:
-    """Measures the wall seconds of each stage that passes by."""
+    """Measures the wall seconds of each stage, from the events that it is shown."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
         self._entered: list[tuple[str, float]] = []
 
-    def watch(self, events: Generator[Event, None, T]) -> Generator[Event, None, T]:
-        """Pass events on, noting when each stage begins; returns what `events` returns."""
-        while True:
-            try:
-                event = next(events)
-            except StopIteration as done:
-                returned: T = done.value
-                return returned
-            if isinstance(event, Stage):
-                self._entered.append((event.name, time.perf_counter()))
-            yield event
+    def see(self, event: Event) -> None:
+        """Note when a stage begins."""
+        if isinstance(event, Stage):
+            self._entered.append((event.name, time.perf_counter()))
 
     def read(self) -> dict[str, float]:
         """Return the seconds of each stage so far, by its name, and of everything as `total`."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from pathlib import Path
 from typing import NamedTuple
 
 from core.request import Preprocess
 from core.sizes import ImageSizes
-from images import preprocess, reading
+from core.upload import Upload
+from images import preprocess
 
 KEPT = 16  # 3 MB each at full size: one or two for every visitor of a busy page
 
@@ -23,9 +23,9 @@ class _Key(NamedTuple):
     sizes: ImageSizes
 
     @classmethod
-    def of(cls, request: Preprocess, sizes: ImageSizes) -> _Key:
+    def of(cls, request: Preprocess, upload: Upload, sizes: ImageSizes) -> _Key:
         low_high = (request.canny_low, request.canny_high) if request.preprocessor == "canny" else ()
-        return cls(reading.digest(Path(request.image)), request.preprocessor, low_high, sizes)
+        return cls(upload.digest, request.preprocessor, low_high, sizes)
 
 
 class Controls:
@@ -38,24 +38,19 @@ class Controls:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def of(self, request: Preprocess, sizes: ImageSizes) -> preprocess.Control:
+    def of(self, request: Preprocess, upload: Upload, sizes: ImageSizes) -> preprocess.Control:
         """Return a request's control image for weights that draw these sizes; make it where it is not there.
 
         Raises:
             RequestError: the picture cannot be used.
             WeightsMissing: the preprocessor's model is not on this machine.
         """
-        key = _Key.of(request, sizes)
+        key = _Key.of(request, upload, sizes)
         with self._lock:
             if key not in self._kept:
-                self._keep(key, preprocess.control(request, sizes))
+                self._keep(key, preprocess.control(request, upload, sizes))
             self._kept.move_to_end(key)
             return self._kept[key]
-
-    def keep(self, request: Preprocess, sizes: ImageSizes, control: preprocess.Control) -> None:
-        """Take what another process has made for a request."""
-        with self._lock:
-            self._keep(_Key.of(request, sizes), control)
 
     def unlock(self) -> None:
         """Forget, in a fork, a thread that was making one and is not here."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -13,8 +12,9 @@ from core.errors import RequestError
 from core.messages import Message
 from core.request import PREPROCESSORS, Preprocess, Preprocessor
 from core.sizes import ImageSizes
+from core.upload import Upload
 from hub import inventory
-from images.reading import fit, open_image
+from images.reading import decode, fit
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,18 @@ class Control:
     notes: tuple[Message, ...] = ()
 
 
-def control(request: Preprocess, sizes: ImageSizes) -> Control:
-    """Open a request's picture, fit it to `sizes` and run its preprocessor.
+def control(request: Preprocess, upload: Upload, sizes: ImageSizes) -> Control:
+    """Decode a request's picture, fit it to `sizes` and run its preprocessor.
 
     Raises:
         RequestError: the picture cannot be used, or the preprocessor finds nothing in it to work with.
         WeightsMissing: the preprocessor's model is not on this machine.
     """
-    opened = open_image(Path(request.image))
+    opened = decode(upload)
     fitted = fit(opened.image, sizes)
     made = make(fitted.image, request.preprocessor, request.canny_low, request.canny_high)
     if made is None:
-        raise RequestError(
-            "image", Path(request.image).name, "a picture with a person in it, for the preprocessor pose"
-        )
+        raise RequestError("image", upload.name, "a picture with a person in it, for the preprocessor pose")
     notes = [*opened.notes, *fitted.notes]
     if request.preprocessor != "none":
         if is_edges(opened.image):

@@ -5,7 +5,6 @@ Two policies bring an image to a size: `fit` resizes and cuts (ControlNet), `pad
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 from dataclasses import dataclass
@@ -18,16 +17,15 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from core.errors import RequestError
 from core.messages import Message
 from core.sizes import ImageSizes
+from core.upload import IMAGE_FILE, Upload
 
 if TYPE_CHECKING:
     from PIL._imagingcms import CmsProfile
 
 MAX_PIXELS = 80_000_000  # 240 MB as RGB; below Pillow's own bound (89 million), so that the sentence is ours
-MAX_FILE_BYTES = 256 << 20
 GROUND = (255, 255, 255)  # what shows through transparent places: paper, on which most line drawings are made
 STEP = 16  # the VAE's factor 8 times the transformer's patch of 2
 
-ALLOWED = "a picture file such as PNG, JPEG or WebP"
 # Not opened: EPS and WMF are drawn by programs outside Pillow, which an untrusted file must not start.
 _NOT_OPENED = {"EPS", "WMF"}
 
@@ -54,28 +52,36 @@ class Opened:
 
 
 def open_image(path: Path, field: str = "image", longest: int | None = None) -> Opened:
-    """Read any picture file that Pillow can: upright, opaque, sRGB of 8 bits, the first frame where there are several.
+    """Read an image file and decode it, as `decode`.
+
+    Raises:
+        RequestError: there is no such file, it is no picture, it is damaged, or it is too large.
+    """
+    return decode(Upload.open(path, field), field, longest)
+
+
+def decode(upload: Upload, field: str = "image", longest: int | None = None) -> Opened:
+    """Decode any image file that Pillow can: upright, opaque, sRGB of 8 bits, the first frame where there are several.
 
     Transparent places show GROUND. More than 8 bits are scaled, not clipped: whole numbers from 0..65535, others from
     0..1, and numbers beyond that from their own lowest to their own highest.
 
     Args:
-        path: the file.
+        upload: the file.
         field: the request's field that errors name.
         longest: the most pixels that it may have on a side, whatever its area.
 
     Raises:
-        RequestError: there is no such file, it is no picture, it is damaged, or it is too large.
+        RequestError: it is no picture, it is damaged, or it is too large.
     """
-    data = _read(path, field)
     notes = []
     try:
         # A file that claims too many pixels is refused by Pillow or below, before any pixel is decoded.
-        with Image.open(io.BytesIO(data), formats=_formats()) as file:
+        with Image.open(io.BytesIO(upload.data), formats=_formats()) as file:
             if file.width * file.height > MAX_PIXELS:
-                raise _too_large(path, field, f"{file.width} x {file.height}")
+                raise _too_large(upload, field, f"{file.width} x {file.height}")
             if longest is not None and max(file.size) > longest:
-                value = f"{path.name} ({file.width} x {file.height} pixels)"
+                value = f"{upload.name} ({file.width} x {file.height} pixels)"
                 raise RequestError(field, value, f"a picture of up to {longest} pixels a side")
             if not file.width * file.height:
                 raise ValueError("no pixels")
@@ -88,41 +94,23 @@ def open_image(path: Path, field: str = "image", longest: int | None = None) -> 
             upright = _UPRIGHT.get(file.getexif().get(_ORIENTATION, 1))
             image = _opaque_rgb(file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _too_large(path, field, "too many") from None
+        raise _too_large(upload, field, "too many") from None
     except (RequestError, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise RequestError(field, path.name, ALLOWED) from None
+        raise RequestError(field, upload.name, IMAGE_FILE) from None
     except Exception as error:  # whatever a damaged file leads one of Pillow's forty decoders into
-        raise RequestError(field, path.name, f"{ALLOWED} that is whole; this one cannot be read ({error})") from error
+        raise RequestError(
+            field, upload.name, f"{IMAGE_FILE} that is whole; this one cannot be read ({error})"
+        ) from error
     if upright is not None:
         image = image.transpose(upright)
-    return Opened(image, f"sha256:{hashlib.sha256(data).hexdigest()}", tuple(notes))
+    return Opened(image, upload.digest, tuple(notes))
 
 
-def digest(path: Path, field: str = "image") -> str:
-    """Return the "sha256:…" of a picture's file.
-
-    Raises:
-        RequestError: there is no such file, or it is too large to be opened.
-    """
-    return f"sha256:{hashlib.sha256(_read(path, field)).hexdigest()}"
-
-
-def _read(path: Path, field: str) -> bytes:
-    if not path.is_file():
-        raise RequestError(field, str(path), f"{ALLOWED} that exists")
-    try:
-        if (size := path.stat().st_size) > MAX_FILE_BYTES:
-            raise RequestError(field, f"{path.name} ({size >> 20} MiB)", f"a file of up to {MAX_FILE_BYTES >> 20} MiB")
-        return path.read_bytes()
-    except OSError as error:
-        raise RequestError(field, str(path), f"{ALLOWED} that can be read ({error.strerror})") from error
-
-
-def _too_large(path: Path, field: str, pixels: str) -> RequestError:
+def _too_large(upload: Upload, field: str, pixels: str) -> RequestError:
     return RequestError(
-        field, f"{path.name} ({pixels} pixels)", f"a picture of up to {MAX_PIXELS // 1_000_000} million pixels"
+        field, f"{upload.name} ({pixels} pixels)", f"a picture of up to {MAX_PIXELS // 1_000_000} million pixels"
     )
 
 

@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 
 from core import environment
 from core.errors import RequestError
-from engine import Engine, zerogpu
+from engine import Engine, worker_zerogpu, zerogpu
 from hub import links, parts
 from web import language, theme
 from web.allowed_hosts import AllowedHosts, checked, is_loopback
@@ -54,7 +54,8 @@ def serve(
     if environment.on_space():
         link_preloaded()
     if zerogpu.ACTIVE:
-        engine.load_for_zerogpu()  # here, and only on ZeroGPU: `launch` packs what lies on "cuda" by then
+        # Here, and only on ZeroGPU: `launch` packs what lies on "cuda" by then.
+        engine.worker = worker_zerogpu.ZeroGpuWorker(engine.settings)
     page = build(engine)
     try:
         _, url, _ = page.launch(**options, share=False, quiet=True, prevent_thread_lock=True)

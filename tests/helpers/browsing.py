@@ -67,6 +67,8 @@ def open_page(browser: Browser) -> Iterator[Open]:
         page.on("request", lambda request: under_way.add(request) if "/queue/data" in request.url else None)
         page.on("requestfinished", lambda request: under_way.discard(request))
         page.on("requestfailed", lambda request: under_way.discard(request))
+        # A page that is left tells of none of its open requests how it ended.
+        page.on("framenavigated", lambda frame: None if frame.parent_frame else under_way.clear())
         page.goto(server().url + query)
         page.locator("#generate").wait_for()
         page.locator("#generate-status p").wait_for()

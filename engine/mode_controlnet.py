@@ -1,0 +1,60 @@
+"""Structure to image: a control image decides where things are, the prompt what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from functools import partial
+
+import mini.notes
+from core.events import Stage
+from core.messages import Message
+from core.request import PREPROCESSORS, ControlNet, ResolvedControlNet
+from core.sizes import IMAGE_SIZES, WeightsKind
+from diffusion.memory import MemoryPlan
+from engine import drawing
+from engine.estimate import Work
+from engine.mode import Drawing, Drawn, Job, Mode, Prepared, Studio
+from images.cache import Controls
+
+
+class ControlNetMode(Mode[ResolvedControlNet]):
+    """Structure to image."""
+
+    request = ControlNet
+
+    def prepare(
+        self, request: ResolvedControlNet, kind: WeightsKind, controls: Controls
+    ) -> Generator[Stage, None, Prepared]:
+        """Make the control image, or take the one that was shown before; read the header of the request's LoRA."""
+        yield Stage("preprocessing", Message("preprocessor", PREPROCESSORS[request.preprocessor].title))
+        control = controls.of(request, request.uploads["image"], IMAGE_SIZES[kind])
+        lora = drawing.lora_file(request, kind)
+        return Prepared(control.image.size, control.image, control.notes, {"image": control.digest}, lora)
+
+    def work(self, request: ResolvedControlNet, kind: WeightsKind, size: tuple[int, int], plan: MemoryPlan) -> Work:
+        """Return what a request computes."""
+        return Work(kind, request.steps, *size, controlled=True, encodes=True, field="image")
+
+    def draw(self, studio: Studio, job: Job[ResolvedControlNet]) -> Drawing:
+        """Draw a picture that follows the control image."""
+        request, kind, control = job.request, job.chosen.kind, job.prepared.image
+        assert control is not None  # `prepare` made it
+        pipeline = yield from studio.load(job)
+        # Where the control image decides nothing, the seed does, as without one.
+        prompt, chosen_by_seed = (request.prompt, []) if request.scale else mini.notes.completed(request, kind)
+        draw = partial(
+            pipeline.text_to_image,
+            prompt=prompt,
+            negative_prompt=request.unwanted,
+            steps=request.steps,
+            cfg=request.guidance,
+            width=control.width,
+            height=control.height,
+            seed=request.seed,
+            control=(control, request.scale),
+        )
+        yield from drawing.lora_stage(job)
+        with drawing.lora(pipeline, job) as applied:
+            picture = yield from drawing.checked(pipeline, draw, applied.name)
+        notes = (*job.prepared.notes, *picture.notes, *applied.notes, *chosen_by_seed, *mini.notes.about(request, kind))
+        return Drawn(picture.image, notes, {**job.prepared.inputs, **applied.inputs}, lora=applied.used)
