@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from core import environment
+from core.request import UPSCALE_DENOISE
 from core.whole_file import write_together
 from diffusion import device
 from diffusion.memory import GIB, PART_BYTES, VRAM_MARGIN_GIB, MemoryPlan, memory_plan, plan_for
@@ -43,6 +44,7 @@ environment.prepare_environment(os.environ)
 
 from diffusion import host_memory
 from engine import estimate, mode_upscale
+from engine.modes import MODES
 from hub import inventory
 
 if TYPE_CHECKING:
@@ -71,9 +73,13 @@ class Case:
     lora: bool = False
     compiled: bool = False
 
-    def work(self, kind: WeightsKind) -> estimate.Work:
+    def work(self, kind: WeightsKind, plan: MemoryPlan) -> estimate.Work:
         """What it computes."""
-        return estimate.Work(kind, self.mode, self.steps, self.side, self.side, self.cfg)
+        given: dict[str, Any] = {"steps": self.steps}
+        given |= {"prompt": PROMPT} if self.mode != "upscale" else {"denoise": UPSCALE_DENOISE["full"]}
+        given |= {"image": "-"} if self.mode != "generate" else {"model": self.model, "cfg": self.cfg}
+        request = MODES[self.mode].request.parse(**given).resolved(kind)
+        return MODES[self.mode].work(request, kind, (self.side, self.side), plan)
 
 
 CASES = (
@@ -211,17 +217,17 @@ class Bench:
         assert picture.health is not None  # it was drawn just now
         seconds = statistics.median(taken)
         usual = estimate.assumed(self.on.kind, capability=self.on.capability, cores=os.cpu_count() or 1)
-        expected = estimate.foresee(case.work(self.kind), built.plan, self.on.dtype, usual)
+        work = case.work(self.kind, built.plan)
         return {
             "case": case.name,
             "seconds": round(seconds, 3),
             "from": round(min(taken), 3),
             "to": round(max(taken), 3),
             "loading": round(loading, 1),
-            "tflops": round(expected.flops / seconds / 1e12, 2),
+            "tflops": round((work.flops + work.enlarging) / seconds / 1e12, 2),
             "peak_gb": round(peak(self.on.kind) / 1e9, 2),
-            "expected_gb": round(expected.bytes / 1e9, 2),
-            "expected_seconds": round(expected.seconds, 2),
+            "expected_gb": round(estimate.peak_bytes(work, built.plan, self.on.dtype) / 1e9, 2),
+            "expected_seconds": round(usual.seconds(work, built.plan), 2),
             "finite": picture.health.latents_finite and picture.health.pixels_finite,
         }
 

@@ -81,14 +81,16 @@ def warm_pictures(runs: int) -> dict[str, list[float]]:
 
     from core.request import TextToImage
     from engine import Engine, Settings
+    from engine.worker import LocalWorker
     from hub import parts
 
     diffusers: Any = importlib.import_module("diffusers")  # loads its names lazily, which hides their types
-    engine = Engine(Settings(weights="mini", device="cpu"))
+    worker = LocalWorker(Settings(weights="mini", device="cpu"))
+    engine = Engine(worker=worker)
     requests = {model: TextToImage.parse(prompt=PROMPT, seed=7, model=model) for model in ("turbo", "base")}
     for request in requests.values():
         engine.draw(request)
-    pipeline, plain_unit = engine._pipeline, ZImageUnit_PromptEmbedder()
+    pipeline, plain_unit = worker.pipeline, ZImageUnit_PromptEmbedder()
     assert pipeline is not None  # it has drawn
     pipe = pipeline.pipe
     turbo = parts.MINI_ROOT / "Z-Image-Turbo"

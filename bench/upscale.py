@@ -42,6 +42,7 @@ from core.request import UPSCALER_OVERLAP, TextToImage, Upscale
 from core.sizes import IMAGE_SIZES
 from diffusion.vae_tiles import FACTOR
 from engine import Engine, Settings, mode_upscale
+from engine.worker import LocalWorker
 from hub import inventory
 from images import tiles
 from upscaler.weights import PACKAGED, find, package_file
@@ -318,8 +319,7 @@ def memory(side: int) -> dict[str, float]:
         side: of the square picture that goes in, in pixels.
     """
     pixels = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)
-    engine = Engine(Settings(weights="mini", device="cpu"))
-    on, plan = engine._planned(Upscale.mode, "mini")
+    on, plan = LocalWorker(Settings(weights="mini", device="cpu")).machine(Upscale.mode, "mini")
     pipeline = mini_pipeline()
     found = {"loaded": peak()}
 

@@ -212,7 +212,7 @@ def _lent(task: Task) -> Generator[Event, None, Drawn | StudioError]:
     from gradio.exceptions import Error
 
     try:
-        with closing(_on_gpu(task)) as events:
+        with closing(on_gpu(task)) as events:
             for event in events:
                 if isinstance(event, Drawn):
                     return event
@@ -227,7 +227,7 @@ def _lent(task: Task) -> Generator[Event, None, Drawn | StudioError]:
 
 
 @zerogpu.lend(duration=lambda task: task.seconds)
-def _on_gpu(task: Task) -> Generator[Event | Drawn, None, None]:
+def on_gpu(task: Task) -> Generator[Event | Drawn, None, None]:
     # At module level and of one argument: the Space pickles what it sends, and a method would bring its models along.
     assert _in_forks is not None  # `share` came first
     try:

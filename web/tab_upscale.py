@@ -166,7 +166,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
     return image_field, output, Form.of(Upscale, fields, None, output)
 
 
-def _foreseen(estimate: mode_upscale.Estimate, say: Say) -> str:
+def _foreseen(estimate: mode_upscale.Foreseen, say: Say) -> str:
     """Put an estimate into words."""
     before, after = (f"{width} × {height}" for width, height in (estimate.before, estimate.after))
 

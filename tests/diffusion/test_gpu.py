@@ -116,12 +116,14 @@ def test_smaller_cards_plans_draw_the_same_picture(picture: str) -> None:
 def test_the_estimate_of_memory_is_above_what_is_taken(real: Engine, picture: str) -> None:
     import torch
 
+    from engine.estimate import peak_bytes
+    from engine.modes import MODES
+    from tests.helpers.workers import worker_of
+
     for request in requests(picture):
         torch.cuda.reset_peak_memory_stats()
         result = real.draw(request)
-        on, plan = real._device, real._plan
-        assert on is not None
-        assert plan is not None
-        expected = real._forecast.check(result.request, "full", result.size, on, plan)
-        assert torch.cuda.max_memory_allocated() <= expected.bytes
+        on, plan = worker_of(real).machine(request.mode, "full")
+        work = MODES[request.mode].work(result.request, "full", result.size, plan)
+        assert torch.cuda.max_memory_allocated() <= peak_bytes(work, plan, on.dtype)
     assert os.environ["DIFFSYNTH_ATTENTION_IMPLEMENTATION"] == "torch"

@@ -20,6 +20,7 @@ from diffusion.memory import Placement, Where, memory_plan
 from diffusion.pipeline import Picture, Pipeline
 from hub import inventory
 from tests.helpers.plans import plan_with
+from tests.helpers.workers import worker_of
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -241,7 +242,7 @@ def test_a_machine_too_small_is_refused_before_anything_is_read(
         monkeypatch.setenv("SPACE_ID", space)
     full = inventory.Chosen("full", {}, "nowhere", "no file is opened")
     engine = Engine(Settings(device="cpu", memory_gb=1))
-    monkeypatch.setattr(engine, "weights_in_use", lambda *_: full)  # no real weights on a test machine
+    monkeypatch.setattr(engine.worker, "weights", lambda *_: full)  # no real weights on a test machine
     *_, last = engine.run(TextToImage.parse(prompt="a fox", seed=1))
     assert isinstance(last, Failure)
     assert last.code == "out_of_memory"
@@ -259,7 +260,8 @@ def test_the_page_says_what_stays_in_memory() -> None:
     engine = Engine()
     assert engine.memory_in_use() == ""
     # As after the first picture with the real weights, which no test machine has.
-    engine._plan, engine._built_for = memory_plan("cuda", 16 * 10**9, None, 64 * 10**9, "generate"), "full"
+    worker = worker_of(engine)
+    worker.plan, worker.kind = memory_plan("cuda", 16 * 10**9, None, 64 * 10**9, "generate"), "full"
     line = weights_sentence(Situation.of(engine, TextToImage, "turbo"))
     assert "16 GB of video memory free" in line
 

@@ -168,7 +168,7 @@ from core.request import TextToImage
 from engine import Engine, Settings
 engine = Engine(Settings(weights="mini", device="cpu"))
 engine.draw(TextToImage.parse(prompt="a fox", steps=1, seed=1))
-print(engine._device.dtype, engine._device.reason)
+print(engine.worker.device.dtype, engine.worker.device.reason)
 """
     environ = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run(

@@ -12,6 +12,7 @@ from diffusion.pipeline import Pipeline
 from diffusion.sanity import judge, likely_cause, measure
 from engine import Engine, Settings
 from tests.helpers import loras
+from tests.helpers.workers import pipeline_of
 
 LATENTS = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
 PICTURE = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -110,8 +111,7 @@ def test_a_lora_of_huge_numbers_is_named(
 
 def test_nan_in_the_vae_is_no_black_picture(own: Engine) -> None:
     assert isinstance(ask(own)[0], Result)
-    assert own._pipeline is not None
-    weight = own._pipeline.pipe.vae_decoder.layers[0].weight
+    weight = pipeline_of(own).pipe.vae_decoder.layers[0].weight
     good = weight.detach().clone()
     with torch.no_grad():
         weight[0, 0, 0, 0] = float("nan")
@@ -132,8 +132,7 @@ def test_a_vae_that_overflows_in_half_precision_is_computed_in_fp32(own: Engine)
 
     expected, _ = ask(own)
     assert isinstance(expected, Result)
-    assert own._pipeline is not None
-    decoder = own._pipeline.pipe.vae_decoder
+    decoder = pipeline_of(own).pipe.vae_decoder
     kept = {name: values.clone() for name, values in decoder.state_dict().items()}
     loud = decoder.layers[1].conv1  # a group norm follows, which undoes whatever scale it has
     with torch.no_grad():

@@ -16,6 +16,7 @@ from core.request import TextToImage
 from engine import Engine, Settings
 from engine.fair_queue import FairQueue
 from hub import parts
+from tests.helpers.workers import pipeline_of, worker_of
 
 
 def ask(**values: object) -> TextToImage:
@@ -100,8 +101,7 @@ def test_fault_inside_is_an_event_and_the_next_request_works(
     engine = Engine(Settings(weights="mini", device="cpu"))
     before = engine.draw(ask()).png
     # A real fault: a model whose weights are gone.
-    assert engine._pipeline is not None
-    engine._pipeline.pipe.vae_decoder.to("meta")
+    pipeline_of(engine).pipe.vae_decoder.to("meta")
     *_, failure = engine.run(ask())
     assert isinstance(failure, Failure)
     assert (failure.code, failure.exit_code) == ("internal", 1)
@@ -228,4 +228,4 @@ def test_one_clients_many_requests_do_not_delay_anothers() -> None:
 
 
 def test_importing_the_engine_builds_nothing() -> None:
-    assert Engine()._pipeline is None
+    assert worker_of(Engine()).pipeline is None

@@ -1,22 +1,22 @@
 """What a request will take: operations held against torch's own counter, seconds, memory, and what is hopeless."""
 
-import math
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import core.request
 from core import environment
 from core.errors import RequestError
-from core.request import TextToImage
 from diffusion import device, memory
 from diffusion.device import Device
 from diffusion.memory import GIB, memory_plan
 from engine import estimate
-from engine.estimate import Forecast, Throughput, Work, assumed, check, foresee, peak_bytes, step_flops
+from engine.estimate import Forecast, Speed, Work, assumed, check, peak_bytes, step_flops
+from engine.modes import MODES
 
-FAST = Throughput(400e12, 8e9)
+FAST = Speed(400e12, 30e12, 8e9)
 
 
 def plan_of(gigabytes: int, mode: str = "generate", kind: device.DeviceKind = "cuda") -> memory.MemoryPlan:
@@ -25,8 +25,11 @@ def plan_of(gigabytes: int, mode: str = "generate", kind: device.DeviceKind = "c
 
 def work(mode: str = "generate", *, side: int = 1024, height: int | None = None, **values: Any) -> Work:
     """A request's work with the real weights: eight steps of a square picture, but for what is given."""
-    usual = {"kind": "full", "mode": mode, "steps": 8, "width": side, "height": height or side}
-    return Work(**{**usual, **values})
+    given = {"steps": 8, **({} if mode == "generate" else {"image": "-"}), **values}
+    if mode != "upscale":
+        given.setdefault("prompt", "a fox")
+    request = core.request.MODES[mode].parse(**given).resolved("full")
+    return MODES[mode].work(request, "full", (side, height or side), plan_of(48))
 
 
 # --- operations
@@ -70,23 +73,23 @@ def test_operations_agree_with_the_known_floors() -> None:
 def test_each_part_of_a_request_counts() -> None:
     plain = work().flops
     assert work(steps=16).flops > 1.9 * plain
-    assert work(cfg=4.0).flops > 1.9 * plain
+    assert work(cfg=4.0, model="base").flops > 1.9 * plain
     assert work("controlnet").flops > 1.5 * plain
-    assert work("upscale").flops > plain + 9e12
+    assert work("upscale").flops > plain + 4e12
     assert work(height=512).flops < 0.55 * plain
 
 
 def test_an_enlargement_is_refined_in_tiles_or_not_at_all() -> None:
-    native = work("upscale")
-    assert (native.drawn_at_once, native.tiles, work("upscale", side=4096).drawn_at_once) == (
-        (1024,) * 2,
-        1,
-        (1024,) * 2,
-    )
-    assert 16 * native.flops < work("upscale", side=4096).flops < 16 * estimate.TILE_OVERLAP * native.flops
-    assert work("upscale", steps=0).flops == pytest.approx(9.4e12, rel=0.01)  # Real-ESRGAN x4 of 512 x 512
+    native, large = work("upscale"), work("upscale", side=4096)
+    assert (native.drawn_at_once, native.tiles, large.drawn_at_once) == ((1024,) * 2, 1, (1024,) * 2)
+    assert large.tiles == 25  # neighbours share a quarter of a side
+    assert large.flops == pytest.approx(25 * native.flops, rel=0.02)
+    alone = work("upscale", denoise=0)
+    assert alone.flops == 0
+    assert alone.enlarging == pytest.approx(9.4e12, rel=0.5)  # Real-ESRGAN x4 of 512 x 512, and what tiles share
     # Each tile of each step fetches the weights that do not stay.
-    slow = foresee(work("upscale", side=2048), plan_of(8), "bfloat16", FAST).seconds
+    streamed = plan_of(8)
+    slow = FAST.seconds(work("upscale", side=2048), streamed)
     assert slow > 8 * 4 * memory.PART_BYTES["transformer"] / FAST.fetched
 
 
@@ -95,42 +98,48 @@ def test_an_enlargement_is_refined_in_tiles_or_not_at_all() -> None:
 
 def test_seconds_follow_the_device() -> None:
     slow, fast = (
-        foresee(work(), plan_of(48), "bfloat16", on)
-        for on in (assumed("cpu", cores=2), assumed("cuda", capability=(9, 0)))
+        on.seconds(work(), plan_of(48)) for on in (assumed("cpu", cores=2), assumed("cuda", capability=(9, 0)))
     )
-    assert slow.seconds == pytest.approx(4600, rel=0.05)  # 449 TFLOP and the rest at 100 GFLOP/s
-    assert fast.seconds == pytest.approx(1.15, rel=0.05)
-    unknown = assumed("cuda", capability=(8, 7))
-    assert unknown == assumed("cuda", capability=(8, 6))
-    assert unknown.source == "assumed"
-    assert assumed("cuda", capability=(6, 1)).flops > 0
+    assert slow == pytest.approx(4600, rel=0.05)  # 449 TFLOP and the rest at 100 GFLOP/s
+    assert fast == pytest.approx(1.15, rel=0.05)
+    assert assumed("cuda", capability=(8, 7)) == assumed("cuda", capability=(8, 6))
+    assert assumed("cuda", capability=(6, 1)).products > 0
 
 
 def test_fetching_weights_in_each_step_takes_time() -> None:
     streamed, resident = plan_of(8), plan_of(24)
-    took = [foresee(work(side=512), plan, "bfloat16", FAST).seconds for plan in (streamed, resident)]
+    took = [FAST.seconds(work(side=512), plan) for plan in (streamed, resident)]
     fetched = 8 * memory.PART_BYTES["transformer"] + memory.PART_BYTES["text_encoder"]
     assert took[0] - took[1] == pytest.approx(fetched / FAST.fetched, rel=0.01)
 
 
 def test_a_finished_run_replaces_the_assumption() -> None:
     on = Device("cpu", "a CPU", 64 * GIB, 60 * GIB, "float32", "")
-    forecast, plan = Forecast(), plan_of(64, kind="cpu")
-    request = TextToImage.parse(prompt="a fox", seed=1, width=512, height=512).resolved("full")
-    before = forecast.check(request, "full", (512, 512), on, plan)
-    forecast.learn(request, "full", (512, 512), {"loading": 99.0, "encoding": 1.0, "denoising": 30.0, "decoding": 1.0})
-    after = forecast.check(request, "full", (512, 512), on, plan)
+    forecast, plan, drawing = Forecast(), plan_of(64, kind="cpu"), work(side=512)
+    before = forecast.estimate(drawing, on, plan)
+    forecast.learn(drawing, {"loading": 99.0, "encoding": 1.0, "denoising": 30.0, "decoding": 1.0})
+    after = forecast.estimate(drawing, on, plan)
     assert (before.source, after.source) == ("assumed", "measured")
-    whole = work(side=512).flops / (8 * step_flops("full", 512, 512))
+    whole = drawing.flops / (8 * step_flops("full", 512, 512))
     assert after.seconds == pytest.approx(30.0 * whole)
     assert 1 < whole < 1.1
-    forecast.learn(request, "full", (512, 512), {"total": 1.0})  # a run that drew nothing teaches nothing
-    assert forecast.check(request, "full", (512, 512), on, plan) == after
+    forecast.learn(drawing, {"total": 1.0})  # a run that drew nothing teaches nothing
+    assert forecast.estimate(drawing, on, plan) == after
+
+
+def test_an_enlargement_rests_on_what_its_own_network_took() -> None:
+    on = Device("cpu", "a CPU", 64 * GIB, 60 * GIB, "float32", "")
+    forecast, plan = Forecast(), plan_of(64, kind="cpu")
+    alone, other = work("upscale", denoise=0), work("upscale", denoise=0, upscaler="fast")
+    forecast.learn(alone, {"upscaling": 7.0})
+    assert forecast.estimate(alone, on, plan).seconds == pytest.approx(7.0)
+    sources = [forecast.estimate(one, on, plan).source for one in (alone, other, work("upscale"))]
+    assert sources == ["measured", "assumed", "assumed"]
 
 
 @pytest.mark.parametrize(("taken", "text"), [(0.2, "1 s"), (45, "45 s"), (600, "10 minutes"), (9000, "2.5 hours")])
 def test_durations_are_said_as_people_say_them(taken: float, text: str) -> None:
-    assert estimate.duration_text(taken) == text
+    assert str(estimate.duration_text(taken)) == text
 
 
 # --- memory, and what is hopeless
@@ -147,8 +156,9 @@ def test_memory_grows_with_the_picture_and_shrinks_with_the_plan() -> None:
 def test_usual_requests_are_let_through_on_every_machine_that_has_a_plan() -> None:
     for gigabytes in (6, 8, 12, 16, 24, 32, 48, 80, 141):
         for mode in ("generate", "controlnet"):
-            found = check(work(mode, steps=9), plan_of(gigabytes, mode), "bfloat16", FAST)
-            assert found.bytes <= gigabytes * GIB
+            plan = plan_of(gigabytes, mode)
+            check(work(mode, steps=9), plan, "bfloat16", FAST)
+            assert peak_bytes(work(mode, steps=9), plan, "bfloat16") <= gigabytes * GIB
     for gigabytes in (8, 16, 24, 64):
         plan = memory_plan("cpu", gigabytes * GIB, None, gigabytes * GIB, "generate")
         check(work(), plan, "float32", assumed("cpu", cores=2))
@@ -157,37 +167,36 @@ def test_usual_requests_are_let_through_on_every_machine_that_has_a_plan() -> No
 def test_what_cannot_fit_is_refused_with_the_nearest_that_does() -> None:
     plan = plan_of(6, "controlnet")
     with pytest.raises(RequestError) as raised:
-        check(Work("full", "controlnet", 9, 2048, 1536), plan, "float32", FAST)
+        check(work("controlnet", steps=9, side=2048, height=1536), plan, "float32", FAST)
     values = raised.value.values
     assert values["field"] == "image"
     width, height = map(int, values["nearest"].split(" x "))
     assert width / height == pytest.approx(2048 / 1536, rel=0.05)
     assert width % 16 == height % 16 == 0
-    check(Work("full", "controlnet", 9, width, height), plan, "float32", FAST)
+    check(work("controlnet", steps=9, side=width, height=height), plan, "float32", FAST)
     with pytest.raises(RequestError):
-        check(Work("full", "controlnet", 9, width + 64, height + 64), plan, "float32", FAST)
+        check(work("controlnet", steps=9, side=width + 64, height=height + 64), plan, "float32", FAST)
 
 
 def test_what_would_take_days_is_refused_with_the_steps_that_do_not() -> None:
     plan = memory_plan("cpu", 64 * GIB, None, 64 * GIB, "generate")
     two_cores = assumed("cpu", cores=2)
     with pytest.raises(RequestError) as raised:
-        check(work(steps=100, cfg=4.0, side=2048), plan, "float32", two_cores)
+        check(work(steps=100, cfg=4.0, model="base", side=2048), plan, "float32", two_cores)
     values = raised.value.values
     assert values["field"] == "steps"
-    assert "hours" in values["allowed"]
+    assert "hours" in str(values["allowed"])
     steps = values["nearest"]
-    found = check(work(steps=steps, cfg=4.0, side=2048), plan, "float32", two_cores)
-    assert found.seconds <= estimate.HOPELESS_SECONDS
-    one_more = foresee(work(steps=steps + 1, cfg=4.0, side=2048), plan, "float32", two_cores)
-    assert one_more.seconds > estimate.HOPELESS_SECONDS
+    possible, hopeless = (work(steps=taken, cfg=4.0, model="base", side=2048) for taken in (steps, steps + 1))
+    check(possible, plan, "float32", two_cores)
+    assert two_cores.seconds(possible, plan) <= estimate.HOPELESS_SECONDS < two_cores.seconds(hopeless, plan)
 
 
 def test_the_miniature_is_never_hopeless() -> None:
     plan = memory_plan("cpu", GIB, GIB, GIB, "generate", "mini")
-    found = check(Work("mini", "generate", 100, 128, 128, 4.0), plan, "float32", assumed("cpu", cores=1))
-    assert found.seconds < 60
-    assert math.isfinite(found.bytes)
+    drawing, slow = Work("mini", 100, 128, 128, cfg=4.0), assumed("cpu", cores=1)
+    check(drawing, plan, "float32", slow)
+    assert slow.seconds(drawing, plan) < 60
 
 
 def test_an_enlargement_that_would_take_days_is_refused_before_anything_is_drawn(
@@ -203,7 +212,7 @@ def test_an_enlargement_that_would_take_days_is_refused_before_anything_is_drawn
     Image.new("RGB", (2048, 2048)).save(tmp_path / "large.png")
     engine = Engine(Settings(device="cpu", memory_gb=64))
     # No real weights on a test machine; none is opened before the request is judged.
-    monkeypatch.setattr(engine, "weights_in_use", lambda *_: inventory.Chosen("full", {}, "nowhere", ""))
+    monkeypatch.setattr(engine.worker, "weights", lambda *_: inventory.Chosen("full", {}, "nowhere", ""))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)  # a figure for two cores, whatever this machine has
     *_, last = engine.run(Upscale.parse(image=str(tmp_path / "large.png"), steps=50))
     assert isinstance(last, Failure)

@@ -21,6 +21,7 @@ from engine import Engine, Settings
 from hub import checkpoint, parts
 from tests.helpers import loras
 from tests.helpers.loras import random_pairs, write
+from tests.helpers.workers import pipeline_of, worker_of
 
 PAIRS = random_pairs()
 ALPHA = "lora_unet_layers_0_attention_to_q.alpha"
@@ -88,7 +89,7 @@ def test_file_is_judged_before_anything_is_loaded(tmp_path: Path) -> None:
     assert isinstance(failure, Failure)
     assert (failure.code, failure.exit_code, failure.values["field"]) == ("bad_request", 2, "lora")
     assert failure.text.endswith("this looks like one for FLUX")
-    assert engine._pipeline is None
+    assert worker_of(engine).pipeline is None
 
 
 def test_unusable_files_are_failures_and_the_next_request_works(
@@ -131,7 +132,7 @@ def test_no_file_whatever_its_numbers_takes_away_what_is_loaded(
 
     number = itertools.count()
     before = draw(steps=2).png
-    loaded = engine._pipeline
+    loaded = pipeline_of(engine)
     bad = [
         *(told(lora_adapter_metadata=f'{{"lora_alpha": {one}}}') for one in NO_NUMBERS),
         *(told(lora_adapter_metadata=f'{{"alpha_pattern": {{"to_q": {one}}}}}') for one in NO_NUMBERS),
@@ -148,7 +149,7 @@ def test_no_file_whatever_its_numbers_takes_away_what_is_loaded(
         assert (failure.code, failure.values["field"]) == ("bad_request", "lora"), failure.text
         assert not events
         assert len(failure.text) < 400
-        assert engine._pipeline is loaded
+        assert pipeline_of(engine) is loaded
     # What only adorns is left out, and the LoRA is as good as ever.
     drawn = draw(steps=2, lora=str(told())).png
     adorning = ("ss_num_train_images", "trigger_words", "ss_tag_frequency", "modelspec.title", "sshs_model_hash")
@@ -160,7 +161,7 @@ def test_no_file_whatever_its_numbers_takes_away_what_is_loaded(
         assert isinstance(result, Result), result
         assert pixels(result.png) == pixels(drawn)
         assert Stage("loading", "program") not in events
-    assert engine._pipeline is loaded
+    assert pipeline_of(engine) is loaded
     *events, result = engine.run(ask())
     assert not any(isinstance(event, Stage) and event.name == "loading" for event in events)
     assert isinstance(result, Result)

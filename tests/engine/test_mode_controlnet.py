@@ -28,6 +28,7 @@ from hub import inventory, parts
 from hub.checkpoint import model_hash
 from images import preprocess, reading
 from tests.helpers import sparse
+from tests.helpers.workers import pipeline_of, worker_of
 
 PROMPT = "a fox on a black background"
 
@@ -311,8 +312,7 @@ def test_scale_0_draws_what_text_alone_does(engine: Engine, sketch: Path) -> Non
 
 def test_the_controlnet_is_loaded_when_it_is_first_used(engine: Engine, sketch: Path) -> None:
     engine.draw(TextToImage.parse(prompt=PROMPT, steps=1))
-    assert engine._pipeline is not None
-    assert engine._pipeline.pipe.controlnet is None
+    assert pipeline_of(engine).pipe.controlnet is None
     for expected in (["ControlNet"], []):
         stages = [event for event in engine.run(ask(sketch, steps=1)) if isinstance(event, Stage)]
         assert [stage.detail for stage in stages if stage.name == "loading"] == expected
@@ -346,7 +346,7 @@ def test_only_recent_previews_are_kept(engine: Engine, sketch: Path) -> None:
 
     for low in range(KEPT + 3):
         engine.control_image(Preprocess.parse(image=str(sketch), canny_low=low))
-    assert len(engine._controls) == KEPT
+    assert len(worker_of(engine).controls) == KEPT
 
 
 def test_the_control_image_has_the_size_of_the_picture(engine: Engine, sketch: Path) -> None:

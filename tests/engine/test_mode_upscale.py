@@ -26,6 +26,7 @@ from diffusion.image_to_image import InputImageUnit
 from diffusion.memory import MemoryPlan, memory_plan
 from diffusion.pipeline import Pipeline
 from engine import Engine, Settings, estimate, mode_upscale
+from engine.modes import MODES
 from hub import inventory
 from images import reading
 from tests.helpers.plans import plan_with
@@ -371,17 +372,16 @@ def test_an_estimate_gives_sizes_and_learns(engine: Engine, picture: Callable[..
 def test_an_estimate_counts_every_tile_of_every_step_and_what_is_fetched_for_it() -> None:
     roomy = memory_plan("cuda", 80 << 30, 80 << 30, 128 << 30, Upscale.mode)
     streamed = memory_plan("cuda", 8 << 30, 8 << 30, 64 << 30, Upscale.mode)
-    drawing = estimate.Throughput(1e14, 1e10)
-    request = Upscale.parse(image="-", denoise=0.33).resolved("full")
+    speed = estimate.Speed(products=1e14, convolutions=1e14, fetched=1e10)
 
     def seconds(side: int, plan: MemoryPlan, **changed: object) -> float:
-        wanted = request.model_copy(update=changed)
+        """The seconds of the refinement of a square picture alone."""
+        requests = [Upscale.parse(image="-", **{"denoise": 0.33, **changed, **also}) for also in ({}, {"denoise": 0.0})]
         refined, plain = (
-            mode_upscale.estimate((side, side), one, "full", plan, "cuda", 1e-14, drawing)
-            for one in (wanted, wanted.model_copy(update={"denoise": 0.0}))
+            MODES["upscale"].work(request.resolved("full"), "full", (2 * side, 2 * side), plan) for request in requests
         )
-        assert plain.refined == 0
-        return refined.seconds - plain.seconds
+        assert plain.steps == 0
+        return speed.seconds(refined, plan) - speed.seconds(plain, plan)
 
     one = seconds(512, roomy)
     assert one == pytest.approx(5 * 56e12 / 1e14, rel=0.1)  # DiffSynth's 449 TFLOP for eight steps, and the VAE

@@ -4,6 +4,7 @@ import contextlib
 import http.server
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -22,11 +23,16 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from core.errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalError, StudioError
-from core.events import Failure, Result
-from core.request import ControlNet, TextToImage, Upscale
-from engine import Engine, Settings, estimate, zerogpu
-from engine.zerogpu import Task
+from core.errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalError, SpaceOutOfMemory, StudioError
+from core.request import ControlNet, Resolved, TextToImage, Upscale
+from core.upload import Upload
+from diffusion.memory import memory_plan
+from engine import Settings, worker_zerogpu, zerogpu
+from engine.estimate import Work
+from engine.mode import Drawn, Job, Prepared
+from engine.modes import MODES
+from engine.worker_zerogpu import PackedWorker, Task
+from hub.inventory import Chosen
 from hub.parts import PARTS
 from tests.helpers import sparse
 
@@ -36,16 +42,36 @@ VAE = PARTS["vae"]
 NATIVE = (1024, 1024)
 
 
-def turbo(**values: object) -> TextToImage:
+ROOMY = memory_plan("cuda", 80 << 30, None, 64 << 30, "controlnet")
+
+
+def turbo(**values: object) -> Resolved:
     return TextToImage.parse(prompt="a fox", **values).resolved("full")
 
 
-def base(**values: object) -> TextToImage:
+def base(**values: object) -> Resolved:
     return turbo(model="base", **values)
 
 
-def controlnet(**values: object) -> ControlNet:
-    return ControlNet.parse(prompt="a fox", image="x.png", **values).resolved("full")
+def controlnet(**values: object) -> Resolved:
+    return ControlNet.parse(prompt="a fox", image="x.png", **values).resolved("full", {"image": Upload("x.png", b"x")})
+
+
+def upscale(**values: object) -> Resolved:
+    return Upscale.parse(image="x.png", **values).resolved("full")
+
+
+def work(request: Resolved, size: tuple[int, int]) -> Work:
+    return MODES[request.mode].work(request, "full", size, ROOMY)
+
+
+def seconds(request: Resolved, size: tuple[int, int] = NATIVE) -> float:
+    """The seconds that a request is taken to hold the GPU."""
+    return zerogpu.estimate(work(request, size), lora=bool(request.lora_name))
+
+
+def task(request: Resolved, size: tuple[int, int] = NATIVE, **values: Any) -> Task:
+    return Task(Job(request, Chosen("full", {}, "", ""), Prepared(size)), seconds(request, size), **values)
 
 
 # --- how many seconds ---------------------------------------------------------------------------------------------
@@ -53,63 +79,61 @@ def controlnet(**values: object) -> ControlNet:
 
 def test_elsewhere_the_decorator_is_the_identity_and_needs_no_spaces() -> None:
     code = (
-        "import sys; sys.modules['spaces'] = None; from engine import zerogpu; "
-        "print(zerogpu.ACTIVE, zerogpu._on_gpu.__module__)"
+        "import sys; sys.modules['spaces'] = None; from engine import worker_zerogpu, zerogpu; "
+        "print(zerogpu.ACTIVE, worker_zerogpu.on_gpu.__module__)"
     )
     environ = {name: value for name, value in os.environ.items() if not name.startswith("SPACES_")}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True)
-    assert done.stdout.split() == ["False", "engine.zerogpu"], done.stderr
+    assert done.stdout.split() == ["False", "engine.worker_zerogpu"], done.stderr
 
-    def task() -> None: ...
+    def lent() -> None: ...
 
-    assert zerogpu._gpu(duration=5)(task) is task
+    assert zerogpu.lend(duration=5)(lent) is lent
 
 
 def test_the_estimate_grows_with_model_steps_area_controlnet_and_lora() -> None:
-    plain = zerogpu.estimate(turbo(), NATIVE)
-    assert zerogpu.estimate(base(), NATIVE) > plain
-    assert zerogpu.estimate(turbo(steps=16), NATIVE) > plain
-    assert zerogpu.estimate(turbo(), (2048, 2048)) > plain
-    assert zerogpu.estimate(turbo(lora="x.safetensors"), NATIVE) > plain
-    assert zerogpu.estimate(controlnet(steps=8), NATIVE) > plain
+    plain = seconds(turbo())
+    assert seconds(base()) > plain
+    assert seconds(turbo(steps=16)) > plain
+    assert seconds(turbo(), (2048, 2048)) > plain
+    assert seconds(turbo(lora="x.safetensors")) > plain
+    assert seconds(controlnet(steps=8)) > plain
     # ControlNet's size is its picture's, which the request does not hold
-    assert zerogpu.estimate(controlnet(), (2048, 2048)) > zerogpu.estimate(controlnet(), NATIVE)
+    assert seconds(controlnet(), (2048, 2048)) > seconds(controlnet())
 
 
 def test_upscale_counts_what_comes_out_and_redraws_large_pictures_in_tiles() -> None:
-    def work(side: int, **values: object) -> float:
-        request = Upscale.parse(image="x.png", **values).resolved("full")
-        return zerogpu.estimate(request, (side, side)) - zerogpu.START_SECONDS
+    def computing(side: int, **values: object) -> float:
+        return seconds(upscale(**values), (side, side)) - zerogpu.START_SECONDS
 
-    assert 16 * work(1024) < work(4096) < 16 * estimate.TILE_OVERLAP * work(1024)
-    assert work(2048, steps=10) > 1.8 * work(2048)
+    assert computing(4096) > 16 * computing(1024)
+    assert computing(2048, steps=10) > 1.8 * computing(2048)
     # the enlargement alone: 9.4 TFLOP from 512 x 512
-    assert work(1024, denoise=0) * zerogpu.FLOP_PER_SECOND == pytest.approx(9.4e12, rel=0.01)
-    assert work(1024, denoise=0, upscaler="fast") < work(1024, denoise=0) / 20
+    assert computing(1024, denoise=0) * zerogpu.FLOP_PER_SECOND == pytest.approx(9.4e12, rel=0.01)
+    assert computing(1024, denoise=0, upscaler="fast") < computing(1024, denoise=0) / 20
 
 
 @pytest.mark.parametrize(
-    ("task", "seconds"),
+    ("wanted", "asked"),
     [
-        (Task(turbo(), NATIVE), 60),
-        (Task(base(steps=100), (2048, 2048)), 180),
-        (Task(base(steps=100), (2048, 2048), multiplier=2), 180),
-        (Task(turbo(), NATIVE, at_most=25), 25),
-        (Task(base(steps=100), (2048, 2048), at_most=100), 100),
-        (Task(turbo(), NATIVE, at_most=500), 60),
+        (task(turbo()), 60),
+        (task(base(steps=100), (2048, 2048)), 180),
+        (task(base(steps=100), (2048, 2048), multiplier=2), 180),
+        (task(turbo(), at_most=25), 25),
+        (task(base(steps=100), (2048, 2048), at_most=100), 100),
+        (task(turbo(), at_most=500), 60),
     ],
 )
-def test_what_is_asked_for_is_clamped(task: Task, seconds: int) -> None:
-    assert zerogpu.seconds_asked(task) == seconds
+def test_what_is_asked_for_is_clamped(wanted: Task, asked: int) -> None:
+    assert wanted.seconds == asked
 
 
 def test_the_multiplier_counts_before_clamping() -> None:
-    task = Task(base(), (2048, 2048))
-    expected = zerogpu.estimate(task.request, task.size)
-    assert 60 < expected < 180
-    assert zerogpu.seconds_asked(task) == pytest.approx(expected, abs=1)
-    assert zerogpu.seconds_asked(Task(task.request, task.size, multiplier=2)) == 180
-    assert zerogpu.seconds_asked(Task(turbo(), NATIVE, multiplier=2)) == 120  # twice the least
+    large = task(base(), (2048, 2048))
+    assert 60 < large.expected < 180
+    assert large.seconds == pytest.approx(large.expected, abs=1)
+    assert task(base(), (2048, 2048), multiplier=2).seconds == 180
+    assert task(turbo(), multiplier=2).seconds == 120  # twice the least
 
 
 # --- what its errors mean -----------------------------------------------------------------------------------------
@@ -157,48 +181,49 @@ def test_only_this_module_knows_the_titles() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "refusal", "again"),
+    ("first", "refusal", "second"),
     [
-        (Task(base(), (2048, 1536)), GpuAborted("-"), {"multiplier": 2.0}),
-        (Task(base(), (2048, 1536), multiplier=2.0), GpuAborted("-"), None),
-        (Task(base(steps=100), (2048, 2048)), GpuAborted("-"), None),  # at 180 already
-        (Task(turbo(), NATIVE), GpuQuota("-", fits=40), {"at_most": 40}),
-        (Task(turbo(), NATIVE), GpuQuota("-", fits=10), None),  # the picture itself takes longer
-        (Task(turbo(), NATIVE, at_most=40), GpuQuota("-", fits=30), None),  # once
-        (Task(turbo(), NATIVE), GpuQuota("-"), None),
-        (Task(turbo(), NATIVE), GpuBusy("-"), None),
+        (task(base(), (2048, 1536)), GpuAborted("-"), {"multiplier": 2.0}),
+        (task(base(), (2048, 1536), multiplier=2.0), GpuAborted("-"), None),
+        (task(base(steps=100), (2048, 2048)), GpuAborted("-"), None),  # at 180 already
+        (task(turbo()), GpuQuota("-", fits=40), {"at_most": 40}),
+        (task(turbo()), GpuQuota("-", fits=10), None),  # the picture itself takes longer
+        (task(turbo(), at_most=40), GpuQuota("-", fits=30), None),  # once
+        (task(turbo()), GpuQuota("-"), None),
+        (task(turbo()), GpuBusy("-"), None),
     ],
 )
-def test_what_is_tried_again(task: Task, refusal: StudioError, again: dict[str, Any] | None) -> None:
-    found = zerogpu._another_try(task, refusal)
-    assert found == (again and Task(**{**vars(task), **again}))
+def test_what_is_tried_again(first: Task, refusal: StudioError, second: dict[str, Any] | None) -> None:
+    found = worker_zerogpu.another_try(first, refusal)
+    assert found == (second and Task(**{**vars(first), **second}))
 
 
 def test_a_task_is_pickled_whole() -> None:
-    import pickle
-
-    from images import preprocess
-
-    prepared = preprocess.Control(Image.new("RGB", (16, 16), "red"), "0" * 64)
-    for task in (Task(controlnet(), NATIVE, prepared), Task(Upscale.parse(image="x.png").resolved("full"), (64, 64))):
-        again = pickle.loads(pickle.dumps(task))
-        assert (again.request, again.size, again.multiplier) == (task.request, task.size, task.multiplier)
-        assert task.prepared is None or again.prepared.image.tobytes() == prepared.image.tobytes()
-    assert zerogpu._on_gpu.__qualname__ == "_on_gpu"  # at module level: a fork finds it by its name
+    prepared = Prepared((16, 16), Image.new("RGB", (16, 16), "red"), inputs={"image": "sha256:0"})
+    for request in (controlnet(), upscale(), turbo()):
+        sent = Task(Job(request, Chosen("full", {}, "", ""), prepared), 1.0)
+        arrived = pickle.loads(pickle.dumps(sent))
+        assert arrived.job.request == request
+        assert arrived.job.request.uploads == request.uploads
+        assert arrived.job.prepared.image.tobytes() == prepared.image.tobytes()
+    drawn = Drawn(prepared.image, seconds={"total": 1.0})
+    assert pickle.loads(pickle.dumps(drawn)).image.tobytes() == prepared.image.tobytes()
+    assert worker_zerogpu.on_gpu.__qualname__ == "on_gpu"  # at module level: a fork finds it by its name
 
 
 def test_without_a_visitor_it_is_refused() -> None:
     with pytest.raises(GpuNoVisitor) as refused:
-        next(zerogpu.carry_out(Task(turbo(), NATIVE)))
+        next(worker_zerogpu.carry_out(task(turbo())))
     assert refused.value.http_status == 503
     assert "gradio_client" in str(refused.value)
 
 
 def test_where_memory_ends_a_task_fails_and_the_models_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPACE_ID", "someone/z-image-studio")
-    engine = Engine(Settings(weights="mini", device="cpu"))
-    engine.load_for_zerogpu()
-    pipeline, calls = engine._pipeline, []
+    worker = PackedWorker(Settings(weights="mini", device="cpu"))
+    worker.pack()
+    chosen = worker.weights("generate", "turbo", "auto")
+    pipeline, calls = worker.pipeline, []
 
     def exhausted(**_: object) -> None:  # in place of a card that is too small, which cannot be arranged here
         calls.append(1)
@@ -206,14 +231,11 @@ def test_where_memory_ends_a_task_fails_and_the_models_stay(monkeypatch: pytest.
 
     with monkeypatch.context() as patched:
         patched.setattr(pipeline, "text_to_image", exhausted)
-        *_, last = engine._in_fork(Task(TextToImage.parse(prompt="a fox").resolved("mini"), (128, 128)))
-    assert isinstance(last, Failure)
-    assert last.code == "space_out_of_memory"
+        with pytest.raises(SpaceOutOfMemory, match="ask for a smaller one"):  # what a visitor can do, and nothing else
+            list(worker.draw(TextToImage.parse(prompt="a fox").resolved("mini"), chosen))
     assert len(calls) == 1
-    assert "ask for a smaller one" in last.text  # what a visitor can do, and nothing else
-    assert engine._pipeline is pipeline
-    *_, last = engine._in_fork(Task(TextToImage.parse(prompt="a fox", steps=1).resolved("mini"), (128, 128)))
-    assert isinstance(last, Result)
+    assert worker.pipeline is pipeline
+    assert list(worker.draw(TextToImage.parse(prompt="a fox", steps=1).resolved("mini"), chosen))
 
 
 # --- with the real package ----------------------------------------------------------------------------------------
@@ -431,10 +453,10 @@ def test_aborted_and_overdrawn_tasks_are_tried_once_more(tmp_path: Path) -> None
         )
         assert done.returncode == 0, done.stderr.decode()
         once, twice, quota = json.loads(done.stdout.splitlines()[-1])
-        assert once == ["Retry", "Result", "The Space took its GPU back after 60 s; trying once more with 120 s."]
+        assert once == ["Retry", "Drawn", "The Space took its GPU back after 60 s; trying once more with 120 s."]
         assert twice[:2] == ["Retry", "GpuAborted"]
         assert "after 120 s" in twice[2]
-        assert quota == ["Result"]
+        assert quota == ["Drawn"]
         assert [asked["durationSeconds"] for asked in lender.named("/schedule")] == ["60", "120"] * 2 + ["60", "40"]
 
 

@@ -21,12 +21,14 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     import torch
+
+    from engine import worker_zerogpu
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
@@ -36,6 +38,17 @@ def _spaces_without_cuda() -> None:
     import spaces  # noqa: F401
 
     del sys.modules["torch"]
+
+
+def _task() -> worker_zerogpu.Task:
+    """Return a task that needs the least of a GPU's time."""
+    from core.request import TextToImage
+    from engine import worker_zerogpu
+    from engine.mode import Job, Prepared
+    from hub.inventory import Chosen
+
+    request = TextToImage.parse(prompt="a fox").resolved("mini")
+    return worker_zerogpu.Task(Job(request, Chosen("mini", {}, "", ""), Prepared((128, 128))), 20.0)
 
 
 def page() -> None:
@@ -53,14 +66,14 @@ def direct() -> None:
     import gradio as gr
     from gradio.context import LocalContext
 
-    from core.events import Event, Step
-    from core.request import TextToImage
-    from engine import zerogpu
+    from core.events import Step
+    from engine import worker_zerogpu
+    from engine.mode import Drawing
 
     with tempfile.TemporaryDirectory() as folder:
         seen = Path(folder) / "seen"
 
-        def work(task: zerogpu.Task) -> Iterator[Event]:
+        def draw(*_: object) -> Drawing:
             try:
                 for index in range(100):
                     with seen.open("a") as file:
@@ -71,16 +84,16 @@ def direct() -> None:
                 with seen.open("a") as file:
                     file.write(f"closed in {'the parent' if os.getpid() == parent else 'a fork'}\n")
                 raise
+            raise AssertionError("closed before its end")
 
         parent = os.getpid()
-        zerogpu.use(work)
+        worker_zerogpu.share(SimpleNamespace(draw=draw))
         with gr.Blocks() as blocks:
             pass
         blocks.launch(prevent_thread_lock=True, quiet=True)
         visitor = SimpleNamespace(headers=SimpleNamespace(get=lambda name: None))
         LocalContext.request.set(visitor)  # type: ignore[arg-type]  # as much of a request as is read
-        task = zerogpu.Task(TextToImage.parse(prompt="a fox").resolved("mini"), (128, 128))
-        events = zerogpu.carry_out(task)
+        events = worker_zerogpu.carry_out(_task())
         first = [next(events), next(events)]
         events.close()
         lines = seen.read_text().splitlines()
@@ -94,27 +107,29 @@ def retried() -> None:
 
     import gradio as gr
     from gradio.context import LocalContext
+    from PIL import Image
 
     from core.errors import StudioError
-    from core.events import Event, Result
-    from core.request import TextToImage
-    from engine import zerogpu
+    from engine import worker_zerogpu
+    from engine.mode import Drawing, Drawn
+    from engine.timing import Returning
 
-    def work(task: zerogpu.Task) -> Iterator[Event]:
-        yield Result(b"", {}, task.request, task.size, "mini", "", {})
+    def draw(*_: object) -> Drawing:
+        yield from ()
+        return Drawn(Image.new("RGB", (8, 8)))
 
-    zerogpu.use(work)
+    worker_zerogpu.share(SimpleNamespace(draw=draw))
     with gr.Blocks() as blocks:
         pass
     blocks.launch(prevent_thread_lock=True, quiet=True)
     visitor = SimpleNamespace(headers=SimpleNamespace(get={"x-ip-token": "a.e30.b"}.get))
     LocalContext.request.set(visitor)  # type: ignore[arg-type]  # as much of a request as is read
     runs = []
-    for prompt in ("aborted", "aborted twice", "quota"):
-        said = []
+    for _ in ("aborted", "aborted twice", "quota"):
+        said, events = [], Returning(worker_zerogpu.carry_out(_task()))
         try:
-            for event in zerogpu.carry_out(zerogpu.Task(TextToImage.parse(prompt=prompt).resolved("mini"), (128, 128))):
-                said += [type(event).__name__, *(str(note) for note in getattr(event, "notes", ()))]
+            said.extend(type(event).__name__ for event in events)
+            said += [type(events.value).__name__, *map(str, events.value.notes)]
         except StudioError as error:
             said += [type(error).__name__, str(error)]
         runs.append(said)
@@ -125,12 +140,12 @@ def retried() -> None:
 def emulated() -> None:
     import web.server  # noqa: F401 - imports `spaces` before torch can be used
     from core.request import WeightsChoice
-    from engine import Engine, Settings
+    from engine import Settings, worker_zerogpu
 
     weights = cast(WeightsChoice, os.environ.get("TEST_WEIGHTS", "mini"))  # the test names one
-    engine = Engine(Settings(weights=weights))
-    engine.load_for_zerogpu()
-    pipeline = engine._pipeline
+    worker = worker_zerogpu.PackedWorker(Settings(weights=weights))
+    worker.pack()
+    pipeline = worker.pipeline
     assert pipeline is not None
     pipe = pipeline.pipe
     parts: dict[str, torch.nn.Module | None] = {
@@ -154,10 +169,10 @@ def emulated() -> None:
     packed = sum(file.stat().st_size for file in offload.rglob("*") if file.is_file())
     for file in os.environ.get("TEST_DELETE", "").split(os.pathsep):
         Path(file).unlink() if file else None
-    chosen = engine.weights_in_use("generate", "turbo")
+    chosen = worker.weights("generate", "turbo", "auto")
     blocks.close()
     facts = {"devices": devices, "bytes": size, "before": before, "packed": packed, "kind": chosen.kind}
-    print(json.dumps(facts | {"fingerprints": engine._packed.fingerprints}))
+    print(json.dumps(facts | {"fingerprints": worker.fingerprints(chosen)}))
 
 
 def banner() -> None:
