@@ -1,4 +1,4 @@
-"""Fetches weights: asks a hub what there is, checks the disk, transfers several files at once, and says how far it is.
+"""Fetches weights: asks a hub what there is, checks the disk, transfers several files at once, and reports progress.
 
 `fetch` is a generator of events, so that closing it stops the transfers; what has arrived is kept, and the next call
 goes on from there. What a hub is like is its own module's matter (`hub.huggingface`, `hub.modelscope`). Writes into the
@@ -97,8 +97,11 @@ def fetch(
     yield plan
     if plan.left and plan.left + ROOM > plan.free:
         raise DownloadError(
-            f"{hub.folder} has {size_text(plan.free)} free, and {size_text(plan.left)} are still to come: make room, "
-            "or let HF_HOME (or MODELSCOPE_CACHE) name a folder on a larger disk",
+            "{folder} has {free_size} free, and {left_size} are still to come: make room, or let HF_HOME (or "
+            "MODELSCOPE_CACHE) name a folder on a larger disk",
+            folder=str(hub.folder),
+            free_size=size_text(plan.free),
+            left_size=size_text(plan.left),
             free=plan.free,
             left=plan.left,
         )
@@ -106,54 +109,77 @@ def fetch(
 
 
 def _transfer(hub: Hub, files: list[RemoteFile], have: int, plan: Planned, workers: int) -> Iterator[TransferEvent]:
-    todo: queue.SimpleQueue[RemoteFile] = queue.SimpleQueue()
-    for file in files:
-        todo.put(file)
-    events: queue.SimpleQueue[int | Fetched | Exception] = queue.SimpleQueue()
-    stop = threading.Event()
-
-    def report(count: int) -> None:
-        if stop.is_set():
-            raise _StoppedError
-        events.put(count)
-
-    def work() -> None:
-        try:
-            while not stop.is_set():
-                file = todo.get_nowait()
-                events.put(Fetched(file, _translated(hub, file.repo, hub.fetch, file, report)))
-        except queue.Empty:
-            pass
-        except Exception as error:  # raised again where the events are read
-            events.put(error)
-
-    # Daemons, so that Ctrl+C ends a process whose line is dead: what they leave in the cache is a file's beginning.
-    threads = [threading.Thread(target=work, name="download", daemon=True) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
     done, finished = have, 0
-    try:
+    with _Transfers(hub, files, workers) as transfers:
         while finished < len(files):
+            event = transfers.next_event()
+            if isinstance(event, Fetched):
+                yield event
+                finished += 1
+            else:
+                done += event
+            yield Progress(min(done, plan.total), plan.total, finished, len(files))
+
+
+class _Transfers:
+    """Threads that fetch files; leaving the `with` block stops them.
+
+    Args:
+        hub: where from.
+        files: what to fetch, in this order.
+        workers: how many threads.
+    """
+
+    def __init__(self, hub: Hub, files: Sequence[RemoteFile], workers: int) -> None:
+        self._hub = hub
+        self._waiting: queue.SimpleQueue[RemoteFile] = queue.SimpleQueue()
+        for file in files:
+            self._waiting.put(file)
+        self._events: queue.SimpleQueue[int | Fetched | Exception] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        # Daemons, so that Ctrl+C ends a process whose line is dead: what they leave in the cache is a file's beginning.
+        self._threads = [threading.Thread(target=self._work, name="download", daemon=True) for _ in range(workers)]
+
+    def __enter__(self) -> _Transfers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=2)
+
+    def next_event(self) -> int | Fetched:
+        """Wait for bytes that have arrived, or for a file that is whole; raise what ended a transfer."""
+        while True:
             try:
-                event = events.get(timeout=1)  # without one, Ctrl+C does nothing on Windows
+                event = self._events.get(timeout=1)  # without one, Ctrl+C does nothing on Windows
             except queue.Empty:
                 continue
             if isinstance(event, Exception):
                 raise event
-            if isinstance(event, int):
-                done += event
-            else:
-                yield event
-                finished += 1
-            yield Progress(min(done, plan.total), plan.total, finished, len(files))
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(timeout=2)
+            return event
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.is_set():
+                file = self._waiting.get_nowait()
+                path = _translated(self._hub, file.repo, self._hub.fetch, file, self._report)
+                self._events.put(Fetched(file, path))
+        except queue.Empty:
+            pass
+        except Exception as error:  # raised again where the events are read
+            self._events.put(error)
+
+    def _report(self, count: int) -> None:
+        if self._stop.is_set():
+            raise _StoppedError
+        self._events.put(count)
 
 
 def _translated(hub: Hub, repo: str, call: Callable[[*Given], Answer], *arguments: *Given) -> Answer:
-    """Call, and put what a library or the system raises into one of our sentences."""
+    """Call, and turn what a library or the system raises into one of our errors."""
     try:
         return call(*arguments)
     except (DownloadError, _StoppedError):
@@ -161,18 +187,18 @@ def _translated(hub: Hub, repo: str, call: Callable[[*Given], Answer], *argument
     except Exception as error:
         if (ours := hub.explain(error, repo)) is not None:
             raise ours from error
-        said: BaseException = error
-        if isinstance(error, NotWritten) and error.__cause__:  # what the system said of a file of ours
-            said = error.__cause__
-        if isinstance(said, OSError) and said.errno == errno.ENOSPC:
-            raise DownloadError(f"the disk with {hub.folder} is full: make room and run the same command again") from (
-                said
-            )
-        if isinstance(said, OSError) and said.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        cause: BaseException = error
+        if isinstance(error, NotWritten) and error.__cause__:  # a file of ours: the system's own error is behind it
+            cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            text = "the disk with {folder} is full: make room and run the same command again"
+            raise DownloadError(text, folder=str(hub.folder)) from cause
+        if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise DownloadError(
-                f"{said.filename or hub.folder} cannot be written ({said.strerror}): let HF_HOME (or "
-                "MODELSCOPE_CACHE) name a folder of yours"
-            ) from said
+                "{file} cannot be written ({reason}): let HF_HOME (or MODELSCOPE_CACHE) name a folder of yours",
+                file=str(cause.filename or hub.folder),
+                reason=cause.strerror,
+            ) from cause
         raise
 
 
@@ -184,7 +210,7 @@ def disk_free(folder: Path) -> int:
 
 
 def drop(broken: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Remove broken files from a Hugging Face cache, so that they are fetched anew.
+    """Remove broken files from a Hugging Face cache, so that they are fetched again.
 
     Returns:
         What was removed, and what was left because it does not lie in a cache and may be the user's own.

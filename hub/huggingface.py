@@ -1,18 +1,17 @@
 """The Hugging Face Hub: what a repository holds, and one file from it into the Hugging Face cache.
 
 huggingface_hub does the talking (endpoint, token, proxies, redirects, retries) and lays the cache out. What it lacks
-is added here: its downloads begin anew after an interruption, since each writes to a file of its own name and removes
+is added here: its downloads begin again after an interruption, since each writes to a file of its own name and removes
 it, and it does not hold a file against the hub's SHA-256. So a file is received into `blobs/<digest>.incomplete`,
 kept when the line breaks, checked, and only then given its name and its link in the snapshot. `hf_hub_download` would
 ask for the digest and the commit once more and take whatever is answered for a path, so it is not called.
-
-Only `download` uses this.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub import errors as hub_errors
@@ -23,14 +22,15 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # its types h
 )
 
 from core.errors import DownloadError
+from core.messages import Message
 from core.whole_file import write_whole
 from hub.checkpoint import digest_of
 from hub.parts import Part
-from hub.remote import RemoteFile, Report, hex_digits, plain_name, wanted
+from hub.remote import GOES_ON, RemoteFile, Report, hex_digits, plain_name, wanted
 
 REVISION = "main"
 CACHE_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n"  # by which backup tools know what they need not keep
-FULL_TRIES = 2  # a file whose content is wrong is fetched anew once
+FULL_TRIES = 2  # a file whose content is wrong is fetched once more
 
 
 class HuggingFace:
@@ -50,9 +50,10 @@ class HuggingFace:
     def files(self, part: Part) -> list[RemoteFile]:
         """Return the files that belong to a part, as the hub has them now."""
         info = HfApi(self.endpoint, token=self._token).model_info(part.repo, revision=REVISION, timeout=30)
-        names = [one.rfilename for one in info.siblings or [] if wanted(part, one.rfilename)]
+        names = [file.rfilename for file in info.siblings or [] if wanted(part, file.rfilename)]
         if not names:
-            raise DownloadError(f"{part.repo} at {self.endpoint} has no {part.pattern}")
+            text = "{repo} at {endpoint} has no {pattern}"
+            raise DownloadError(text, repo=part.repo, endpoint=self.endpoint, pattern=part.pattern)
         return [self._look(part.repo, plain_name(name, part.repo, self.endpoint)) for name in names]
 
     def _look(self, repo: str, name: str) -> RemoteFile:
@@ -61,11 +62,15 @@ class HuggingFace:
         found = get_hf_file_metadata(url, token=self._token, timeout=30, endpoint=self.endpoint)
         if found.etag is None or found.size is None or found.commit_hash is None:
             raise DownloadError(
-                f"{self.endpoint} does not answer as a hub does for {repo}/{name} (no etag, length or commit): "
-                "check HF_ENDPOINT and any proxy"
+                "{endpoint} does not answer as a hub does for {repo}/{name} (no etag, length or commit): check "
+                "HF_ENDPOINT and any proxy",
+                endpoint=self.endpoint,
+                repo=repo,
+                name=name,
             )
-        digest = hex_digits(found.etag, f"etag of {repo}/{name}", self.endpoint)
-        commit = hex_digits(found.commit_hash, f"commit of {repo}", self.endpoint)
+        etag = Message("digest", "etag of {repo}/{name}", repo=repo, name=name)
+        digest = hex_digits(found.etag, etag, self.endpoint)
+        commit = hex_digits(found.commit_hash, Message("commit", "commit of {repo}", repo=repo), self.endpoint)
         return RemoteFile(repo, name, found.size, digest, commit)
 
     def have(self, file: RemoteFile) -> int:
@@ -130,31 +135,37 @@ class HuggingFace:
             report(-file.size)
             partial.unlink()
         raise DownloadError(
-            f"{file.repo}/{file.name} arrived {FULL_TRIES} times with another content than {self.endpoint} announces: "
-            "a proxy or a mirror changes it; set HF_ENDPOINT to another, or try again later"
+            "{repo}/{name} arrived {tries} times with another content than {endpoint} announces: a proxy or a mirror "
+            "changes it; set HF_ENDPOINT to another, or try again later",
+            repo=file.repo,
+            name=file.name,
+            tries=FULL_TRIES,
+            endpoint=self.endpoint,
         )
 
     def explain(self, error: Exception, repo: str) -> DownloadError | None:
-        """Say what an error of huggingface_hub, or of the HTTP client under it, means and what to do."""
+        """Return what an error of huggingface_hub, or of the HTTP client under it, means and what to do."""
         if isinstance(error, hub_errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
             error = error.__cause__
-        where = f"{self.endpoint}/{repo}"
+        values: dict[str, Any] = {"where": f"{self.endpoint}/{repo}", "log_in": _LOG_IN}
         if isinstance(error, hub_errors.GatedRepoError):
-            what = f"{where} is for those who accepted its terms: do so on that page, then {_LOG_IN}"
+            text = "{where} is for those who accepted its terms: do so on that page, then {log_in}"
         elif isinstance(error, hub_errors.HfHubHTTPError):
-            what = _meaning(error.response.status_code).format(where=where)
+            values["status"] = error.response.status_code
+            text = _MEANINGS.get(error.response.status_code, "{where} answers {status}; try again later")
         elif isinstance(error, hub_errors.OfflineModeIsEnabled):
-            what = f"{where} is not asked: offline (HF_HUB_OFFLINE or --offline)"
+            text = "{where} is not asked: offline (HF_HUB_OFFLINE or --offline)"
         elif isinstance(error, _UNREACHABLE):
-            what = (
-                f"{where} cannot be reached, or stopped answering ({type(error).__name__}): check the connection and "
-                "any proxy; HF_ENDPOINT may name a mirror"
+            values["error"] = type(error).__name__
+            text = (
+                "{where} cannot be reached, or stopped answering ({error}): check the connection and any proxy; "
+                "HF_ENDPOINT may name a mirror"
             )
         elif isinstance(error, OSError) and "Consistency check failed" in str(error):  # http_get has no type for it
-            what = f"{where} sent another number of bytes than it announced"
+            text = "{where} sent another number of bytes than it announced"
         else:
             return None
-        return DownloadError(f"{what}. What has arrived is kept; the same command goes on from there", repo=repo)
+        return DownloadError(GOES_ON, what=Message("hub_error", text, **values), repo=repo)
 
     def _blob(self, file: RemoteFile) -> Path:
         return self._repo(file) / "blobs" / file.digest
@@ -173,19 +184,13 @@ _UNREACHABLE = (
     hub_errors.HTTPError,  # type: ignore[attr-defined]  # imported there, from the client
     hub_errors.FileMetadataError,
 )
-_LOG_IN = "set HF_TOKEN to a token that may read it (or run `hf auth login`)"
-
-
-def _meaning(status: int) -> str:
-    if status == 401:
-        return f"{{where}} answers 401: it does not exist, or asks for another login; {_LOG_IN}"
-    if status == 403:
-        return f"{{where}} answers 403: this login may not read it; {_LOG_IN}"
-    if status == 404:
-        return "{where} answers 404: it is not there; check HF_ENDPOINT if it names a mirror"
-    if status == 429:
-        return f"{{where}} answers 429: too many requests; wait some minutes, or {_LOG_IN}"
-    return f"{{where}} answers {status}; try again later"
+_LOG_IN = Message("log_in", "set HF_TOKEN to a token that may read it (or run `hf auth login`)")
+_MEANINGS = {
+    401: "{where} answers 401: it does not exist, or asks for another login; {log_in}",
+    403: "{where} answers 403: this login may not read it; {log_in}",
+    404: "{where} answers 404: it is not there; check HF_ENDPOINT if it names a mirror",
+    429: "{where} answers 429: too many requests; wait some minutes, or {log_in}",
+}
 
 
 def _partial(blob: Path) -> Path:

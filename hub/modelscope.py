@@ -1,9 +1,7 @@
 """ModelScope: what a repository holds there, and one file from it into the ModelScope cache.
 
 modelscope_hub resumes, fetches large files in several ranges, and holds each file against the listing's SHA-256 by
-itself; this only brings it into the shape that `download` asks for.
-
-Only `download` uses this.
+itself; this only brings it into the shape that `hub.download` asks for.
 """
 
 from __future__ import annotations
@@ -14,8 +12,9 @@ from modelscope_hub import FileInfo, HubApi, HubConfig, ProgressCallback, get_de
 from modelscope_hub import errors as hub_errors
 
 from core.errors import DownloadError
+from core.messages import Message
 from hub.parts import Part
-from hub.remote import RemoteFile, Report, hex_digits, plain_name, wanted
+from hub.remote import GOES_ON, RemoteFile, Report, hex_digits, plain_name, wanted
 
 REVISION = "master"
 
@@ -39,17 +38,18 @@ class ModelScope:
         """Return the files that belong to a part; some repositories go by another owner's name there."""
         repo = (*part.also, part.repo)[0]
         listed = self._api.list_repo_files(repo, "model", revision=REVISION)
-        found = [one for one in listed if one.type != "tree" and wanted(part, one.path)]
+        found = [file for file in listed if file.type != "tree" and wanted(part, file.path)]
         if not found:
-            raise DownloadError(f"{repo} at {self.endpoint} has no {part.pattern}")
+            text = "{repo} at {endpoint} has no {pattern}"
+            raise DownloadError(text, repo=repo, endpoint=self.endpoint, pattern=part.pattern)
         return [
-            RemoteFile(repo, plain_name(one.path, repo, self.endpoint), one.size, self._digest(repo, one))
-            for one in found
+            RemoteFile(repo, plain_name(file.path, repo, self.endpoint), file.size, self._digest(repo, file))
+            for file in found
         ]
 
     def _digest(self, repo: str, listed: FileInfo) -> str:
         """Return the digest that a listing gives a file; empty where it gives none."""
-        what = f"SHA-256 of {repo}/{listed.path}"
+        what = Message("digest", "SHA-256 of {repo}/{name}", repo=repo, name=listed.path)
         return hex_digits(listed.sha256, what, self.endpoint) if listed.sha256 else ""
 
     def have(self, file: RemoteFile) -> int:
@@ -75,16 +75,21 @@ class ModelScope:
         )
 
     def explain(self, error: Exception, repo: str) -> DownloadError | None:
-        """Say what an error of modelscope_hub means and what to do."""
-        where = f"{self.endpoint}/models/{repo}"
-        if isinstance(error, hub_errors.AuthenticationError | hub_errors.PermissionDeniedError):
-            what = f"{where} asks for another login: set MODELSCOPE_API_TOKEN to a token that may read it"
-        elif isinstance(error, hub_errors.NotExistError):
-            what = f"{where} is not there; leave out `--hub modelscope` to ask the Hugging Face Hub"
-        elif isinstance(error, hub_errors.NetworkError):
-            what = f"{where} cannot be reached, or stopped answering: check the connection and any proxy"
-        elif isinstance(error, hub_errors.HubError):
-            what = f"{where}: {error}"
-        else:
+        """Return what an error of modelscope_hub means and what to do."""
+        text = next((text for kind, text in _MEANINGS if isinstance(error, kind)), None)
+        if text is None:
             return None
-        return DownloadError(f"{what}. What has arrived is kept; the same command goes on from there", repo=repo)
+        what = Message("hub_error", text, where=f"{self.endpoint}/models/{repo}", error=str(error))
+        return DownloadError(GOES_ON, what=what, repo=repo)
+
+
+# In this order: the last is the base class of the others.
+_MEANINGS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+    (
+        (hub_errors.AuthenticationError, hub_errors.PermissionDeniedError),
+        "{where} asks for another login: set MODELSCOPE_API_TOKEN to a token that may read it",
+    ),
+    (hub_errors.NotExistError, "{where} is not there; leave out `--hub modelscope` to ask the Hugging Face Hub"),
+    (hub_errors.NetworkError, "{where} cannot be reached, or stopped answering: check the connection and any proxy"),
+    (hub_errors.HubError, "{where}: {error}"),
+)

@@ -1,4 +1,4 @@
-"""What `download` asks of a hub: the contract that `hub.huggingface` and `hub.modelscope` fulfil."""
+"""What `hub.download` asks of a hub: the contract that `hub.huggingface` and `hub.modelscope` fulfil."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from core.errors import DownloadError
+from core.messages import Message
 from hub.parts import Part
 
 NAMES = ("huggingface", "modelscope")
 
 LONGEST = 255  # bytes of a file's name, without its folder; what common file systems take
+
+# What ends every sentence of `Hub.explain`.
+GOES_ON = "{what}. What has arrived is kept; the same command goes on from there"
 
 Report = Callable[[int], None]  # bytes that arrived; fewer than none where some had to be thrown away
 
@@ -50,7 +54,7 @@ class Hub(Protocol):
         """Make a file whole, going on from what is there, check it, and return where it lies."""
 
     def explain(self, error: Exception, repo: str) -> DownloadError | None:
-        """Put an error of the hub's library into a sentence; None where it is none of its own."""
+        """Return what an error of the hub's library means and what to do; None where it is none of its own."""
 
 
 def wanted(part: Part, name: str) -> bool:
@@ -75,12 +79,15 @@ def plain_name(name: str, repo: str, endpoint: str) -> str:
     if stays and all(part and not part.endswith((".", " ")) and len(part.encode()) <= LONGEST for part in parts):
         return name
     raise DownloadError(
-        f"{endpoint} lists a file of {repo} by the name {_shown(name)}, which might lead out of the cache: nothing is "
-        "fetched; check HF_ENDPOINT or MODELSCOPE_ENDPOINT and any proxy"
+        "{endpoint} lists a file of {repo} by the name {name}, which might lead out of the cache: nothing is fetched; "
+        "check HF_ENDPOINT or MODELSCOPE_ENDPOINT and any proxy",
+        endpoint=endpoint,
+        repo=repo,
+        name=_shown(name),
     )
 
 
-def hex_digits(text: str, what: str, endpoint: str) -> str:
+def hex_digits(text: str, what: Message, endpoint: str) -> str:
     """Return a hub's digest or commit, in lowercase, once it is one: other texts would be paths in the cache.
 
     Raises:
@@ -89,8 +96,11 @@ def hex_digits(text: str, what: str, endpoint: str) -> str:
     if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", text.lower()):
         return text.lower()
     raise DownloadError(
-        f"{endpoint} answers {_shown(text)} as the {what}, where a hub answers 40 or 64 hex digits: nothing is "
-        "fetched; check HF_ENDPOINT or MODELSCOPE_ENDPOINT and any proxy"
+        "{endpoint} answers {answer} as the {what}, where a hub answers 40 or 64 hex digits: nothing is fetched; check "
+        "HF_ENDPOINT or MODELSCOPE_ENDPOINT and any proxy",
+        endpoint=endpoint,
+        answer=_shown(text),
+        what=what,
     )
 
 
