@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from core import bounded
+from core.messages import Message
 
 MAX_HEADER = 25_000_000  # bytes; the hub's own limit (huggingface_hub.constants.SAFETENSORS_MAX_HEADER_LENGTH)
 HASHED_WHOLE = 256_000_000  # bytes; above it a fingerprint samples: reading 10 GB takes longer than a picture
@@ -27,6 +28,33 @@ MAX_TENSORS = 20_000
 MAX_NAME = 500  # characters of a tensor's name
 MAX_DIMENSIONS = 8
 MAX_SIDE = 1 << 40  # numbers along one dimension
+
+
+class UnusableError(ValueError):
+    """A file or folder is not what it should be.
+
+    Args:
+        text: the template of a sentence; what the sentence is about is its value `file`, or `folder`.
+        **values: what belongs into the template.
+
+    Attributes:
+        message: the sentence.
+    """
+
+    def __init__(self, text: str, /, **values: Any) -> None:
+        shown = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        self.message = Message("unusable", text, **shown)
+        super().__init__(str(self.message))
+
+    def of(self, file: Message) -> Message:
+        """Return the sentence with other words for the file than its path."""
+        return Message(self.message.code, self.message.text, **{**self.message.values, "file": file})
+
+
+def unreadable(file: Path | str | Message, error: OSError) -> Message:
+    """Return the sentence on a file that the system does not let us read."""
+    shown = file if isinstance(file, Message) else str(file)
+    return Message("unreadable", "{file} cannot be read ({reason})", file=shown, reason=error.strerror)
 
 
 @dataclass(frozen=True)
@@ -50,7 +78,7 @@ class Header:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Tensor name -> shape."""
-        return {name: one.shape for name, one in self.tensors.items()}
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
 
 
 # Bits per number of safetensors' dtypes (safetensors 0.8, tensor.rs).
@@ -63,7 +91,7 @@ def read_header(path: Path) -> Header:
     """Read a safetensors file's header, and check that the file is as long as the header says; kept for next time.
 
     Raises:
-        ValueError: it is not a safetensors file, or it is cut short; the message names the path.
+        UnusableError: it is not a safetensors file, or it is cut short.
         OSError: it cannot be read.
     """
     status = path.stat()
@@ -79,7 +107,7 @@ def parse_header(path: Path, limit: int = MAX_HEADER) -> Header:
     """Read a safetensors file's header of at most `limit` bytes, and check it against itself and the file's length.
 
     Raises:
-        ValueError: it is not a safetensors file, it is cut short, or its header contradicts itself.
+        UnusableError: it is not a safetensors file, it is cut short, or its header contradicts itself.
         OSError: it cannot be read.
     """
     with open(path, "rb") as file:
@@ -87,30 +115,38 @@ def parse_header(path: Path, limit: int = MAX_HEADER) -> Header:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         if start == b"version ":
-            raise ValueError(f"{path} is a Git LFS pointer, not the file that it stands for")
+            raise UnusableError("{file} is a Git LFS pointer, not the file that it stands for", file=path)
         if size < 8 or not 2 <= length <= limit:
-            raise ValueError(f"{path} is not a safetensors file")
+            raise UnusableError("{file} is not a safetensors file", file=path)
         text = file.read(length)
     if len(text) < length:
-        raise ValueError(f"{path} is cut short: {size:,} bytes are less than its header")
+        raise UnusableError("{file} is cut short: {size:,} bytes are less than its header", file=path, size=size)
     try:
         declared = json.loads(text, object_pairs_hook=_unique, parse_int=bounded.number)
         metadata = {name: _scalar(value) for name, value in (declared.pop("__metadata__", None) or {}).items()}
         if len(declared) > MAX_TENSORS:
             raise ValueError("too many")
-        tensors = {name: _tensor(name, one) for name, one in declared.items()}
+        tensors = {name: _tensor(name, facts) for name, facts in declared.items()}
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
-        raise ValueError(f"{path} is not a safetensors file: its header cannot be read") from None
-    end = 8 + length + max((one.end for one in tensors.values()), default=0)
-    if size != end:
-        raise ValueError(f"{path} is {'cut short' if size < end else 'too long'}: {size:,} of {end:,} bytes")
-    reached = 0
-    for name, one in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
-        bits = math.prod(one.shape) * _BITS.get(one.dtype, 0)
-        if one.dtype not in _BITS or one.begin != reached or -(-bits // 8) != one.end - one.begin:
-            raise ValueError(f"{path} is not a safetensors file: its header contradicts itself at {name[:200]!r}")
-        reached = one.end
+        raise UnusableError("{file} is not a safetensors file: its header cannot be read", file=path) from None
+    _check_extent(path, tensors, 8 + length, size)
     return Header(tensors, metadata, 8 + length)
+
+
+def _check_extent(path: Path, tensors: Mapping[str, Tensor], data_start: int, size: int) -> None:
+    """Refuse a file that is not as long as its header says, or whose tensors overlap or leave gaps."""
+    end = data_start + max((tensor.end for tensor in tensors.values()), default=0)
+    if size < end:
+        raise UnusableError("{file} is cut short: {size:,} of {whole:,} bytes", file=path, size=size, whole=end)
+    if size > end:
+        raise UnusableError("{file} is too long: {size:,} of {whole:,} bytes", file=path, size=size, whole=end)
+    reached = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        bits = math.prod(tensor.shape) * _BITS.get(tensor.dtype, 0)
+        if tensor.dtype not in _BITS or tensor.begin != reached or -(-bits // 8) != tensor.end - tensor.begin:
+            text = "{file} is not a safetensors file: its header contradicts itself at {tensor}"
+            raise UnusableError(text, file=path, tensor=repr(name[:200]))
+        reached = tensor.end
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -143,7 +179,7 @@ def model_hash(files: Sequence[Path]) -> str:
     The same as diffsynth.core.loader.file.hash_model_file, from headers alone and without importing it.
 
     Raises:
-        ValueError: a file is not a whole safetensors file.
+        UnusableError: a file is not a whole safetensors file.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
@@ -187,7 +223,7 @@ def _content_fingerprint(path: str, size: int, _changed: int) -> str:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
         try:
             start = read_header(Path(path)).data_start
-        except ValueError:  # some other kind of file: sampled from its start
+        except UnusableError:  # some other kind of file: sampled from its start
             start = 0
         digest = hashlib.sha256(f"{size}\n".encode() + file.read(start))
         for index in range(SAMPLES):
@@ -228,6 +264,6 @@ def flat(files: Sequence[Path]) -> list[Path]:
     """Replace a folder by the files in it that a tokenizer is read from."""
     loose: list[Path] = []
     for path in files:
-        inside = [one for one in entries(path) if one.suffix in (".json", ".txt", ".jinja") and one.is_file()]
+        inside = [file for file in entries(path) if file.suffix in (".json", ".txt", ".jinja") and file.is_file()]
         loose += inside if path.is_dir() else [path]
     return loose

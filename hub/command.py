@@ -15,6 +15,7 @@ from typing import Any
 
 import hub.remote
 from core.errors import DownloadError, RequestError, WeightsMissing
+from core.messages import Message, plain
 from hub import download, links, verify
 from hub.inventory import Found, fetch_command, find_all, weights_missing
 from hub.parts import PARTS, Part, needs, size_text
@@ -36,22 +37,22 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def inventory_lines(inventory: Sequence[Found] | None = None) -> list[str]:
-    """Say of each part of the real weights whether it is here, and where."""
+    """Return a line on each part of the real weights: whether it is here, and where."""
     lines = []
     for found in find_all() if inventory is None else inventory:
         where = f"in the {found.source}" if found.present else "missing"
-        lines.append(": ".join([f"{found.part.name}: {found.part.title}", where, *found.problems]))
+        lines.append(": ".join([f"{found.part.name}: {found.part.title}", where, *map(str, found.problems)]))
     return lines
 
 
 def _list(args: argparse.Namespace) -> int:
-    found = find_all(parts=_parts(args.parts, tuple(PARTS)))
+    inventory = find_all(parts=_parts(args.parts, tuple(PARTS)))
     if args.json:
-        _print({"models": [_facts(one) for one in found]})
+        _print({"models": [_facts(found) for found in inventory]})
         return 0
-    print("\n".join(inventory_lines(found)))
-    if missing := [one for one in found if not one.present]:
-        _say(f"To fetch what is missing ({_sum(missing)}): {fetch_command(missing)}")
+    print("\n".join(inventory_lines(inventory)))
+    if missing := [found for found in inventory if not found.present]:
+        _tell(f"To fetch what is missing ({_sum(missing)}): {fetch_command(missing)}")
     return 0
 
 
@@ -65,7 +66,7 @@ def _facts(found: Found) -> dict[str, Any]:
         "present": found.present,
         "source": found.source,
         "files": [str(path) for path in found.files],
-        "problems": list(found.problems),
+        "problems": plain(found.problems),
     }
 
 
@@ -73,18 +74,19 @@ def _download(args: argparse.Namespace) -> int:
     parts = _parts(args.parts, DEFAULT)
     if args.repair:
         _drop_broken(parts)
-    missing = [one for one in find_all(parts=parts) if not one.present]
+    missing = [found for found in find_all(parts=parts) if not found.present]
     if missing and _offline():
-        raise weights_missing(missing, "offline (--offline or HF_HUB_OFFLINE), so nothing is fetched")
+        what = Message("offline", "offline (--offline or HF_HUB_OFFLINE), so nothing is fetched")
+        raise weights_missing(missing, what)
     fetched: list[str] = []
     folder: Path | None = None
     size = 0
     if missing:
-        for event in download.fetch([one.part for one in missing], download.connect(args.hub)):
+        for event in download.fetch([found.part for found in missing], download.connect(args.hub)):
             match event:
                 case download.Planned(files, total, left, free, folder):
                     size = left
-                    _say(
+                    _tell(
                         f"Fetching {files} files, {size_text(total)} ({size_text(left)} still to come), into {folder} "
                         f"({size_text(free)} free)"
                     )
@@ -93,31 +95,33 @@ def _download(args: argparse.Namespace) -> int:
                     meter.show(event)
                 case download.Fetched(file, path):
                     fetched.append(str(path))
-                    _say(f"{file.repo}/{file.name} is whole")
-        if lacking := [one for one in find_all(parts=parts) if not one.present]:
-            raise weights_missing(lacking, "the hub's files are here now, and not what they should be")
+                    _tell(f"{file.repo}/{file.name} is whole")
+        if lacking := [found for found in find_all(parts=parts) if not found.present]:
+            what = Message("not_as_expected", "the hub's files are here now, and not what they should be")
+            raise weights_missing(lacking, what)
     made = links.link(parts=parts)
-    for one in made:
-        if one.reason:
-            _say(f"{one.path}: {one.reason}")
+    for link in made:
+        if link.reason:
+            _tell(f"{link.path}: {link.reason}")
     if args.json:
         facts = {"fetched": fetched, "bytes": size, "folder": folder and str(folder)}
-        _print(facts | {"links": [{"path": str(one.path), "action": one.action} for one in made]})
+        _print(facts | {"links": [{"path": str(link.path), "action": link.action} for link in made]})
     else:
         print(f"{', '.join(part.name for part in parts)}: {'fetched and checked' if missing else 'here already'}")
     return 0
 
 
 def _drop_broken(parts: Sequence[Part]) -> None:
-    """Read what is there, and make room for what has to be fetched anew."""
+    """Read what is there, and make room for what has to be fetched again."""
     for verdict in _verdicts(parts):
         removed, left = download.drop(verdict.broken)
         for path in removed:
-            _say(f"removed {path}: it holds something else than the hub gave")
+            _tell(f"removed {path}: it holds something else than the hub gave")
         if left:
             raise DownloadError(
-                f"{left[0]} holds something else than the hub gave, and is not in the hub's cache: remove it, then run "
+                "{file} holds something else than the hub gave, and is not in the hub's cache: remove it, then run "
                 "the same command again",
+                file=str(left[0]),
                 files=[str(path) for path in left],
             )
 
@@ -125,23 +129,25 @@ def _drop_broken(parts: Sequence[Part]) -> None:
 def _verify(args: argparse.Namespace) -> int:
     verdicts = _verdicts(_parts(args.parts, tuple(PARTS)))
     if not args.parts:  # nobody needs every part
-        verdicts = [one for one in verdicts if one.state != "missing"]
-    bad = [one.found for one in verdicts if one.state != "whole"]
+        verdicts = [verdict for verdict in verdicts if verdict.state != "missing"]
+    bad = [verdict.found for verdict in verdicts if verdict.state != "whole"]
     if not args.json:
-        for one in verdicts:
-            print(f"{one.found.part.name}: {_judgement(one)}")
-            for problem in one.problems:
+        for verdict in verdicts:
+            print(f"{verdict.found.part.name}: {_judgement(verdict)}")
+            for problem in verdict.problems:
                 print(f"  {problem}")
     if not verdicts:
         raise weights_missing(find_all(parts=[PARTS[name] for name in DEFAULT]))
     if not bad:
         if args.json:
-            _print({"models": [_verdict_facts(one) for one in verdicts]})
+            _print({"models": [_verdict_facts(verdict) for verdict in verdicts]})
         return 0
     command = f"{fetch_command(bad)} --repair"
     raise WeightsMissing(
-        f"not whole: {', '.join(one.part.name for one in bad)}; to mend them ({_sum(bad)} at most): {command}",
-        models=[_verdict_facts(one) for one in verdicts],
+        "not whole: {parts}; to fix them ({size} at most): {command}",
+        parts=[found.part.name for found in bad],
+        size=_sum(bad),
+        models=[_verdict_facts(verdict) for verdict in verdicts],
         command=command,
     )
 
@@ -152,7 +158,7 @@ def _verdicts(parts: Sequence[Part]) -> list[verify.Verdict]:
         if isinstance(event, verify.Verdict):
             verdicts.append(event)
         elif event.size > 100_000_000:
-            _say(f"reading {event.path} ({size_text(event.size)})")
+            _tell(f"reading {event.path} ({size_text(event.size)})")
     return verdicts
 
 
@@ -171,27 +177,27 @@ def _verdict_facts(verdict: verify.Verdict) -> dict[str, Any]:
     return {
         **_facts(verdict.found),
         "state": verdict.state,
-        "problems": list(verdict.problems),
+        "problems": plain(verdict.problems),
         "broken": [str(path) for path in verdict.broken],
         "digest_unknown": [str(path) for path in verdict.unproven],
     }
 
 
 class _Meter:
-    """Says how far a download is: at every full percent, but not more than once a second."""
+    """Shows how far a download is: at every full percent, but not more than once a second."""
 
     def __init__(self, had: int) -> None:
-        self._had, self._start, self._said, self._percent = had, time.monotonic(), 0.0, -1
+        self._had, self._start, self._shown, self._percent = had, time.monotonic(), 0.0, -1
 
     def show(self, progress: download.Progress) -> None:
-        """Say a line, if it is time for one."""
+        """Print a line, if it is time for one."""
         percent, now = 100 * progress.done // max(progress.total, 1), time.monotonic()
-        if percent == self._percent or now - self._said < 1:
+        if percent == self._percent or now - self._shown < 1:
             return
-        self._said, self._percent = now, percent
+        self._shown, self._percent = now, percent
         speed = max(progress.done - self._had, 1) / max(now - self._start, 1e-3)
         left = (progress.total - progress.done) / speed
-        _say(
+        _tell(
             f"{size_text(progress.done)} of {size_text(progress.total)} ({percent} %), {size_text(round(speed))}/s, "
             f"{left / 60:.0f} min left, {progress.files_done} of {progress.files} files"
         )
@@ -211,15 +217,15 @@ def _offline() -> bool:
     return is_offline_mode()
 
 
-def _sum(found: Sequence[Found]) -> str:
-    return size_text(sum(one.part.size for one in found))
+def _sum(missing: Sequence[Found]) -> str:
+    return size_text(sum(found.part.size for found in missing))
 
 
 def _print(facts: dict[str, Any]) -> None:
     print(json.dumps(facts, ensure_ascii=False))
 
 
-def _say(line: str) -> None:
+def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

@@ -1,7 +1,7 @@
 """Which weights there are, where they lie on this machine, whether they are whole, and which a request uses.
 
-Looks, and never writes, downloads or loads; `checkpoint` reads the files' headers. Cannot tell Base's transformer from
-Turbo's: names and shapes are the same, so a file counts as what its folder says it is.
+Looks, and never writes, downloads or loads; `hub.checkpoint` reads the files' headers. Base's and Turbo's transformers
+have the same names and shapes, so a file counts as what its folder says it is.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 
 from core.errors import RequestError, WeightsMissing
+from core.messages import Message
 from core.sizes import WeightsKind
-from hub.checkpoint import MAX_HEADER, entries, flat, model_hash, read_header
-from hub.checkpoint import fingerprint as fingerprint
-from hub.parts import FETCH, KNOWN_HASHES, MINI_ROOT, NEEDS, PARTS, Part, needs, size_text
+from hub.checkpoint import MAX_HEADER, UnusableError, entries, flat, model_hash, read_header, unreadable
+from hub.parts import FETCH, KNOWN_HASHES, MINI_ROOT, NEEDS, PARTS, Part, all_of, needs, size_text
 from hub.places import PLACES, Place, explicit_root
-from hub.places import hub_cache as hub_cache
 
 MINIATURE = "embedded miniature"  # as a source
+PROBLEMS_SHOWN = 3  # of what was found and cannot be used; a sentence with more is not read
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Found:
     files: tuple[Path, ...] = ()
     source: str = ""
     size: int = 0
-    problems: tuple[str, ...] = ()
+    problems: tuple[Message, ...] = ()
 
     @property
     def present(self) -> bool:
@@ -52,7 +53,7 @@ class Chosen:
     kind: WeightsKind
     files: dict[str, tuple[Path, ...]] = field(hash=False)
     source: str
-    reason: str
+    reason: Message
 
 
 def choose(
@@ -83,36 +84,124 @@ def choose(
         RequestError: an unknown choice, mode or model; an explicit folder that does not exist.
     """
     if weights not in ("auto", "full", "mini"):
-        raise RequestError("weights", weights, "auto, full or mini")
-    names = needs(mode, model)
-    found = {one.part.name: one for one in find_all(environ, root)}
-    missing = [found[name] for name in names if not found[name].present]
-    if weights != "mini" and not missing:
-        real = [found[name] for name in names]
-        source = " and ".join(dict.fromkeys(one.source for one in real))
-        reason = f"the real weights: {size_text(sum(one.size for one in real))} from the {source}"
-        return Chosen("full", {one.part.name: one.files for one in real}, source, reason)
+        raise RequestError("weights", weights, Message("weights", "auto, full or mini"))
+    look = _Look(weights, needs(mode, model), find_all(environ, root), mini_root or MINI_ROOT)
+    choice = next(choice for choice in _CHOICES if choice.when(look))
+    if choice.kind is None:
+        raise WeightsMissing(choice.text(look))
+    parts = look.real if choice.kind == "full" else look.mini
+    source = " and ".join(dict.fromkeys(found.source for found in parts))
+    return Chosen(choice.kind, {found.part.name: found.files for found in parts}, source, choice.text(look))
 
-    some_model_is_real = any(
-        all(found[name].present for name in parts) for (of, _), parts in NEEDS.items() if of == "generate"
-    )
-    if weights == "full" or (weights == "auto" and some_model_is_real):
-        raise weights_missing(missing)
 
-    mini = [_look_in_miniature(PARTS[name], mini_root or MINI_ROOT) for name in names]
-    if absent := [one for one in mini if not one.present]:
-        raise _no_miniature(absent, missing)
-    if weights == "mini":
-        reason = f"the {MINIATURE}, as asked"
-        if not missing:
-            reason += "; the real weights are on this machine too: leave the choice to auto, or ask for full"
-    else:
-        reason = f"the {MINIATURE}, because the real weights are not complete on this machine"
+@dataclass(frozen=True)
+class _Look:
+    """What a choice is made of: what was asked for, and what one look at the disk gave."""
+
+    asked: str
+    names: tuple[str, ...]  # of the parts that the request needs
+    found: Sequence[Found]  # all parts of the real weights
+    mini_root: Path
+
+    @cached_property
+    def real(self) -> list[Found]:
+        """The real parts that the request needs."""
+        return [found for name in self.names for found in self.found if found.part.name == name]
+
+    @cached_property
+    def mini(self) -> list[Found]:
+        """The miniature's parts that the request needs; looked for only where the real ones are not used."""
+        return [_look_in_miniature(PARTS[name], self.mini_root) for name in self.names]
+
+    @property
+    def missing(self) -> list[Found]:
+        """The real parts that the request needs and that are not there."""
+        return [found for found in self.real if not found.present]
+
+    @property
+    def mini_missing(self) -> list[Found]:
+        """The same of the miniature."""
+        return [found for found in self.mini if not found.present]
+
+    @property
+    def some_model_is_real(self) -> bool:
+        """Whether any model could draw with real weights."""
+        present = {found.part.name for found in self.found if found.present}
+        return any(present.issuperset(parts) for (mode, _), parts in NEEDS.items() if mode == "generate")
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """One row of the table: in which situation it applies, which weights are used (None: none can be), and why."""
+
+    when: Callable[[_Look], bool]
+    kind: WeightsKind | None
+    text: Callable[[_Look], Message]
+
+
+_NOT_COMPLETE = Message("real_weights_incomplete", "the real weights are not complete on this machine")
+_MINI_ASKED = Message("mini_asked", "the embedded miniature, as asked")
+_MINI_BESIDE_REAL = Message(
+    "mini_beside_real",
+    "the embedded miniature, as asked; the real weights are on this machine too: leave the choice to auto, or ask for "
+    "full",
+)
+_MINI_ALONE = Message("mini_alone", "the embedded miniature, because the real weights are not complete on this machine")
+
+
+def _real_weights(look: _Look) -> Message:
+    size = size_text(sum(found.size for found in look.real))
+    places = [Message("place", source) for source in dict.fromkeys(found.source for found in look.real)]
+    return Message("real_weights", "the real weights: {size} from the {source}", size=size, source=all_of(places))
+
+
+def _with_fetch_command(reason: Message, missing: Sequence[Found]) -> Message:
+    """Add to a reason what of the real weights cannot be used, and how to fetch what is missing."""
     if problems := _problems(missing):
-        reason += f" ({problems})"
-    if missing:
-        reason += f"; to fetch the real weights ({_total(missing)}): {fetch_command(missing)}"
-    return Chosen("mini", {one.part.name: one.files for one in mini}, MINIATURE, reason)
+        text = "{reason} (found and not usable: {problems})"
+        reason = Message(reason.code, text, reason=reason, problems=problems[:PROBLEMS_SHOWN])
+    text = "{reason}; to fetch the real weights ({size}): {command}"
+    return Message(reason.code, text, reason=reason, size=_total(missing), command=fetch_command(missing))
+
+
+def _miniature_lacks(missing: Sequence[Found]) -> Message:
+    names = [found.part.name for found in missing]
+    if problems := _problems(missing):
+        text = "the embedded miniature has no {names} ({problems})"
+        return Message("no_miniature", text, names=names, problems=problems[:PROBLEMS_SHOWN])
+    return Message("no_miniature", "the embedded miniature has no {names}", names=names)
+
+
+def _neither(look: _Look) -> Message:
+    text = "{miniature}, and the real weights are not complete on this machine"
+    return _missing_text(look.missing, Message("neither", text, miniature=_miniature_lacks(look.mini_missing)))
+
+
+def _only_real(look: _Look) -> Message:
+    return Message(
+        WeightsMissing.code,
+        "{miniature}; the real weights are complete: use --weights full",
+        miniature=_miniature_lacks(look.mini_missing),
+        missing=[found.part.name for found in look.mini_missing],
+        command="",
+    )
+
+
+# The first row whose condition holds decides.
+_CHOICES: tuple[_Choice, ...] = (
+    _Choice(lambda look: look.asked != "mini" and not look.missing, "full", _real_weights),
+    _Choice(lambda look: look.asked == "full", None, lambda look: _missing_text(look.missing, _NOT_COMPLETE)),
+    _Choice(
+        lambda look: look.asked == "auto" and look.some_model_is_real,
+        None,
+        lambda look: _missing_text(look.missing, _NOT_COMPLETE),
+    ),
+    _Choice(lambda look: bool(look.mini_missing and look.missing), None, _neither),
+    _Choice(lambda look: bool(look.mini_missing), None, _only_real),
+    _Choice(lambda look: not look.missing, "mini", lambda _: _MINI_BESIDE_REAL),
+    _Choice(lambda look: look.asked == "mini", "mini", lambda look: _with_fetch_command(_MINI_ASKED, look.missing)),
+    _Choice(lambda _: True, "mini", lambda look: _with_fetch_command(_MINI_ALONE, look.missing)),
+)
 
 
 def find_all(
@@ -129,7 +218,8 @@ def find_all(
     """
     explicit = explicit_root(environ, root)
     if explicit is not None and not explicit.is_dir():
-        raise RequestError("Z_IMAGE_MODELS", str(explicit), "an existing folder, or not set")
+        allowed = Message("folder", "an existing folder, or not set")
+        raise RequestError("Z_IMAGE_MODELS", str(explicit), allowed)
     return [_find(part, environ, root, places) for part in parts]
 
 
@@ -140,28 +230,26 @@ def find(name: str, environ: Mapping[str, str] = os.environ, root: Path | None =
         WeightsMissing: it is not on this machine, or not whole.
         RequestError: an explicit folder that does not exist.
     """
-    found = next(one for one in find_all(environ, root) if one.part.name == name)
+    (found,) = find_all(environ, root, parts=[PARTS[name]])
     if not found.present:
-        raise weights_missing([found], f"{found.part.needed_by} needs a model that is not on this machine")
+        by = Message("needed_by", found.part.needed_by)
+        what = Message("part_missing", "{by} needs a model that is not on this machine", by=by)
+        raise weights_missing([found], what)
     return found
 
 
 # --- whether: complete, and what it should be --------------------------------------------------------------------
 
 
-class _UnusableError(Exception):
-    """Something lies where a part belongs, and is not that part; the message says what is wrong with which path."""
-
-
 def _find(part: Part, environ: Mapping[str, str], root: Path | None, places: Sequence[Place]) -> Found:
     """Return the part from the first place in the table that has it whole, with the problems met before it."""
-    problems: list[str] = []
+    problems: list[Message] = []
     for place in places:
         for repo in (part.repo, *part.also):
             try:
                 folders = list(place.folders(repo, environ, root))
             except OSError as error:
-                problems.append(f"{error.filename} cannot be read ({error.strerror})")
+                problems.append(unreadable(error.filename, error))
                 continue
             found = _look_in(folders, place.name, part)
             problems += found.problems
@@ -181,10 +269,10 @@ def _look_in(folders: Iterable[Path], source: str, part: Part, *, official: bool
     for folder in folders:
         try:
             files = _part_files(folder, part, official)
-        except _UnusableError as why:
-            problems.append(str(why))
+        except UnusableError as error:
+            problems.append(error.message)
         except OSError as error:
-            problems.append(f"{error.filename} cannot be read ({error.strerror})")
+            problems.append(unreadable(error.filename, error))
         else:
             if files:
                 size = sum(file.stat().st_size for file in flat(files))
@@ -196,7 +284,7 @@ def _part_files(folder: Path, part: Part, official: bool) -> tuple[Path, ...]:
     """Return a part's files in a repository's folder, none where it has none.
 
     Raises:
-        _UnusableError: some are there, but not all of them, or not whole, or (if `official`) not what they should be.
+        UnusableError: some are there, but not all of them, or not whole, or (if `official`) not what they should be.
     """
     folder, pattern = folder / os.path.dirname(part.pattern), os.path.basename(part.pattern)
     if part.name == "tokenizer":
@@ -206,18 +294,18 @@ def _part_files(folder: Path, part: Part, official: bool) -> tuple[Path, ...]:
         return ()
     files = tuple(folder / name for name in (_shards(folder, names) if "*" in pattern else names))
     sizes = [_whole(path).stat().st_size for path in files]
-    try:
-        if part.hash is None:
-            size = sizes[0] - (read_header(files[0]).data_start if files[0].suffix == ".safetensors" else 0)
-            if official and size != part.size:
-                raise _UnusableError(f"{files[0]} has {size:,} bytes instead of {part.size:,}")
-            return files
-        found = model_hash(files)
-    except ValueError as error:
-        raise _UnusableError(str(error)) from None
+    if part.hash is None:
+        size = sizes[0] - (read_header(files[0]).data_start if files[0].suffix == ".safetensors" else 0)
+        if official and size != part.size:
+            text = "{file} has {size:,} bytes instead of {expected:,}"
+            raise UnusableError(text, file=files[0], size=size, expected=part.size)
+        return files
+    found = model_hash(files)
     if official and found != part.hash:
-        holds = KNOWN_HASHES.get(found, f"an unknown model ({found})")
-        raise _UnusableError(f"{folder} holds {holds}, not {KNOWN_HASHES[part.hash]}")
+        holds = KNOWN_HASHES.get(found, Message("unknown_model", "an unknown model ({hash})", hash=found))
+        raise UnusableError(
+            "{folder} holds {model}, not {expected}", folder=folder, model=holds, expected=KNOWN_HASHES[part.hash]
+        )
     return files
 
 
@@ -232,9 +320,11 @@ def _shards(folder: Path, names: list[str]) -> list[str]:
     elif len(names) == 1:
         return names
     else:
-        raise _UnusableError(f"{folder} holds {' and '.join(names[:3])}, and no index says which belong together")
+        text = "{folder} holds {names}, and no index says which belong together"
+        raise UnusableError(text, folder=folder, names=all_of(names[:3]))
     if missing := [name for name in expected if name not in names]:
-        raise _UnusableError(f"{folder} lacks {len(missing)} of {len(expected)} files: {', '.join(missing[:3])}")
+        text = "{folder} lacks {count} of {all} files: {names}"
+        raise UnusableError(text, folder=folder, count=len(missing), all=len(expected), names=missing[:3])
     return expected
 
 
@@ -247,7 +337,7 @@ def _index_shards(index: Path) -> list[str]:
         if not names or any(Path(name).name != name for name in names):  # a path would lead out of the folder
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise _UnusableError(f"{index} is not an index of safetensors files") from None
+        raise UnusableError("{file} is not an index of safetensors files", file=index) from None
     return names
 
 
@@ -258,62 +348,56 @@ def _tokenizer_files(folder: Path) -> tuple[Path, ...]:
     vocabulary = ["tokenizer.json"] if "tokenizer.json" in names else ["vocab.json", "merges.txt"]
     for name in ("tokenizer_config.json", *vocabulary):
         if name not in names:
-            raise _UnusableError(f"{folder} lacks {name}")
+            raise UnusableError("{folder} lacks {name}", folder=folder, name=name)
         content = _whole(folder / name).read_bytes()
         if not content.rstrip().endswith(b"}") and name.endswith(".json"):
-            raise _UnusableError(f"{folder / name} is cut short")
+            raise UnusableError("{file} is cut short", file=folder / name)
     return (folder,)
 
 
 def _whole(path: Path) -> Path:
     """Return the path of a finished file; what it holds is not looked at."""
     if not path.is_file():
-        broken = path.is_symlink()
-        raise _UnusableError(f"{path} is a link to nothing" if broken else f"{path} is not a file")
+        raise UnusableError("{file} is a link to nothing" if path.is_symlink() else "{file} is not a file", file=path)
     # aria2 makes a file in full length first and keeps this beside it until it is done.
     if path.resolve().suffix == ".incomplete" or any(
         Path(f"{path}{end}").exists() for end in (".incomplete", ".aria2")
     ):
-        raise _UnusableError(f"{path} is still being downloaded, or its download was interrupted")
+        raise UnusableError("{file} is still being downloaded, or its download was interrupted", file=path)
     return path
 
 
 def _total(missing: Sequence[Found]) -> str:
-    return size_text(sum(one.part.size for one in missing))
+    return size_text(sum(found.part.size for found in missing))
 
 
 def fetch_command(missing: Iterable[Found]) -> str:
     """Return the command that fetches missing parts, going on where it was cut off."""
-    return " ".join([FETCH, *(one.part.name for one in missing)])
+    return " ".join([FETCH, *(found.part.name for found in missing)])
 
 
-def _problems(missing: Sequence[Found]) -> str:
-    problems = [problem for one in missing for problem in one.problems]
-    return f"found and not usable: {'; '.join(problems[:3])}" if problems else ""
+def _problems(missing: Sequence[Found]) -> list[Message]:
+    return [problem for found in missing for problem in found.problems]
 
 
-def _list(missing: Sequence[Found]) -> str:
+def _missing_text(missing: Sequence[Found], what: Message) -> Message:
     problems = _problems(missing)
-    return f"missing: {', '.join(one.part.title for one in missing)}" + (f" ({problems})" if problems else "")
-
-
-def weights_missing(
-    missing: Sequence[Found], prefix: str = "the real weights are not complete on this machine"
-) -> WeightsMissing:
-    """Return the error that names missing parts, their size and the command that fetches them."""
-    return WeightsMissing(
-        f"{prefix}; {_list(missing)}; to fetch them ({_total(missing)}): {fetch_command(missing)}",
-        missing=[one.part.title for one in missing],
-        problems=[problem for one in missing for problem in one.problems],
-        bytes=sum(one.part.size for one in missing),
+    text = "{what}; missing: {missing}; to fetch them ({size}): {command}"
+    if problems:
+        text = "{what}; missing: {missing} (found and not usable: {unusable}); to fetch them ({size}): {command}"
+    return Message(
+        WeightsMissing.code,
+        text,
+        what=what,
+        missing=[found.part.title for found in missing],
+        problems=problems,
+        unusable=problems[:PROBLEMS_SHOWN],
+        bytes=sum(found.part.size for found in missing),
+        size=_total(missing),
         command=fetch_command(missing),
     )
 
 
-def _no_miniature(absent: Sequence[Found], missing: Sequence[Found]) -> WeightsMissing:
-    names = ", ".join(one.part.name for one in absent)
-    problems = [problem for one in absent for problem in one.problems]
-    prefix = f"the {MINIATURE} has no {names}" + (f" ({'; '.join(problems[:3])})" if problems else "")
-    if missing:
-        return weights_missing(missing, f"{prefix}, and the real weights are not complete on this machine")
-    return WeightsMissing(f"{prefix}; the real weights are complete: use --weights full", missing=names, command="")
+def weights_missing(missing: Sequence[Found], what: Message = _NOT_COMPLETE) -> WeightsMissing:
+    """Return the error that names missing parts, their size and the command that fetches them."""
+    return WeightsMissing(_missing_text(missing, what))

@@ -2,7 +2,7 @@
 
 The app itself uses cached files where they lie and needs no links. File by file, so that a program that adds a file
 to the folder does not add it to the cache. Whatever is not a link into a cache is the user's own and is left alone.
-Writes links and nothing else; `weights` does the looking.
+Writes links and nothing else; `hub.inventory` does the looking.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from core.messages import Message
 from hub import places
 from hub.checkpoint import entries
 from hub.inventory import Found, find_all
@@ -23,12 +24,12 @@ Action = Literal["linked", "repaired", "kept", "removed", "impossible"]
 
 @dataclass(frozen=True)
 class Link:
-    """What became of one link: its path, the file that it stands for, and in a sentence why it is not there."""
+    """What became of one link: its path, the file that it stands for, and why it is not there."""
 
     path: Path
     target: Path
     action: Action
-    reason: str = ""
+    reason: Message | None = None
 
 
 def link(
@@ -56,7 +57,7 @@ def link(
 
 def _link_part(found: Found, repo: Path, caches: Sequence[Path], symlink: Callable[[Path, Path], None]) -> list[Link]:
     if repo.is_symlink():
-        return [Link(repo, found.files[0], "kept", "the whole folder is a link of yours")]
+        return [Link(repo, found.files[0], "kept", Message("own_folder", "the whole folder is a link of yours"))]
     folder = os.path.dirname(found.part.pattern)
     source = found.files[0] if found.files[0].is_dir() else found.files[0].parent
     files = [path for path in entries(source) if path.is_file()] if folder else list(found.files)
@@ -78,7 +79,8 @@ def _set(path: Path, target: Path, caches: Sequence[Path], symlink: Callable[[Pa
     if path.is_symlink() and Path(os.readlink(path)) == target:
         return None
     if there and not _ours(path, caches):
-        return None if path.samefile(target) else Link(path, target, "kept", "a file of yours lies there")
+        own = Message("own_file", "a file of yours lies there")
+        return None if path.samefile(target) else Link(path, target, "kept", own)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         symlink(target, fresh)
@@ -86,8 +88,8 @@ def _set(path: Path, target: Path, caches: Sequence[Path], symlink: Callable[[Pa
         try:
             os.link(target.resolve(), fresh)
         except OSError as error:
-            reason = f"this system allows no links here ({error.strerror}); the file is used where it lies"
-            return Link(path, target, "impossible", reason)
+            text = "this system allows no links here ({reason}); the file is used where it lies"
+            return Link(path, target, "impossible", Message("no_links", text, reason=error.strerror))
     os.replace(fresh, path)
     return Link(path, target, "repaired" if there else "linked")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 from core.errors import RequestError
-from hub.checkpoint import fingerprint as fingerprint
-from hub.places import hub_cache as hub_cache
+from core.messages import Message
 
 ROOT = Path(__file__).resolve().parent.parent
 MINI_ROOT = ROOT / "weights" / "mini"
@@ -20,12 +20,12 @@ _TRANSFORMER = "fc3a8a1247fe185ce116ccbe0e426c28"
 _TEXT_ENCODER = "0f050f62a88876fea6eae0a18dac5a2e"
 _VAE = "1aafa3cc91716fb6b300cc1cd51b85a3"
 _CONTROLNET = "1677708d40029ab380a95f6c731a57d7"
-KNOWN_HASHES: Mapping[str, str] = {
-    _TRANSFORMER: "a Z-Image transformer (Base or Turbo)",
-    _TEXT_ENCODER: "the text encoder",
-    _VAE: "the VAE",
-    _CONTROLNET: "the ControlNet",
-    "aa3563718e5c3ecde3dfbb020ca61180": "the Z-Image-Omni-Base transformer",
+KNOWN_HASHES: Mapping[str, Message] = {
+    _TRANSFORMER: Message("transformer", "a Z-Image transformer (Base or Turbo)"),
+    _TEXT_ENCODER: Message("text_encoder", "the text encoder"),
+    _VAE: Message("vae", "the VAE"),
+    _CONTROLNET: Message("controlnet", "the ControlNet"),
+    "aa3563718e5c3ecde3dfbb020ca61180": Message("omni_transformer", "the Z-Image-Omni-Base transformer"),
 }
 
 
@@ -48,7 +48,7 @@ class Part:
 
     @property
     def title(self) -> str:
-        """Say what is to be fetched, and how much of it."""
+        """What is to be fetched, and how much of it."""
         return f"{self.repo}/{self.pattern} ({size_text(self.size)})"
 
 
@@ -113,11 +113,22 @@ def needs(mode: str, model: str) -> tuple[str, ...]:
         return NEEDS[mode, model]
     models = [known for of, known in NEEDS if of == mode]
     if models:
-        raise RequestError("model", model, f"{' or '.join(models)} in mode {mode}")
+        allowed = Message("models_of_mode", "{models} in mode {mode}", models=any_of(models), mode=mode)
+        raise RequestError("model", model, allowed)
     raise RequestError("mode", mode, ", ".join(sorted({of for of, _ in NEEDS})))
 
 
-# --- sentences ---------------------------------------------------------------------------------------------------
+# --- texts -------------------------------------------------------------------------------------------------------
+
+
+def any_of(choices: Sequence[Message | str]) -> Message | str:
+    """Return choices as a phrase: "a", "a or b", "a or b or c"."""
+    return reduce(lambda some, last: Message("or", "{some} or {last}", some=some, last=last), choices)
+
+
+def all_of(items: Sequence[Message | str]) -> Message | str:
+    """Return items as a phrase: "a", "a and b", "a and b and c"."""
+    return reduce(lambda some, last: Message("and", "{some} and {last}", some=some, last=last), items)
 
 
 def size_text(size: int) -> str:

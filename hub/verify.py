@@ -1,7 +1,8 @@
 """Reads the real weights on this machine in full, and says which files are not what the hub gave.
 
-`weights` has looked at headers, lengths, names and shapes already. This adds each file's digest where it is known:
-a cache's blobs are named by it, and what huggingface_hub fetched into a plain folder has it beside it. Reads only.
+`hub.inventory` has looked at headers, lengths, names and shapes already. This adds each file's digest where it is
+known: a cache's blobs are named by it, and what huggingface_hub fetched into a plain folder has it beside it. Reads
+only.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hub.checkpoint import digest_of, flat
+from core.messages import Message
+from hub.checkpoint import digest_of, flat, unreadable
 from hub.inventory import Found, find_all
 from hub.parts import PARTS, Part
 
@@ -30,7 +32,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is to be said of one part.
+    """The result for one part.
 
     `unproven` are files whose digest is not known here: their header, length, names and shapes are right. `broken` are
     those with another content than the hub gave.
@@ -38,7 +40,7 @@ class Verdict:
 
     found: Found
     state: State
-    problems: tuple[str, ...]
+    problems: tuple[Message, ...]
     broken: tuple[Path, ...] = ()
     unproven: tuple[Path, ...] = ()
 
@@ -61,18 +63,24 @@ def verify(
         for path in flat(found.files):
             yield Reading(path, path.stat().st_size)
             expected = known_digest(path)
-            try:
-                actual = expected and digest_of(path, expected)
-            except OSError as error:
-                problems.append(f"{path} cannot be read ({error.strerror})")
-                broken.append(path)
-                continue
-            if not actual:
+            if not expected:
                 unproven.append(path)
-            elif actual != expected:
-                problems.append(f"{path} holds something else than the hub gave: {actual[:12]}…, not {expected[:12]}…")
+            elif problem := _difference(path, expected):
+                problems.append(problem)
                 broken.append(path)
         yield Verdict(found, "broken" if broken else "whole", tuple(problems), tuple(broken), tuple(unproven))
+
+
+def _difference(path: Path, expected: str) -> Message | None:
+    """Return what is wrong with a file's content; None where it has the digest."""
+    try:
+        actual = digest_of(path, expected)
+    except OSError as error:
+        return unreadable(path, error)
+    if actual is None or actual == expected:
+        return None
+    text = "{file} holds something else than the hub gave: {actual}…, not {expected}…"
+    return Message("other_content", text, file=str(path), actual=actual[:12], expected=expected[:12])
 
 
 def known_digest(path: Path) -> str:

@@ -452,7 +452,7 @@ def test_a_file_that_was_cut_short_in_the_cache_is_gone_on_with(
 ) -> None:
     run(parts, client)
     os.truncate(blob(client, content[SHARDS[1]]), 100_000)
-    assert "cut short" in found()[0].problems[0]
+    assert "cut short" in str(found()[0].problems[0])
     seen = len(hub.asked("GET", "/storage"))
     run(parts, client)
     (asked,) = hub.asked("GET", "/storage")[seen:]
@@ -465,7 +465,7 @@ def test_a_link_to_nothing_in_the_cache_is_mended(
 ) -> None:
     run(parts, client)
     blob(client, content[SHARDS[0]]).unlink()
-    assert "link to nothing" in found()[0].problems[0]
+    assert "link to nothing" in str(found()[0].problems[0])
     run(parts, client)
     assert all(one.present for one in found())
 

@@ -83,7 +83,7 @@ def copy_cache(full_cache: Path, to: Path, *repos: str) -> None:
 
 
 def found(environ: Mapping[str, str], part: str, root: Path | None = None) -> inventory.Found:
-    return next(one for one in inventory.find_all(environ, root) if one.part.name == part)
+    return next(found for found in inventory.find_all(environ, root) if found.part.name == part)
 
 
 # --- the registry against the real models
@@ -154,7 +154,7 @@ def test_auto_takes_the_real_weights_from_the_hugging_face_cache(full_cache: Pat
         assert tuple(chosen.files) == parts.needs(mode, model)
         assert all(path.exists() for files in chosen.files.values() for path in files)
     chosen = inventory.choose("auto", "generate", "turbo", environ=environ)
-    assert chosen.reason == "the real weights: 32.8 GB from the Hugging Face cache"
+    assert str(chosen.reason) == "the real weights: 32.8 GB from the Hugging Face cache"
     snapshot = full_cache / "models--Tongyi-MAI--Z-Image-Turbo" / "snapshots" / COMMIT
     assert chosen.files["tokenizer"] == (snapshot / "tokenizer",)
     assert chosen.files["vae"] == (snapshot / "vae" / "diffusion_pytorch_model.safetensors",)
@@ -165,11 +165,11 @@ def test_with_nothing_on_disk_auto_takes_the_miniature(environ: dict[str, str], 
         chosen = inventory.choose("auto", "generate", model, environ=environ, mini_root=mini_root)
         assert (chosen.kind, chosen.source) == ("mini", "embedded miniature")
         assert all(mini_root in path.parents for files in chosen.files.values() for path in files)
-        assert chosen.reason.endswith(f"{parts.FETCH} {model} text_encoder vae tokenizer")
+        assert str(chosen.reason).endswith(f"{parts.FETCH} {model} text_encoder vae tokenizer")
     repo = "Z-Image" if model == "base" else "Z-Image-Turbo"
     assert chosen.files["base"] == (mini_root / repo / "transformer" / "diffusion_pytorch_model.safetensors",)
     assert chosen.files["text_encoder"] == (mini_root / "Z-Image-Turbo" / "text_encoder" / "model.safetensors",)
-    assert "to fetch the real weights (20.5 GB): " in chosen.reason
+    assert "to fetch the real weights (20.5 GB): " in str(chosen.reason)
 
 
 def test_with_turbo_alone_base_says_what_is_missing(full_cache: Path, environ: dict[str, str], mini_root: Path) -> None:
@@ -191,7 +191,7 @@ def test_full_and_miniature_parts_are_never_mixed(full_cache: Path, environ: dic
     shutil.rmtree(hub(environ) / "models--Tongyi-MAI--Z-Image-Turbo" / "snapshots" / COMMIT / "vae")
     chosen = inventory.choose("auto", "generate", "turbo", environ=environ, mini_root=mini_root)
     assert all(mini_root in path.parents for files in chosen.files.values() for path in files)
-    assert "to fetch the real weights (168 MB): " in chosen.reason
+    assert "to fetch the real weights (168 MB): " in str(chosen.reason)
 
 
 def test_full_without_the_weights_is_refused(environ: dict[str, str], mini_root: Path) -> None:
@@ -208,7 +208,7 @@ def test_mini_is_taken_beside_real_weights_and_says_so(
     environ |= cached(environ, full_cache)
     chosen = inventory.choose("mini", "generate", "turbo", environ=environ, mini_root=mini_root)
     assert chosen.kind == "mini"
-    assert "the real weights are on this machine too" in chosen.reason
+    assert "the real weights are on this machine too" in str(chosen.reason)
 
 
 def test_a_missing_miniature_is_named(full_cache: Path, environ: dict[str, str], mini_root: Path) -> None:
@@ -328,7 +328,7 @@ def test_parts_from_several_places_are_named(full_cache: Path, environ: dict[str
     write_part(tmp_path / "models" / TURBO, "turbo", dtype="BF16")
     chosen = inventory.choose("full", "generate", "turbo", environ=environ)
     assert chosen.source == "models folder and Hugging Face cache"
-    assert "20.5 GB" in chosen.reason  # a copy in bf16 is as good, and half the size
+    assert "20.5 GB" in str(chosen.reason)  # a copy in bf16 is as good, and half the size
 
 
 # --- snapshots
@@ -354,7 +354,7 @@ def test_an_older_complete_snapshot_is_used_while_the_newest_is_not(environ: dic
     cut((newer / "vae" / "diffusion_pytorch_model.safetensors").resolve())
     one = found(environ, "vae")
     assert older in one.files[0].parents
-    assert "is cut short" in one.problems[0]
+    assert "is cut short" in str(one.problems[0])
 
 
 def test_a_link_to_nothing_is_not_a_file(environ: dict[str, str]) -> None:
@@ -364,7 +364,7 @@ def test_a_link_to_nothing_is_not_a_file(environ: dict[str, str]) -> None:
     one = found(environ, "vae")
     assert not one.present
     assert len(one.problems) == 2
-    assert all("is a link to nothing" in problem for problem in one.problems)
+    assert all("is a link to nothing" in str(problem) for problem in one.problems)
 
 
 def test_an_unreadable_place_is_a_problem_not_a_crash(environ: dict[str, str], tmp_path: Path) -> None:
@@ -377,7 +377,7 @@ def test_an_unreadable_place_is_a_problem_not_a_crash(environ: dict[str, str], t
     one = found(environ, "vae")
     assert not one.present
     assert len(one.problems) == 2
-    assert all("cannot be read" in problem for problem in one.problems)
+    assert all("cannot be read" in str(problem) for problem in one.problems)
 
 
 # --- whole, and what it should be
@@ -400,7 +400,7 @@ def folder(environ: dict[str, str], tmp_path: Path) -> Iterator[Path]:
 
 def problem(environ: Mapping[str, str], part: str = "base") -> str:
     (only,) = found(environ, part).problems
-    return only
+    return str(only)
 
 
 SECOND = "diffusion_pytorch_model-00002-of-00002.safetensors"
@@ -412,7 +412,7 @@ def test_a_shard_cut_short(folder: Path, environ: dict[str, str], mini_root: Pat
     assert "2,336,146,727 of 2,336,146,728 bytes" in problem(environ)
     # The user is told why the download that they made does not count.
     chosen = inventory.choose("auto", "generate", "base", environ=environ, mini_root=mini_root)
-    assert "is cut short" in chosen.reason
+    assert "is cut short" in str(chosen.reason)
 
 
 def test_a_shard_that_the_index_names_is_missing(folder: Path, environ: dict[str, str]) -> None:
