@@ -27,7 +27,8 @@ from engine.mode import Drawn
 from engine.worker import LocalWorker, Settings, Worker
 from hub import inventory
 from images import preprocess
-from lora.file import Report, read
+from lora.file import read
+from lora.report import Report
 
 if TYPE_CHECKING:
     from PIL import Image

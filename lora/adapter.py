@@ -22,8 +22,9 @@ from safetensors import SafetensorError, safe_open
 from torch.nn import functional as F
 
 import lora.file
-from lora.dialects import matrix
-from lora.file import Identity, LoraFile, Report
+from lora.dialects import matrix, quoted
+from lora.file import Identity, LoraFile
+from lora.report import Report, refused
 
 KEPT_FILES, KEPT_BYTES = 8, 2 << 30  # of parsed files, in the host's memory
 PROBE_ROWS = 512  # unit vectors at a time, to read a weight out of a layer that hides it
@@ -71,7 +72,7 @@ class Adapters:
         try:
             status = file.path.stat()
         except OSError as problem:
-            raise lora.file.refused(file.report.name, f"a file that can be read ({problem.strerror})") from None
+            raise refused(file.report.name, "a file that can be read ({problem})", problem=problem.strerror) from None
         mark = (str(file.path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino)
         identity = self._identities.get(mark) or lora.file.identify(file)
         adapter = self._kept.pop(identity.digest, None) or _load(file, identity)
@@ -101,17 +102,17 @@ def _load(file: LoraFile, identity: Identity) -> Adapter:
                 for part, values in parts.items():
                     tensor = layer.source.parts[part]
                     if tuple(values.shape) != file.header.tensors[tensor].shape:
-                        raise lora.file.refused(name, "a file that nobody changes meanwhile")
+                        raise refused(name, "a file that nobody changes meanwhile")
                     if not torch.isfinite(values.float()).all():
-                        raise lora.file.refused(name, f"finite numbers; {tensor!r} holds NaN or infinity")
+                        raise refused(name, "finite numbers; {tensor} holds NaN or infinity", tensor=quoted(tensor))
                     # fp8 is for storing alone: bf16 holds the same numbers, and can be computed with
                     values = values.bfloat16() if values.itemsize == 1 else values
                     parts[part] = values.reshape(matrix(tuple(values.shape)))
                 changes.append(Change(layer.source.targets, layer.source.kind, layer.scale, parts))
     except (OSError, SafetensorError) as problem:
-        raise lora.file.refused(name, f"a file that can be read ({problem})") from None
+        raise refused(name, "a file that can be read ({problem})", problem=str(problem)) from None
     if not any(_does_something(change) for change in changes):
-        raise lora.file.refused(name, "a LoRA that changes something; every weight of this one is zero")
+        raise refused(name, "a LoRA that changes something; every weight of this one is zero")
     return Adapter(file.report, identity, tuple(changes))
 
 

@@ -1,13 +1,14 @@
 """Which architecture a file of weights looks made for, by the names and shapes of its tensors.
 
-Only for saying why a file is refused: a guess by names that the public layouts of other models have, and Z-Image's has
-not.
+It explains why a file is refused: a guess by names that the public layouts of other models have, and Z-Image's has not.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+
+from core.messages import Message
 
 # In this order: the first whose pattern is found in a tensor's name. From the public layouts of the models.
 _ARCHITECTURES: Sequence[tuple[str, str]] = (
@@ -37,22 +38,24 @@ XL_CONTEXT = 2048  # SDXL's cross attention reads this many numbers, SD 1 768 an
 _CLAIMS = ("ss_base_model_version", "modelspec.architecture")
 
 
-def by_names(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Return the name of the architecture that the tensors' names belong to, None where they tell nothing."""
+def by_names(shapes: Mapping[str, tuple[int, ...]]) -> Message | None:
+    """Return the architecture that the tensors' names belong to, None where they tell nothing."""
     joined = "\n".join(shapes)
     for title, pattern in _ARCHITECTURES:
         if re.search(pattern, joined):
             wide = any(XL_CONTEXT in shape and re.search(r"attn2[._]to_[kv]", name) for name, shape in shapes.items())
-            return "Stable Diffusion XL" if title == "Stable Diffusion" and wide else title
+            return Message("architecture", "Stable Diffusion XL" if title == "Stable Diffusion" and wide else title)
     return None
 
 
-def by_width(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Return the name of an architecture whose modules are named like Z-Image's, by its width."""
-    return "Lumina Image 2.0" if any(LUMINA_WIDTH in shape for shape in shapes.values()) else None
+def by_width(shapes: Mapping[str, tuple[int, ...]]) -> Message | None:
+    """Return an architecture whose modules are named like Z-Image's, by its width."""
+    if any(LUMINA_WIDTH in shape for shape in shapes.values()):
+        return Message("architecture", "Lumina Image 2.0")
+    return None
 
 
 def claimed(metadata: Mapping[str, str]) -> str | None:
     """Return what a trainer's metadata says it is for, None where it says nothing or Z-Image."""
-    said = " ".join(metadata[key] for key in _CLAIMS if key in metadata)
-    return said if said and not re.search("z[-_ ]?image", said.lower()) else None
+    claim = " ".join(metadata[key] for key in _CLAIMS if key in metadata)
+    return claim if claim and not re.search("z[-_ ]?image", claim.lower()) else None

@@ -1,4 +1,4 @@
-"""The names that trainers write into LoRA files, brought to the names of DiffSynth's Z-Image transformer.
+"""The names that trainers write into LoRA files, translated to the names of DiffSynth's Z-Image transformer.
 
 A file's tensors are grouped into sources: one module as the file spells it, with its parts ("down", "up", "alpha", ...)
 and the one module of the transformer that it changes (three, for a fused qkv). Works on names and shapes alone.
@@ -14,14 +14,23 @@ from functools import cache
 from itertools import islice
 from typing import Literal
 
+from core.messages import Message
 from core.sizes import WeightsKind
+from hub.checkpoint import UnusableError
 
 Shape = tuple[int, ...]
+LONGEST_QUOTE = 120  # characters of a name in a sentence
 LayerKind = Literal["LoRA", "LoKr", "LoHa", "difference"]
 
 
-class BadLayerError(ValueError):
+class BadLayerError(UnusableError):
     """A layer of the file cannot be used as it stands; the message names the tensor."""
+
+
+def quoted(name: str) -> str:
+    """Return a name from a file as a sentence quotes it: without control characters, and not too long."""
+    text = repr(name)
+    return text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 3] + "..."
 
 
 # --- the transformer's modules -----------------------------------------------------------------------------------
@@ -31,7 +40,7 @@ class BadLayerError(ValueError):
 class Size:
     """The numbers that a Z-Image transformer's shapes follow from; the names are ZImageDiT's own."""
 
-    title: str
+    title: Message
     dim: int
     n_layers: int
     n_refiner_layers: int
@@ -39,10 +48,19 @@ class Size:
     cap_feat_dim: int
 
 
-# Held against DiffSynth's class, built with its defaults and with mini.TRANSFORMER_CONFIG, by tests/test_lora.py.
+# tests/lora/test_file.py compares it with DiffSynth's class, built with its defaults and for the miniature.
 LAYER_SIZES: Mapping[WeightsKind, Size] = {
-    "full": Size("Z-Image", dim=3840, n_layers=30, n_refiner_layers=2, n_heads=30, cap_feat_dim=2560),
-    "mini": Size("the embedded miniature", dim=192, n_layers=6, n_refiner_layers=1, n_heads=6, cap_feat_dim=128),
+    "full": Size(
+        Message("z_image", "Z-Image"), dim=3840, n_layers=30, n_refiner_layers=2, n_heads=30, cap_feat_dim=2560
+    ),
+    "mini": Size(
+        Message("miniature", "the embedded miniature"),
+        dim=192,
+        n_layers=6,
+        n_refiner_layers=1,
+        n_heads=6,
+        cap_feat_dim=128,
+    ),
 }
 
 PATCH_NUMBERS = 64  # 2 x 2 latents of 16 channels
@@ -110,7 +128,7 @@ def spellings(size: WeightsKind) -> Mapping[str, tuple[str, ...]]:
         found |= {_flat(other): (name,) for other in others}
         if name.endswith(".attention.to_q"):
             block = name.removesuffix(".attention.to_q")
-            three = tuple(f"{block}.attention.to_{one}" for one in "qkv")
+            three = tuple(f"{block}.attention.to_{letter}" for letter in "qkv")
             found |= {_flat(block + fused): three for fused in _FUSED}
     return found
 
@@ -131,13 +149,13 @@ _FLAT_PREFIXES = ("base_model_model_", "model_diffusion_model_", "diffusion_mode
 
 def _one_of(prefixes: Iterable[str]) -> str:
     """Return an expression for one of some prefixes, where some name is left over after it."""
-    return f"(?:(?:{'|'.join(re.escape(one) for one in prefixes)})(?=.))"
+    return f"(?:(?:{'|'.join(re.escape(prefix) for prefix in prefixes)})(?=.))"
 
 
 # However many are piled up: those with dots, then one with underscores and more of their kind.
 _PILED = re.compile(
-    _one_of(one for one in _PREFIXES if not one.endswith("_"))
-    + f"*(?:{_one_of(one for one in _PREFIXES if one.endswith('_'))}{_one_of(_FLAT_PREFIXES)}*)?",
+    _one_of(prefix for prefix in _PREFIXES if not prefix.endswith("_"))
+    + f"*(?:{_one_of(prefix for prefix in _PREFIXES if prefix.endswith('_'))}{_one_of(_FLAT_PREFIXES)}*)?",
     re.DOTALL,
 )
 _TEXT_ENCODER = re.compile(
@@ -195,10 +213,12 @@ class Source:
         some = next(iter(self.parts.values()))
         if None in kinds:
             odd = next(tensor for part, tensor in self.parts.items() if part not in _BESIDE and not _kind_of(part))
-            raise BadLayerError(f"{odd!r} is of a kind that no linear layer takes")
-        if len(kinds) != 1:
-            what = "belong to more than one kind of LoRA" if kinds else "are there without the tensors that they scale"
-            raise BadLayerError(f"{_listed(self.parts.values())} {what}")
+            raise BadLayerError("{tensor} is of a kind that no linear layer takes", tensor=quoted(odd))
+        if not kinds:
+            text = "{tensors} are there without the tensors that they scale"
+            raise BadLayerError(text, tensors=_listed(self.parts.values()))
+        if len(kinds) > 1:
+            raise BadLayerError("{tensors} belong to more than one kind of LoRA", tensors=_listed(self.parts.values()))
         (kind,) = kinds
         assert kind is not None  # that was refused above
         for choices in _NEEDED[kind]:
@@ -208,9 +228,8 @@ class Source:
                 continue
             if len(whole) != 1 or len(begun) > 1:
                 there = next((tensor for choice in begun for part in choice if (tensor := self.parts.get(part))), some)
-                raise BadLayerError(
-                    f"{there!r} has no counterpart" if not whole else f"{there!r} is there in two forms"
-                )
+                text = "{tensor} is there in two forms" if whole else "{tensor} has no counterpart"
+                raise BadLayerError(text, tensor=quoted(there))
         return kind
 
     @property
@@ -230,9 +249,10 @@ def _kind_of(part: str) -> LayerKind | None:
     return "difference" if part in ("diff", "diff_b") else None
 
 
-def _listed(names: Iterable[str]) -> str:
+def _listed(names: Iterable[str]) -> Message | list[str]:
     names = sorted(names)
-    return ", ".join(repr(name) for name in names[:3]) + (" and others" if len(names) > 3 else "")
+    shown = [quoted(name) for name in names[:3]]
+    return Message("names", "{names} and others", names=shown) if len(names) > 3 else shown
 
 
 @dataclass(frozen=True)
@@ -265,7 +285,8 @@ def parse(tensors: Iterable[str]) -> Parsed:
         parts = modules.setdefault(match["module"], {})
         part = _part(match)
         if part in parts:
-            raise BadLayerError(f"{tensor!r} and {parts[part]!r} are the same part of one layer")
+            text = "{tensor} and {other} are the same part of one layer"
+            raise BadLayerError(text, tensor=quoted(tensor), other=quoted(parts[part]))
         parts[part] = tensor
     sources, encoder = [], []
     for name, parts in modules.items():
@@ -279,7 +300,7 @@ def parse(tensors: Iterable[str]) -> Parsed:
     known = {source.name for source in sources if source.targets}
     for tensor in rest:
         if not known.isdisjoint(_above(tensor)):
-            raise BadLayerError(f"{tensor!r} is a part of a layer that is not known here")
+            raise BadLayerError("{tensor} is a part of a layer that is not known here", tensor=quoted(tensor))
     return Parsed(tuple(sources), tuple(encoder), tuple(rest))
 
 
@@ -323,7 +344,9 @@ def without_repeats(sources: Iterable[Source]) -> tuple[list[Source], list[Sourc
             continue
         for target in source.targets:
             if target in taken:
-                raise BadLayerError(f"{source.name!r} and {taken[target].name!r} both change {target}")
+                text = "{layer} and {other} both change {module}"
+                other = quoted(taken[target].name)
+                raise BadLayerError(text, layer=quoted(source.name), other=other, module=target)
             taken[target] = source
         used.append(source)
     return used, repeats
@@ -340,7 +363,8 @@ def target_shape(source: Source, size: WeightsKind) -> Shape:
     """
     shapes = weight_shapes(size)
     if not all(target in shapes for target in source.targets):
-        raise BadLayerError(f"{source.name!r} has no place in {LAYER_SIZES[size].title}")
+        text = "{layer} has no place in {model}"
+        raise BadLayerError(text, layer=quoted(source.name), model=LAYER_SIZES[size].title)
     rows, *columns = shapes[source.targets[0]]
     return (rows * len(source.targets), *columns)
 
@@ -366,7 +390,11 @@ def misfits(source: Source, size: WeightsKind, shapes: Mapping[str, Shape]) -> l
     has = {part: matrix(shapes[tensor]) for part, tensor in source.parts.items()}
     return [
         BadLayerError(
-            f"{source.parts[part]!r} is {_written(shape)}, where {LAYER_SIZES[size].title} takes {_written(wanted)}"
+            "{tensor} is {shape}, where {model} takes {wanted}",
+            tensor=quoted(source.parts[part]),
+            shape=_written(shape),
+            model=LAYER_SIZES[size].title,
+            wanted=_written(wanted),
         )
         for part, shape, wanted in _wanted(kind, whole, has)
         if shape != wanted
@@ -380,8 +408,8 @@ def rank(source: Source, shapes: Mapping[str, Shape]) -> int | None:
     return next((shapes[source.parts[part]][0] for part in parts if part in source.parts), None)
 
 
-def _written(shape: Shape) -> str:
-    return " x ".join(map(str, shape)) or "a single number"
+def _written(shape: Shape) -> Message | str:
+    return " x ".join(map(str, shape)) or Message("single_number", "a single number")
 
 
 def _wanted(kind: LayerKind, whole: Shape, has: Mapping[str, Shape]) -> Iterator[tuple[str, Shape, Shape]]:
@@ -402,10 +430,10 @@ def _wanted(kind: LayerKind, whole: Shape, has: Mapping[str, Shape]) -> Iterator
         if "up_bias" in has:
             yield "up_bias", has["up_bias"], (rows,)
     elif kind == "LoHa":
-        for one in ("hada_w1", "hada_w2"):
-            rank = max(1, has[one + "_b"][0] if has[one + "_b"] else 0)
-            yield one + "_a", has[one + "_a"], (rows, rank)
-            yield one + "_b", has[one + "_b"], (rank, columns)
+        for factor in ("hada_w1", "hada_w2"):
+            rank = max(1, has[factor + "_b"][0] if has[factor + "_b"] else 0)
+            yield factor + "_a", has[factor + "_a"], (rows, rank)
+            yield factor + "_b", has[factor + "_b"], (rank, columns)
     elif kind == "LoKr":
         yield from _wanted_lokr(rows, columns, has)
     else:
@@ -417,8 +445,8 @@ def _wanted(kind: LayerKind, whole: Shape, has: Mapping[str, Shape]) -> Iterator
 
 def _wanted_lokr(rows: int, columns: int, has: Mapping[str, Shape]) -> Iterator[tuple[str, Shape, Shape]]:
     sides = []
-    for one in ("lokr_w1", "lokr_w2"):
-        parts = [part for part in (one, one + "_a", one + "_b") if part in has]
+    for factor in ("lokr_w1", "lokr_w2"):
+        parts = [part for part in (factor, factor + "_a", factor + "_b") if part in has]
         for part in parts:
             if len(has[part]) != 2 or 0 in has[part]:
                 yield part, has[part], (rows, columns)

@@ -1,10 +1,8 @@
 """A LoRA file looked at before anything is loaded: what it is, what it would change, whether it may be used at all.
 
 Reads the header alone, and the few bytes of its alphas. What cannot be used is refused with a sentence that names the
-tensor, or the architecture that the file looks made for; what can be used gives a `Report`. No file is silently
-ignored: one that changes nothing is an error.
-
-The names of tensors are `lora.dialects`' matter.
+tensor, or the architecture that the file looks made for; what can be used gives a `lora.report.Report`. No file is
+silently ignored: one that changes nothing is an error. `lora.dialects` understands the names of tensors.
 """
 
 from __future__ import annotations
@@ -20,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from core import bounded
-from core.errors import RequestError
+from core.messages import Message
 from core.request import Model
 from core.sizes import WeightsKind
-from hub.checkpoint import Header, parse_header
+from hub.checkpoint import Header, UnusableError, parse_header, unreadable
 from lora import architectures, dialects
-from lora.dialects import LAYER_SIZES, BadLayerError, Parsed, Source
+from lora.dialects import LAYER_SIZES, BadLayerError, Parsed, Source, quoted
+from lora.report import Report, clean, refused, some_of
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (ROOT / "loras", ROOT / "weights" / "mini" / "loras")  # the user's own, and the example
@@ -39,6 +38,9 @@ _UNPACK = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i"}
 HASH_DIGITS = 12  # what galleries look up
 MAX_CONFIG = 500_000  # characters of an entry of the metadata that alphas may be in; one for each layer is some 20 kB
 MAX_SCALE = 10_000  # of a layer, alpha / rank: usual are 0.01 to 10, and fp16 ends at 65,504
+
+_THIS_ONE = Message("this_file", "this one")
+_CUT_SHORT = Message("cut_short", "cut short")
 
 
 @dataclass(frozen=True)
@@ -54,90 +56,6 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a LoRA file is, as far as its header tells. JSON-serialisable through `facts`.
-
-    Attributes:
-        name: the file's name without its ending.
-        bytes: its length.
-        dialect: how its names are written, for people.
-        ranks: the lowest and the highest rank; None where nothing has one.
-        alphas: the lowest and the highest alpha; None where the file gives none.
-        size: which transformer its shapes fit.
-        matched: the transformer's modules that it changes.
-        layers: how many layers the file has for the transformer, left out or not.
-        left_out: layers and tensors that have no place in the transformer, as the file names them.
-        repeats: layers left out because others of the file say the same.
-        text_encoder: layers for a text encoder, which are not used.
-        base: the model that it was trained on, where the metadata says so.
-        trigger_words: words that call it, where the metadata gives some.
-        title: the name that its maker gave it, or empty.
-    """
-
-    name: str
-    bytes: int
-    dialect: str
-    ranks: tuple[int, int] | None
-    alphas: tuple[float, float] | None
-    size: WeightsKind
-    matched: tuple[str, ...]
-    layers: int
-    left_out: tuple[str, ...]
-    repeats: tuple[str, ...]
-    text_encoder: tuple[str, ...]
-    base: Model | None
-    trigger_words: tuple[str, ...]
-    title: str
-
-    @property
-    def used(self) -> int:
-        """How many of the file's layers for the transformer are used."""
-        return self.layers - len(self.left_out)
-
-    def facts(self) -> dict[str, Any]:
-        """Return the report as a dictionary for JSON and for people."""
-        return {
-            "name": self.name,
-            "title": self.title,
-            "bytes": self.bytes,
-            "dialect": self.dialect,
-            "rank": _span(self.ranks),
-            "alpha": _span(self.alphas),
-            "fits": LAYER_SIZES[self.size].title,
-            "trained_on": self.base or "unknown",
-            "trigger_words": list(self.trigger_words),
-            "layers": f"{self.used} of {self.layers} matched",
-            "matched": list(self.matched),
-            "left_out": list(self.left_out),
-            "repeats": list(self.repeats),
-            "text_encoder": list(self.text_encoder),
-        }
-
-    def warnings(self) -> list[str]:
-        """Return sentences on what of the file is not used."""
-        said = []
-        if self.left_out:
-            said.append(
-                f"{len(self.left_out)} of {self.layers} layers of the LoRA have no place in Z-Image and are left out: "
-                f"{_some(self.left_out)}."
-            )
-        if self.text_encoder:
-            said.append(f"The LoRA's {len(self.text_encoder)} layers for the text encoder are not used.")
-        return said
-
-    def check_fits(self, size: WeightsKind) -> None:
-        """Refuse weights that the LoRA was not made for.
-
-        Raises:
-            RequestError: its shapes are another size's.
-        """
-        if size != self.size:
-            raise refused(
-                self.name, f"a LoRA for {LAYER_SIZES[size].title}; this one was made for {LAYER_SIZES[self.size].title}"
-            )
-
-
-@dataclass(frozen=True)
 class LoraFile:
     """A file that may be used: where it lies, its header, what it changes, and the report."""
 
@@ -145,11 +63,6 @@ class LoraFile:
     header: Header
     layers: tuple[Layer, ...]
     report: Report
-
-
-def refused(name: str, allowed: str) -> RequestError:
-    """Return the error of a file that cannot be used."""
-    return RequestError("lora", name, allowed)
 
 
 def find(named: str) -> Path:
@@ -161,7 +74,7 @@ def find(named: str) -> Path:
         path = Path(named).expanduser()
         if not path.is_file() and path.name == named:
             inside = [folder / name for folder in FOLDERS for name in (named, named + SUFFIX)]
-            return next((one for one in inside if one.is_file()), path)
+            return next((file for file in inside if file.is_file()), path)
     except (OSError, RuntimeError):  # longer than any file's name, or the home of nobody
         return Path(named)
     return path
@@ -179,22 +92,22 @@ def read(path: Path) -> LoraFile:
         parsed = dialects.parse(header.tensors)
         known = [source for source in parsed.sources if source.targets]
         if not known:
-            raise refused(name, f"a LoRA for Z-Image; {_what_else(header, parsed)}")
+            raise refused(name, "a LoRA for Z-Image; {what}", what=_what_else(header, parsed))
         used, repeats = dialects.without_repeats(known)
         fits, ranks = _fitting(used, header, name)
         layers = _layers(path, header, used, ranks)
     except BadLayerError as problem:
-        raise refused(name, f"a LoRA for Z-Image whose layers are whole; {_clean(str(problem))}") from None
+        raise refused(name, "a LoRA for Z-Image whose layers are whole; {what}", what=problem.message) from None
     except (OSError, struct.error) as problem:  # it went away, or became shorter, since its header was read
-        reason = problem.strerror if isinstance(problem, OSError) else "cut short"
-        raise refused(name, f"a file that can be read ({reason})") from None
+        reason = problem.strerror if isinstance(problem, OSError) else _CUT_SHORT
+        raise refused(name, "a file that can be read ({problem})", problem=reason) from None
     left_out = [source.name for source in parsed.sources if not source.targets] + list(parsed.rest)
     return LoraFile(
         path,
         header,
         layers,
         Report(
-            name=_clean(name),
+            name=clean(name),
             bytes=size,
             dialect=_dialect(used),
             ranks=_bounds(layer.rank for layer in layers if layer.rank is not None),
@@ -204,30 +117,30 @@ def read(path: Path) -> LoraFile:
             size=fits,
             matched=tuple(target for source in used for target in source.targets),
             layers=len(used) + len(left_out),
-            left_out=tuple(_clean(one) for one in left_out),
-            repeats=tuple(_clean(source.name) for source in repeats),
-            text_encoder=tuple(_clean(one) for one in parsed.text_encoder),
+            left_out=tuple(clean(layer) for layer in left_out),
+            repeats=tuple(clean(source.name) for source in repeats),
+            text_encoder=tuple(clean(module) for module in parsed.text_encoder),
             base=_likely_base(header.metadata),
             trigger_words=_trigger_words(header.metadata),
-            title=_clean(header.metadata.get("modelspec.title") or header.metadata.get("ss_output_name") or ""),
+            title=clean(header.metadata.get("modelspec.title") or header.metadata.get("ss_output_name") or ""),
         ),
     )
 
 
 def _header(path: Path, name: str) -> tuple[Header, int]:
     """Return the header and the file's length, refusing what is no whole LoRA-sized safetensors file."""
-    wanted = f"a {SUFFIX} file of up to {MAX_FILE >> 30} GiB"
+    wanted = Message("lora_file", "a .safetensors file of up to {size} GiB", size=MAX_FILE >> 30)
     try:
         if not path.is_file():
-            raise refused(str(path), f"{wanted} that exists")
+            raise refused(str(path), "{wanted} that exists", wanted=wanted)
         size = path.stat().st_size
         if size > MAX_FILE:
-            raise refused(name, f"{wanted}; this one has {size / (1 << 30):.1f} GiB")
+            raise refused(name, "{wanted}; this one has {size:.1f} GiB", wanted=wanted, size=size / (1 << 30))
         header = parse_header(path, MAX_HEADER)
-    except ValueError as problem:
-        raise refused(name, f"{wanted}; {str(problem).replace(str(path), 'this one')}") from None
-    except OSError as problem:
-        raise refused(name, f"{wanted}; this one cannot be read ({problem.strerror})") from None
+    except UnusableError as error:
+        raise refused(name, "{wanted}; {problem}", wanted=wanted, problem=error.of(_THIS_ONE)) from None
+    except OSError as error:
+        raise refused(name, "{wanted}; {problem}", wanted=wanted, problem=unreadable(_THIS_ONE, error)) from None
     return header, size
 
 
@@ -244,7 +157,7 @@ def _fitting(used: Sequence[Source], header: Header, name: str) -> tuple[Weights
     size = min(found, key=lambda size: (sum(map(bool, found[size])), sum(map(len, found[size]))))
     problems = [problem for layer in found[size] for problem in layer]
     if all(found[size]) and (other := _other_kin(header)):
-        raise refused(name, f"a LoRA for Z-Image; this looks like one for {other}")
+        raise refused(name, "a LoRA for Z-Image; {what}", what=_looks_like(other))
     if problems:
         raise problems[0]
     return size, {source.name: dialects.rank(source, shapes) for source in used}
@@ -261,12 +174,14 @@ def _layers(path: Path, header: Header, used: Sequence[Source], ranks: Mapping[s
                 if part == "alpha":
                     alpha = _number(file, header, tensor)
                 elif header.tensors[tensor].dtype not in FLOATS:
-                    raise BadLayerError(f"{tensor!r} is stored as {header.tensors[tensor].dtype}, not as floats")
+                    text = "{tensor} is stored as {dtype}, not as floats"
+                    raise BadLayerError(text, tensor=quoted(tensor), dtype=header.tensors[tensor].dtype)
             if alpha is None:
                 alpha = declared(source)
             scale = 1.0 if alpha is None or rank is None else alpha / declared.root(rank)
             if not abs(scale) <= MAX_SCALE:  # also where it is no number
-                raise BadLayerError(f"its alpha {alpha:g} is out of proportion to its rank {rank}: {source.name!r}")
+                text = "its alpha {alpha:g} is out of proportion to its rank {rank}: {layer}"
+                raise BadLayerError(text, alpha=alpha, rank=rank, layer=quoted(source.name))
             layers.append(Layer(source, rank, scale))
     return tuple(layers)
 
@@ -285,9 +200,9 @@ def _number(file: Any, header: Header, name: str) -> float:
     elif tensor.dtype in _UNPACK:
         value = float(struct.unpack(_UNPACK[tensor.dtype], data)[0])
     else:
-        raise BadLayerError(f"{name!r} is stored as {tensor.dtype}, not as a number")
+        raise BadLayerError("{tensor} is stored as {dtype}, not as a number", tensor=quoted(name), dtype=tensor.dtype)
     if not math.isfinite(value):
-        raise BadLayerError(f"{name!r} is {value}")
+        raise BadLayerError("{tensor} is {value}", tensor=quoted(name), value=value)
     return value
 
 
@@ -326,15 +241,15 @@ def _declared_alphas(metadata: Mapping[str, str]) -> _Declared:
     """
     for key in ("lora_adapter_metadata", "ss_network_args"):
         if len(metadata.get(key, "")) > MAX_CONFIG:
-            raise BadLayerError(f"its metadata has more than {MAX_CONFIG:,} characters of {key}")
+            raise BadLayerError("its metadata has more than {limit:,} characters of {key}", limit=MAX_CONFIG, key=key)
     config = {
         key.removeprefix("transformer."): value for key, value in _json(metadata, "lora_adapter_metadata").items()
     }
     alpha, patterns = config.get("lora_alpha"), config.get("alpha_pattern")
     numbers = {
-        name: (place, float(one))
-        for place, (name, one) in enumerate(patterns.items() if isinstance(patterns, dict) else ())
-        if isinstance(one, int | float)
+        name: (place, float(number))
+        for place, (name, number) in enumerate(patterns.items() if isinstance(patterns, dict) else ())
+        if isinstance(number, int | float)
     }
     trained_with = _json(metadata, "ss_network_args")
     rooted = bool(config.get("use_rslora")) or str(trained_with.get("rs_lora", "")).lower() == "true"
@@ -377,7 +292,7 @@ LONGEST_LIST = 20_000  # characters of an entry with trigger words; what is long
 
 
 def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the words that the metadata gives; those that every training picture was tagged with count too."""
+    """Return the words that the metadata gives; those that every training image was tagged with count too."""
     found: list[str] = []
     for key in _TRIGGER_KEYS:
         text = metadata.get(key, "")
@@ -387,16 +302,16 @@ def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
             listed = bounded.loads(text)
         except ValueError:
             listed = None
-        found += [str(one) for one in listed] if isinstance(listed, list) else text.split(",")
-    pictures = _natural(metadata.get("ss_num_train_images", ""))
-    if pictures and not any(one.strip() for one in found):
+        found += [str(word) for word in listed] if isinstance(listed, list) else text.split(",")
+    images = _natural(metadata.get("ss_num_train_images", ""))
+    if images and not any(word.strip() for word in found):
         counts: Counter[str] = Counter()
         for tags in _json(metadata, "ss_tag_frequency").values():
             if isinstance(tags, dict):
                 counts.update({str(tag): n for tag, n in tags.items() if type(n) is int and n > 0})
-        found = [tag for tag, count in counts.most_common(MOST_TRIGGERS) if count >= pictures]
-    words = (_clean(one) for one in found)
-    return tuple(dict.fromkeys(one for one in words if 0 < len(one) <= LONGEST_TRIGGER))[:MOST_TRIGGERS]
+        found = [tag for tag, count in counts.most_common(MOST_TRIGGERS) if count >= images]
+    words = (clean(word) for word in found)
+    return tuple(dict.fromkeys(word for word in words if 0 < len(word) <= LONGEST_TRIGGER))[:MOST_TRIGGERS]
 
 
 def _natural(text: str) -> int:
@@ -404,48 +319,52 @@ def _natural(text: str) -> int:
     return int(text) if text.isdecimal() and len(text) <= bounded.MAX_DIGITS else 0
 
 
-def _clean(text: str) -> str:
-    """Return a text from outside in one line without control characters, of bounded length."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text[:300]).split())
-
-
 # --- what else a file may be -------------------------------------------------------------------------------------
 
 
-def _other_kin(header: Header) -> str | None:
+def _other_kin(header: Header) -> Message | None:
     """Return an architecture that only shapes or metadata tell."""
+    if by_width := architectures.by_width(header.shapes):
+        return by_width
     claimed = architectures.claimed(header.metadata)
-    return architectures.by_width(header.shapes) or (f'"{_clean(claimed)}", as its metadata says' if claimed else None)
+    return Message("claimed", '"{name}", as its metadata says', name=clean(claimed)) if claimed else None
 
 
-def _what_else(header: Header, parsed: Parsed) -> str:
-    """Say what a file is that has no layer for Z-Image's transformer."""
+def _looks_like(architecture: Message) -> Message:
+    return Message("other_architecture", "this looks like one for {other}", other=architecture)
+
+
+def _what_else(header: Header, parsed: Parsed) -> Message:
+    """Return what a file is that has no layer for Z-Image's transformer."""
     names = header.tensors
     if not names:
-        return "this file is empty"
+        return Message("empty", "this file is empty")
     other = architectures.by_names(header.shapes) or _other_kin(header)
     if not parsed.any_layers:
-        if other is None and any(dialects.spellings("full").get(_module(name)) for name in names):
-            return "this is a whole transformer, not a LoRA"
-        what = f"; its tensors look like {other}" if other else ""
-        return f"this file has no LoRA in it{what} (for example {_some(names)})"
+        return _without_lora(names, other)
     if other is not None:
-        return f"this looks like one for {other}"
+        return _looks_like(other)
     if not parsed.sources:
-        return f"this one is for a text encoder alone ({len(parsed.text_encoder)} layers)"
-    return f"none of its {len(parsed.sources)} layers matches ({_some(source.name for source in parsed.sources)})"
+        text = "this one is for a text encoder alone ({layers} layers)"
+        return Message("text_encoder_alone", text, layers=len(parsed.text_encoder))
+    layers = [source.name for source in parsed.sources]
+    text = "none of its {layers} layers matches ({names})"
+    return Message("no_match", text, layers=len(layers), names=some_of(layers))
+
+
+def _without_lora(names: Iterable[str], other: Message | None) -> Message:
+    if other is not None:
+        text = "this file has no LoRA in it; its tensors look like {other} (for example {names})"
+        return Message("no_lora", text, other=other, names=some_of(names))
+    if any(dialects.spellings("full").get(_module(name)) for name in names):
+        return Message("whole_transformer", "this is a whole transformer, not a LoRA")
+    return Message("no_lora", "this file has no LoRA in it (for example {names})", names=some_of(names))
 
 
 def _module(tensor: str) -> str:
     for prefix in ("model.diffusion_model.", "diffusion_model.", "transformer.", "dit."):
         tensor = tensor.removeprefix(prefix)
     return tensor.rpartition(".")[0].replace(".", "_")
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(_clean(name)[:100] for name in names[:3]) + rest
 
 
 # --- for people --------------------------------------------------------------------------------------------------
@@ -456,23 +375,16 @@ def _dialect(used: Sequence[Source]) -> str:
     kinds = Counter(source.kind + (" with DoRA" if "magnitude" in source.parts else "") for source in used)
     pairs = dict.fromkeys(source.pair for source in used if source.kind == "LoRA")
     prefixes = dict.fromkeys(source.prefix for source in used)
-    said = [" and ".join(kind for kind, _ in kinds.most_common())]
-    said += [f"names {' and '.join(pairs)}"] if pairs else []
-    said.append("prefix " + " and ".join(_clean(one) or "none" for one in prefixes))
-    said += ["fused qkv"] if any(source.fused for source in used) else []
-    return ", ".join(said)
+    described = [" and ".join(kind for kind, _ in kinds.most_common())]
+    described += [f"names {' and '.join(pairs)}"] if pairs else []
+    described.append("prefix " + " and ".join(clean(prefix) or "none" for prefix in prefixes))
+    described += ["fused qkv"] if any(source.fused for source in used) else []
+    return ", ".join(described)
 
 
 def _bounds(values: Iterable[Any]) -> tuple[Any, Any] | None:
     values = list(values)
     return (min(values), max(values)) if values else None
-
-
-def _span(bounds: tuple[float, float] | None) -> str:
-    if bounds is None:
-        return "none"
-    low, high = (f"{one:g}" for one in bounds)
-    return low if low == high else f"{low} to {high}"
 
 
 # --- identity ----------------------------------------------------------------------------------------------------
@@ -504,7 +416,7 @@ def identify(file: LoraFile) -> Identity:
                 data.update(block)
                 read += len(block)
     except OSError as problem:
-        raise refused(file.report.name, f"a file that can be read ({problem.strerror})") from None
+        raise refused(file.report.name, "a file that can be read ({problem})", problem=problem.strerror) from None
     if read != file.report.bytes:
         raise refused(file.report.name, "a file that nobody changes meanwhile")
     claimed = file.header.metadata.get("sshs_model_hash", "").lower().removeprefix("0x")

@@ -197,7 +197,7 @@ def test_what_is_left_out_is_listed(tmp_path: Path) -> None:
     assert report.left_out == ("layers.99.attention.to_q", "something")  # layers first
     assert set(report.text_encoder) == {"text_encoder.layers.0.self_attn.q_proj", "lora_te_layers_0_mlp_up_proj"}
     assert (report.used, report.layers) == (42, 44)
-    first, second = report.warnings()
+    first, second = map(str, report.warnings())
     assert "2 of 44 layers" in first
     assert "layers.99.attention.to_q" in first
     assert "2 layers for the text encoder" in second
