@@ -1,6 +1,6 @@
-"""Real-ESRGAN in tiles: any RGB picture to exactly twice its width and height.
+"""Real-ESRGAN in tiles: any RGB image to exactly twice its width and height.
 
-Networks that enlarge by 4 are halved again by a good filter, tile by tile, so that no picture of four times the size is
+Networks that enlarge by 4 are halved again by a good filter, tile by tile, so that no image of four times the size is
 ever in memory. Networks are read by spandrel, which knows their architectures from their weights. Importing this module
 imports torch.
 """
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 import upscaler.weights
 from core.errors import RequestError
 from core.events import TileDone
+from core.messages import Message
 from core.request import UPSCALER_OVERLAP
 from images import tiles
 from upscaler.weights import Source
@@ -42,7 +43,7 @@ def load(source: Source, device: str) -> spandrel.ImageModelDescriptor:
     is from fp32 is not measured here yet. bf16 would have three bits less.
 
     Raises:
-        RequestError: the file holds no network that enlarges RGB pictures by 2 or by 4.
+        RequestError: the file holds no network that enlarges RGB images by 2 or by 4.
         WeightsMissing: the package is not what it should be.
     """
     model = _read(source).eval().to(device)
@@ -64,7 +65,7 @@ def _read(source: Source) -> spandrel.ImageModelDescriptor:
         else:  # only tensors: a pickle could run anything otherwise
             state = torch.load(source.file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file leads torch into
-        raise _refused(source, f"it cannot be read ({error})") from error
+        raise _refused(source, Message("unreadable", "it cannot be read ({error})", error=str(error))) from error
     return _recognised(source, spandrel.canonicalize_state_dict(state))
 
 
@@ -72,24 +73,26 @@ def _recognised(source: Source, state: dict[str, torch.Tensor]) -> spandrel.Imag
     try:
         model = spandrel.ModelLoader().load_from_state_dict(state)
     except (spandrel.UnsupportedModelError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise _refused(source, "spandrel does not know what it holds") from error
+        why = Message("unknown_network", "spandrel does not know what it holds")
+        raise _refused(source, why) from error
     if not isinstance(model, spandrel.ImageModelDescriptor):
-        raise _refused(source, "it works with a mask")
+        raise _refused(source, Message("mask", "it works with a mask"))
     if model.scale not in (2, 4) or (model.input_channels, model.output_channels) != (3, 3):
-        shape = f"{model.input_channels} to {model.output_channels} channels"
-        raise _refused(source, f"it enlarges by {model.scale}, with {shape}")
+        text = "it enlarges by {scale}, with {inputs} to {outputs} channels"
+        values = {"scale": model.scale, "inputs": model.input_channels, "outputs": model.output_channels}
+        raise _refused(source, Message("other_scale", text, **values))
     return model
 
 
-def _refused(source: Source, why: str) -> RequestError:
-    allowed = f"a network that enlarges RGB pictures by 2 or 4, as a file that spandrel reads; of this one, {why}"
-    return RequestError(upscaler.weights.SETTING, source.file and source.file.name, allowed)
+def _refused(source: Source, why: Message) -> RequestError:
+    text = "a network that enlarges RGB pictures by 2 or 4, as a file that spandrel reads; of this one, {why}"
+    return RequestError(upscaler.weights.SETTING, source.file and source.file.name, Message("network", text, why=why))
 
 
 def enlarge(
     image: Image.Image, model: spandrel.ImageModelDescriptor, side: int
 ) -> Generator[TileDone, None, Image.Image]:
-    """Enlarge a picture to twice its width and height; an event after each tile.
+    """Enlarge an image to twice its width and height; an event after each tile.
 
     Args:
         image: RGB.

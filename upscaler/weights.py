@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from core.errors import RequestError, WeightsMissing
+from core.messages import Message
 from hub import checkpoint, inventory, parts, places
 from upscaler import ncnn
 
@@ -89,9 +90,10 @@ def find(choice: str, environ: Mapping[str, str] = os.environ) -> Source:
         if own := environ.get(SETTING):
             file = Path(own)
             if file.suffix.lower() not in SUFFIXES or not file.is_file():
-                raise RequestError(SETTING, own, f"a model file that exists and ends in {' or '.join(SUFFIXES)}")
+                text = "a model file that exists and ends in {endings}"
+                raise RequestError(SETTING, own, Message("model_file", text, endings=parts.any_of(SUFFIXES)))
             return Source(file.stem, checkpoint.fingerprint([file]), file)
-        found = next(one for one in inventory.find_all(environ) if one.part.name == "upscaler")
+        (found,) = inventory.find_all(environ, parts=[parts.PARTS["upscaler"]])
         if found.present:
             return Source(packaged.title, checkpoint.fingerprint(found.files), found.files[0])
     package_file(packaged)
@@ -113,11 +115,11 @@ def decoded(packaged: Packaged, folder: Path | None = None) -> dict[str, np.ndar
         try:
             state = load_file(kept)
         except (SafetensorError, OSError, ValueError) as error:
-            log.warning("%s cannot be read (%s) and is made anew", kept, error)
+            log.warning("%s cannot be read (%s) and is decoded again", kept, error)
         else:
             if digest(state) == packaged.state_digest:
                 return state
-            log.warning("%s does not hold what it should and is made anew", kept)
+            log.warning("%s does not hold what it should and is decoded again", kept)
     state = _decode(packaged)
     _keep(state, kept)
     return state
@@ -135,10 +137,13 @@ def _decode(packaged: Packaged) -> dict[str, np.ndarray]:
     file = package_file(packaged)
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != packaged.file_digest:
-        raise _missing(packaged, f"{file} is another file than expected (SHA-256 {found})")
-    state = packaged.name(ncnn.read(file.with_suffix(".param")))
+        text = "{file} is another file than expected (SHA-256 {found})"
+        raise _missing(packaged, Message("other_file", text, file=str(file), found=found))
+    param = file.with_suffix(".param")
+    state = packaged.name(ncnn.read(param))
     if (found := digest(state)) != packaged.state_digest:
-        raise _missing(packaged, f"{file.with_suffix('.param')} is another file than expected ({found})")
+        text = "{file} is another file than expected ({found})"
+        raise _missing(packaged, Message("other_file", text, file=str(param), found=found))
     return state
 
 
@@ -163,15 +168,18 @@ def package_file(packaged: Packaged) -> Path:
     folders = package.submodule_search_locations if package else None
     file = Path(folders[0], "models", f"{packaged.stem}.bin") if folders else None
     if file is None or not file.is_file():
-        raise _missing(packaged, f"the package {PACKAGE.replace('_', '-')} is not installed, or not whole")
+        text = "the package {package} is not installed, or not whole"
+        raise _missing(packaged, Message("no_package", text, package=PACKAGE.replace("_", "-")))
     return file
 
 
-def _missing(packaged: Packaged, why: str) -> WeightsMissing:
+def _missing(packaged: Packaged, why: Message) -> WeightsMissing:
     command = "bash run.sh doctor"  # sets up what is missing first
     part = parts.PARTS["upscaler"]
     return WeightsMissing(
-        f"{packaged.title} cannot be used: {why}; removing .venv and running {command} installs it anew",
+        "{model} cannot be used: {why}; removing .venv and running {command} installs it again",
+        model=packaged.title,
+        why=why,
         missing=[part.title],
         problems=[why],
         bytes=part.size,

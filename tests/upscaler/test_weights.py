@@ -73,7 +73,7 @@ def test_names_follow_the_order_of_the_layers() -> None:
     assert state["conv_last.bias"].shape == (3,)
 
 
-def test_decoded_once_then_kept_and_made_anew_when_it_is_not_whole(tmp_path: Path) -> None:
+def test_decoded_once_then_kept_and_decoded_again_when_it_is_not_whole(tmp_path: Path) -> None:
     state = upscaler.weights.decoded(FAST, tmp_path)
     assert upscaler.weights.digest(state) == FAST.state_digest
     (kept,) = tmp_path.iterdir()
