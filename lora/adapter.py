@@ -4,20 +4,18 @@ A transformer's own weights are never written to. Where memory allows, a layer c
 weight, and the untouched original is put back afterwards: a step then costs what it costs without a LoRA. Where it does
 not, and where a layer holds its weight in a form of its own (offloaded, quantized), a hook adds the difference to the
 layer's output. Either way strength is linear, and what was there before is there again: see docs/adr/0010.
-
-Imports torch.
 """
 
 from __future__ import annotations
 
 import functools
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeGuard, cast
 
 import torch
+from cachetools import LRUCache
 from safetensors import SafetensorError, safe_open
 from torch.nn import functional as F
 
@@ -34,7 +32,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Change:
-    """What one source of the file does: to which modules (rows one after the other), with which tensors by part."""
+    """What a source of the file does: to which modules (rows one after the other), with which tensors by part."""
 
     targets: tuple[str, ...]
     kind: str
@@ -53,15 +51,15 @@ class Adapter:
     @property
     def bytes(self) -> int:
         """Memory that its tensors take."""
-        return sum(one.nbytes for change in self.changes for one in change.tensors.values())
+        return sum(values.nbytes for change in self.changes for values in change.tensors.values())
 
 
 class Adapters:
     """The files used last, parsed: the same file again is neither read nor converted, and a copy of it only hashed."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, Adapter] = OrderedDict()
-        self._identities: OrderedDict[tuple[str, int, int, int], Identity] = OrderedDict()
+        self._kept: LRUCache[str, Adapter] = LRUCache(KEPT_BYTES, getsizeof=_share)
+        self._identities: LRUCache[tuple[str, int, int, int], Identity] = LRUCache(8 * KEPT_FILES)
 
     def get(self, file: LoraFile) -> Adapter:
         """Return a file's adapter.
@@ -75,16 +73,15 @@ class Adapters:
             raise refused(file.report.name, "a file that can be read ({problem})", problem=problem.strerror) from None
         mark = (str(file.path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino)
         identity = self._identities.get(mark) or lora.file.identify(file)
-        adapter = self._kept.pop(identity.digest, None) or _load(file, identity)
-        self._kept[identity.digest] = adapter
         self._identities[mark] = identity
-        while len(self._kept) > 1 and (
-            len(self._kept) > KEPT_FILES or sum(one.bytes for one in self._kept.values()) > KEPT_BYTES
-        ):
-            self._kept.popitem(last=False)
-        if len(self._identities) > 8 * KEPT_FILES:
-            self._identities.popitem(last=False)
+        if (adapter := self._kept.get(identity.digest)) is None:
+            adapter = self._kept[identity.digest] = _load(file, identity)
         return adapter
+
+
+def _share(adapter: Adapter) -> int:
+    """Return how much of KEPT_BYTES an adapter takes: so much that KEPT_FILES are the most, and that any one fits."""
+    return min(max(adapter.bytes, KEPT_BYTES // KEPT_FILES), KEPT_BYTES)
 
 
 def _load(file: LoraFile, identity: Identity) -> Adapter:
@@ -147,7 +144,8 @@ def difference(change: Change, parts: Tensors) -> torch.Tensor | None:
 def _kronecker(parts: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
     """Return LoKr's two factors, each multiplied out where it is given as a product of two."""
     first, second = (
-        parts[one] if one in parts else parts[one + "_a"] @ parts[one + "_b"] for one in ("lokr_w1", "lokr_w2")
+        parts[factor] if factor in parts else parts[factor + "_a"] @ parts[factor + "_b"]
+        for factor in ("lokr_w1", "lokr_w2")
     )
     return first, second
 
@@ -158,7 +156,7 @@ def _bias(change: Change, parts: Tensors) -> torch.Tensor | None:
 
 
 def _ratio(weight: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """Return DoRA's magnitude over the weight's norm: [rows, 1], or [1, columns] where it is one for each column."""
+    """Return DoRA's magnitude over the weight's norm: [rows, 1], or [1, columns] where each column has its own."""
     by_column = magnitude.ndim == 2 and magnitude.shape[0] == 1
     norm: torch.Tensor = weight.norm(dim=0 if by_column else 1, keepdim=True)
     return (magnitude if by_column else magnitude.reshape(-1, 1)) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
@@ -184,7 +182,7 @@ def changed(weight: torch.Tensor, change: Change, parts: Tensors, strength: floa
     return weight + strength * added
 
 
-# --- putting it on -----------------------------------------------------------------------------------------------
+# --- applying it -------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -301,7 +299,7 @@ def _times(change: Change, parts: Tensors, dtype: torch.dtype) -> Callable[[slic
     Factors stay factors, since the product of two thin matrices is much less work than that of one thick one.
     """
     if change.kind == "LoKr":
-        first, second = (one.to(dtype) for one in _kronecker(parts))
+        first, second = (factor.to(dtype) for factor in _kronecker(parts))
 
         def kron(rows: slice) -> Add:
             def add(y: torch.Tensor, x: torch.Tensor, by: float) -> None:
@@ -325,14 +323,14 @@ def _times(change: Change, parts: Tensors, dtype: torch.dtype) -> Callable[[slic
         up, down = parts["up"], parts["down"]
     else:
         up, down = parts.get("diff"), None
-    up, down = (None if one is None else one.to(dtype) for one in (up, down))
+    up, down = (None if factor is None else factor.to(dtype) for factor in (up, down))
 
     def thin(rows: slice) -> Add:
-        mine = None if up is None else up[rows].T
+        up_rows = None if up is None else up[rows].T
 
         def add(y: torch.Tensor, x: torch.Tensor, by: float) -> None:
-            if mine is not None:
-                y.addmm_(x if down is None else F.linear(x, down), mine, alpha=by * change.scale)
+            if up_rows is not None:
+                y.addmm_(x if down is None else F.linear(x, down), up_rows, alpha=by * change.scale)
 
         return add
 

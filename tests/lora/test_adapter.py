@@ -62,13 +62,13 @@ def style(tmp_path: Path) -> Adapter:
 
 
 def latents(
-    pipeline: Pipeline, worn: Adapter | None = None, strength: float = 1.0, room: int = COPIES, steps: int = 2
+    pipeline: Pipeline, style: Adapter | None = None, strength: float = 1.0, room: int = COPIES, steps: int = 2
 ) -> torch.Tensor:
     """Draw with Turbo, and return the latents."""
     pipeline.pipe.dit = pipeline.transformers["turbo"]
     pipeline.lora_copies = room
     drawing = pipeline.text_to_image(**ASKED, steps=steps, cfg=1.0)
-    drawing = drawing if worn is None else pipeline.wearing(worn, strength, drawing)
+    drawing = drawing if style is None else pipeline.wearing(style, strength, drawing)
     while True:
         try:
             next(drawing)
@@ -87,7 +87,7 @@ def digest(transformer: torch.nn.Module) -> str:
 
 
 def hooks(transformer: torch.nn.Module) -> int:
-    return sum(len(one._forward_hooks) + len(one._forward_pre_hooks) for one in transformer.modules())
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in transformer.modules())
 
 
 # --- dialects ---
@@ -96,17 +96,17 @@ def hooks(transformer: torch.nn.Module) -> int:
 @pytest.mark.parametrize("room", [COPIES, HOOKS], ids=["copies", "hooks"])
 def test_a_lora_does_what_its_products_say(pipeline: Pipeline, style: Adapter, room: int) -> None:
     """Held against weights that the test itself adds the products to."""
-    worn = latents(pipeline, style, 0.5, room)
+    drawn = latents(pipeline, style, 0.5, room)
     plain = latents(pipeline)
-    assert (worn - plain).abs().max() > 0.05
+    assert (drawn - plain).abs().max() > 0.05
     transformer = pipeline.transformers["turbo"]
-    before = {name: one.clone() for name, one in transformer.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
     with torch.no_grad():
         for name, (down, up) in PAIRS.items():
             transformer.get_submodule(name).weight += 0.5 * (up @ down)
     expected = latents(pipeline)
     transformer.load_state_dict(before)
-    torch.testing.assert_close(worn, expected, atol=AGREEMENT, rtol=0)
+    torch.testing.assert_close(drawn, expected, atol=AGREEMENT, rtol=0)
 
 
 @pytest.mark.parametrize("room", [COPIES, HOOKS], ids=["copies", "hooks"])
@@ -115,12 +115,12 @@ def test_every_spelling_of_names_gives_the_same_bits(
 ) -> None:
     expected = latents(pipeline, style, 0.8, room)
     for dialect, rewrite in loras.NAMES.items():
-        worn = parsed(write(tmp_path / "other.safetensors", rewrite(PAIRS)))
-        assert torch.equal(latents(pipeline, worn, 0.8, room), expected), dialect
+        other = parsed(write(tmp_path / "other.safetensors", rewrite(PAIRS)))
+        assert torch.equal(latents(pipeline, other, 0.8, room), expected), dialect
 
 
 @pytest.mark.parametrize("room", [COPIES, HOOKS], ids=["copies", "hooks"])
-def test_every_other_form_gives_the_same_picture(pipeline: Pipeline, style: Adapter, room: int, tmp_path: Path) -> None:
+def test_every_other_form_gives_the_same_image(pipeline: Pipeline, style: Adapter, room: int, tmp_path: Path) -> None:
     own = pipeline.transformers["turbo"].state_dict()
     forms = {name: rewrite(PAIRS) for name, rewrite in loras.SUMS.items()}
     forms |= {
@@ -130,8 +130,8 @@ def test_every_other_form_gives_the_same_picture(pipeline: Pipeline, style: Adap
     }
     expected = latents(pipeline, style, 0.8, room)
     for form, tensors in forms.items():
-        worn = parsed(write(tmp_path / "other.safetensors", tensors))
-        error = (latents(pipeline, worn, 0.8, room) - expected).abs().max()
+        other = parsed(write(tmp_path / "other.safetensors", tensors))
+        error = (latents(pipeline, other, 0.8, room) - expected).abs().max()
         print(f"{form}: {error:.1e}")
         assert error < AGREEMENT, form
 
@@ -200,19 +200,19 @@ def full_rank() -> dict[str, loras.Tensors]:
 @pytest.mark.parametrize("strength", [0.6, 1.5])
 def test_hooks_and_copies_agree(pipeline: Pipeline, form: str, strength: float, tmp_path: Path) -> None:
     """Two ways that share no arithmetic but the norms: on the weights, and on what the layers compute."""
-    worn = parsed(write(tmp_path / "a.safetensors", full_rank()[form]))
-    copied = latents(pipeline, worn, strength, COPIES)
+    other = parsed(write(tmp_path / "a.safetensors", full_rank()[form]))
+    copied = latents(pipeline, other, strength, COPIES)
     change = (copied - latents(pipeline)).abs().max().item()
     assert change > 10 * AGREEMENT
     # beyond strength 1 such a LoRA may blow latents up to thousands, and rounding with them
     tolerance = AGREEMENT * max(1.0, copied.abs().max().item())
-    torch.testing.assert_close(latents(pipeline, worn, strength, HOOKS), copied, atol=tolerance, rtol=0)
+    torch.testing.assert_close(latents(pipeline, other, strength, HOOKS), copied, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("form", full_rank())
 def test_strength_is_linear(form: str, tmp_path: Path) -> None:
     for change in parsed(write(tmp_path / "a.safetensors", full_rank()[form])).changes:
-        parts = {part: one.float() for part, one in change.tensors.items()}
+        parts = {part: values.float() for part, values in change.tensors.items()}
         shape = lora_shape(change.targets)
         weight = torch.randn(shape, generator=torch.Generator().manual_seed(2))
         whole = adapter.changed(weight, change, parts, 1.0) - weight
@@ -236,7 +236,9 @@ def test_dora_and_lokr_and_loha_follow_their_definitions(tmp_path: Path) -> None
 
     def result(form: str) -> torch.Tensor:
         (change,) = (
-            one for one in parsed(write(tmp_path / "a.safetensors", forms[form])).changes if name in one.targets
+            change
+            for change in parsed(write(tmp_path / "a.safetensors", forms[form])).changes
+            if name in change.targets
         )
         return adapter.changed(weight, change, dict(change.tensors), 1.0)
 
@@ -251,7 +253,7 @@ def test_dora_and_lokr_and_loha_follow_their_definitions(tmp_path: Path) -> None
     rows = torch.stack([part("DoRA", "dora_scale")[i] * row / row.norm() for i, row in enumerate(whole)])
     torch.testing.assert_close(result("DoRA"), rows)
     whole = weight + torch.kron(part("DoRA by column", "lokr_w1"), part("DoRA by column", "lokr_w2"))
-    columns = [part("DoRA by column", "dora_scale")[0, i] * one / one.norm() for i, one in enumerate(whole.T)]
+    columns = [part("DoRA by column", "dora_scale")[0, i] * column / column.norm() for i, column in enumerate(whole.T)]
     torch.testing.assert_close(result("DoRA by column"), torch.stack(columns).T)
 
 
@@ -418,7 +420,7 @@ def any_pipeline(request: pytest.FixtureRequest) -> Pipeline:
     return KINDS[request.param]()
 
 
-def test_a_lora_is_worn_on_every_kind_of_pipeline(any_pipeline: Pipeline, tmp_path: Path) -> None:
+def test_a_lora_is_applied_to_every_kind_of_pipeline(any_pipeline: Pipeline, tmp_path: Path) -> None:
     """Held against a plain transformer that has the same weights: those that the kind computes with."""
     plain = reload()
     own = any_pipeline.transformers["turbo"]
@@ -431,8 +433,8 @@ def test_a_lora_is_worn_on_every_kind_of_pipeline(any_pipeline: Pipeline, tmp_pa
                 module.weight.copy_(adapter._weight_of(theirs, device, dtype))
     room = any_pipeline.lora_copies
     for form, tensors in {"LoRA": loras.peft(PAIRS), **full_rank()}.items():
-        worn = parsed(write(tmp_path / "a.safetensors", tensors))
-        error = (latents(any_pipeline, worn, 0.8, room) - latents(plain, worn, 0.8)).abs().max()
+        other = parsed(write(tmp_path / "a.safetensors", tensors))
+        error = (latents(any_pipeline, other, 0.8, room) - latents(plain, other, 0.8)).abs().max()
         print(f"{form}: {error:.1e}")
         assert error < 2 * AGREEMENT, form
 
@@ -457,7 +459,7 @@ def test_nothing_stays_behind_over_random_sequences(any_pipeline: Pipeline, tmp_
         "LoRA": loras.peft(PAIRS),
         "everywhere": loras.kohya(random_pairs(3, modules=loras.linear_modules())),
     } | full_rank()
-    worn = [parsed(write(tmp_path / f"{index}.safetensors", one)) for index, one in enumerate(files.values())]
+    adapters = [parsed(write(tmp_path / f"{index}.safetensors", one)) for index, one in enumerate(files.values())]
     room = any_pipeline.lora_copies
     before: dict[Model, str] = {model: digest(one) for model, one in any_pipeline.transformers.items()}
     counted = {model: hooks(one) for model, one in any_pipeline.transformers.items()}
@@ -469,7 +471,12 @@ def test_nothing_stays_behind_over_random_sequences(any_pipeline: Pipeline, tmp_
             model, end = chance.choice(models), chance.choice(["done", "cancelled", "shortage", "broken"])
             any_pipeline.lora_copies = chance.choice([room, HOOKS])
             draw(
-                any_pipeline, model, chance.choice(worn), chance.choice([0.0, 0.3, 0.8, 1.5]), end, chance.randint(0, 2)
+                any_pipeline,
+                model,
+                chance.choice(adapters),
+                chance.choice([0.0, 0.3, 0.8, 1.5]),
+                end,
+                chance.randint(0, 2),
             )
             assert {model: digest(one) for model, one in any_pipeline.transformers.items()} == before
             assert {model: hooks(one) for model, one in any_pipeline.transformers.items()} == counted
@@ -481,22 +488,22 @@ def test_nothing_stays_behind_over_random_sequences(any_pipeline: Pipeline, tmp_
 def draw(
     pipeline: Pipeline,
     model: Model,
-    worn: Adapter | None = None,
+    style: Adapter | None = None,
     strength: float = 0.0,
     end: str = "done",
     after: int = 0,
 ) -> bytes | None:
-    """Draw two steps and return the picture's bytes, or end it otherwise on the way."""
+    """Draw two steps and return the image's bytes, or end it otherwise on the way."""
     pipeline.pipe.dit = transformer = pipeline.transformers[model]
     drawing = pipeline.text_to_image(**ASKED, steps=2, cfg=2.0 if model == "base" else 1.0)
     if end == "broken":  # the last layer is not there any more
-        assert worn is not None
-        changes = (*worn.changes, adapter.Change(("layers.9.attention.to_q",), "LoRA", 1.0, worn.changes[0].tensors))
+        assert style is not None
+        changes = (*style.changes, adapter.Change(("layers.9.attention.to_q",), "LoRA", 1.0, style.changes[0].tensors))
         with pytest.raises(AttributeError):
-            list(pipeline.wearing(Adapter(worn.report, worn.identity, changes), strength or 1.0, drawing))
+            list(pipeline.wearing(Adapter(style.report, style.identity, changes), strength or 1.0, drawing))
         return None
-    if worn is not None:
-        drawing = pipeline.wearing(worn, strength, drawing)
+    if style is not None:
+        drawing = pipeline.wearing(style, strength, drawing)
     if end == "shortage":
         short = _Shortage(transformer, after // 2)
         with pytest.raises(torch.OutOfMemoryError):
@@ -573,20 +580,22 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Adapters()
     monkeypatch.setattr(adapter, "KEPT_FILES", 2)
+    kept = Adapters()
     for seed in range(4):
         kept.get(lora.file.read(write(tmp_path / f"{seed}.safetensors", loras.peft(random_pairs(seed)))))
     assert len(kept._kept) == 2
     monkeypatch.setattr(adapter, "KEPT_BYTES", 1)
-    kept.get(lora.file.read(tmp_path / "0.safetensors"))
+    kept = Adapters()
+    for seed in range(2):
+        kept.get(lora.file.read(tmp_path / f"{seed}.safetensors"))
     assert len(kept._kept) == 1
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_what_is_no_number_is_refused_by_name(value: float, dtype: torch.dtype, tmp_path: Path) -> None:
-    tensors = {name: one.to(dtype, copy=True) for name, one in loras.peft(PAIRS).items()}
+    tensors = {name: tensor.to(dtype, copy=True) for name, tensor in loras.peft(PAIRS).items()}
     tensors["layers.3.feed_forward.w2.lora_B.weight"][5, 1] = value
     with pytest.raises(RequestError, match=r"'layers\.3\.feed_forward\.w2\.lora_B\.weight' holds NaN or infinity"):
         parsed(write(tmp_path / "a.safetensors", tensors))
@@ -602,11 +611,11 @@ def test_a_lora_that_would_change_nothing_is_refused(zero: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.float64])
 def test_numbers_of_any_float_are_read_as_they_are(dtype: torch.dtype, tmp_path: Path) -> None:
-    tensors = {name: one.to(dtype) for name, one in loras.peft(PAIRS).items()}
+    tensors = {name: tensor.to(dtype) for name, tensor in loras.peft(PAIRS).items()}
     (change,) = (
-        one
-        for one in parsed(write(tmp_path / "a.safetensors", tensors)).changes
-        if "layers.0.attention.to_q" in one.targets
+        change
+        for change in parsed(write(tmp_path / "a.safetensors", tensors)).changes
+        if "layers.0.attention.to_q" in change.targets
     )
     assert torch.equal(change.tensors["up"].double(), tensors["layers.0.attention.to_q.lora_B.weight"].double())
 
@@ -620,7 +629,7 @@ def test_a_file_that_goes_away_is_refused(tmp_path: Path) -> None:
 
 def test_numbers_outlive_their_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", loras.peft(PAIRS))
-    worn = parsed(path)
+    other = parsed(path)
     path.write_bytes(b"")
-    up = next(one for one in worn.changes if one.targets == ("layers.0.attention.to_q",)).tensors["up"]
+    up = next(change for change in other.changes if change.targets == ("layers.0.attention.to_q",)).tensors["up"]
     assert torch.equal(up, PAIRS["layers.0.attention.to_q"][1])
