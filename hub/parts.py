@@ -81,7 +81,7 @@ PARTS: Mapping[str, Part] = {
             _CONTROLNET,
             also=("PAI/Z-Image-Turbo-Fun-Controlnet-Union-2.1",),
         ),
-        # Published in fp32. No hash: later releases of transformers name its tensors anew when they read it.
+        # Published in fp32. No hash: later releases of transformers rename its tensors when they read it.
         Part(
             "depth",
             "depth-anything/Depth-Anything-V2-Small-hf",

@@ -60,7 +60,7 @@ def mirror(cache: Path, target: Path) -> Mirrored:
     """Mirror every repository of the hub cache `cache` in `target`, and return what was new.
 
     Blobs are hard-linked, or symlinked where that is not possible; snapshots' links are kept as they are; refs are
-    copied, since they are written to. What is there already stays, but broken links are made anew. Several processes
+    copied, since they are written to. What is there already stays, but broken links are made again. Several processes
     may do so at once. What cannot be read is left out, and named in `problems`.
 
     Raises:
@@ -89,7 +89,7 @@ def _files(folder: Path, done: Mirrored) -> list[Path]:
     return [
         Path(place) / name
         for place, folders, names in os.walk(folder, onerror=note)
-        for name in sorted([*names, *(one for one in folders if (Path(place) / one).is_symlink())])
+        for name in sorted([*names, *(link for link in folders if (Path(place) / link).is_symlink())])
     ]
 
 
@@ -149,6 +149,8 @@ def _put(into: Path, make: Callable[[str], object]) -> None:
 
 def _writable(cache: Path) -> bool:
     """Whether this user may add to the cache and to everything in it that the hub client adds to."""
-    folders = [cache, *(one for one in cache.glob("*--*") if one.is_dir())]
-    folders += [one for repo in folders[1:] for one in repo.rglob("*") if one.is_dir() and not one.is_symlink()]
+    folders = [cache, *(repo for repo in cache.glob("*--*") if repo.is_dir())]
+    folders += [
+        folder for repo in folders[1:] for folder in repo.rglob("*") if folder.is_dir() and not folder.is_symlink()
+    ]
     return all(os.access(folder, os.W_OK | os.X_OK) for folder in folders)

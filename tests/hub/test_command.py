@@ -68,7 +68,7 @@ def models(environ: dict[str, str], *arguments: str, code: int = 0) -> subproces
 
 
 @pytest.mark.slow
-def test_from_nothing_to_whole_to_damaged_to_mended(hub: Hub, environ: dict[str, str], tmp_path: Path) -> None:
+def test_from_nothing_to_whole_to_damaged_to_fixed(hub: Hub, environ: dict[str, str], tmp_path: Path) -> None:
     assert "upscaler" in models(environ, "list").stderr.split("models download ")[1]
 
     done = models(environ, "download", "upscaler")
@@ -117,9 +117,9 @@ def test_an_interrupt_on_a_dead_line_ends_with_130(hub: Hub, environ: dict[str, 
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate()
+    _, printed = process.communicate()
     assert process.returncode == 130
-    assert said.endswith("the request was cancelled\n")
+    assert printed.endswith("the request was cancelled\n")
 
 
 def test_an_unknown_part_is_refused_with_the_known_ones(environ: dict[str, str]) -> None:
@@ -222,7 +222,7 @@ def test_with_everything_there_nothing_is_fetched(environ: dict[str, str], tmp_p
     assert (done.returncode, "NETWORK" in done.stderr) == (0, False), done.stderr
     assert done.stdout.endswith(": here already\n")
     listed = json.loads(watched(environ, "models", "list", "--json").stdout)["models"]
-    assert all(one["present"] and not one["problems"] for one in listed)
+    assert all(part["present"] and not part["problems"] for part in listed)
     # Chosen by themselves, and planned for before anything is read: 1 GB is too little for any plan.
     done = watched(environ, "generate", "apple", "--device", "cpu", "--memory", "1")
     assert (done.returncode, "NETWORK" in done.stderr) == (4, False), done.stderr

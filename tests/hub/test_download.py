@@ -115,24 +115,24 @@ def blob(client: HuggingFace, content: bytes) -> Path:
 def test_everything_that_a_part_needs_arrives_and_is_found(
     hub: Hub, client: HuggingFace, parts: dict[str, Part], content: dict[str, bytes], found: Look
 ) -> None:
-    assert not any(one.present for one in found())
+    assert not any(part.present for part in found())
     events = run(parts, client)
     plan = events[0]
     assert isinstance(plan, Planned)
     wanted = NAMES | {"single.pth"}
     assert (plan.files, plan.total, plan.left) == (5, *[sum(len(content[name]) for name in wanted)] * 2)
-    fetched = {one.file.name: one.path for one in events if isinstance(one, Fetched)}
+    fetched = {event.file.name: event.path for event in events if isinstance(event, Fetched)}
     assert fetched.keys() == wanted
     for name, path in fetched.items():
         assert path == client.folder / "models--owner--tiny-model" / "snapshots" / COMMIT / name
         assert path.read_bytes() == content[name]
-    assert [one.source for one in found()] == ["Hugging Face cache"] * 2
+    assert [part.source for part in found()] == ["Hugging Face cache"] * 2
     assert (client.folder / "models--owner--tiny-model" / "refs" / "main").read_text() == COMMIT
 
 
 def test_progress_counts_every_byte_once_and_ends_at_all(client: HuggingFace, parts: dict[str, Part]) -> None:
-    progress = [one for one in run(parts, client) if isinstance(one, Progress)]
-    assert [one.done for one in progress] == sorted(one.done for one in progress)
+    progress = [event for event in run(parts, client) if isinstance(event, Progress)]
+    assert [event.done for event in progress] == sorted(event.done for event in progress)
     assert progress[0].done < progress[-1].done == progress[-1].total
     assert (progress[-1].files_done, progress[-1].files) == (5, 5)
 
@@ -178,10 +178,10 @@ def test_the_token_goes_to_the_hub_and_not_to_its_storage(
     hub: Hub, client: HuggingFace, parts: dict[str, Part]
 ) -> None:
     run(parts, client)
-    assert {one.get("authorization") for one in hub.asked("GET", "/owner")} == {"Bearer hf_secret"}
+    assert {headers.get("authorization") for headers in hub.asked("GET", "/owner")} == {"Bearer hf_secret"}
     storage = hub.asked("GET", "/storage")
     assert len(storage) == 3
-    assert not any("authorization" in one for one in storage)
+    assert not any("authorization" in headers for headers in storage)
 
 
 # --- what goes wrong on the line
@@ -195,7 +195,7 @@ def test_a_cut_connection_is_gone_on_with(
     hub.faults["large.pth"] = Fault("cut", 1)
     run({"large": Part("large", REPO, "large.pth", 30_000_000, "a test")}, client)
     assert blob(client, content["large.pth"]).read_bytes() == content["large.pth"]
-    asked = [one["range"] for one in hub.asked("GET", f"/storage/{REPO}/large.pth") if "range" in one]
+    asked = [headers["range"] for headers in hub.asked("GET", f"/storage/{REPO}/large.pth") if "range" in headers]
     assert asked == ["bytes=10485760-"]  # the library's blocks
 
 
@@ -247,7 +247,7 @@ def test_other_content_of_the_right_length_is_fetched_anew_once(
     hub: Hub, client: HuggingFace, parts: dict[str, Part], content: dict[str, bytes]
 ) -> None:
     hub.faults["single.pth"] = Fault("wrong", 1)
-    progress = [one for one in run({"single": parts["single"]}, client) if isinstance(one, Progress)]
+    progress = [event for event in run({"single": parts["single"]}, client) if isinstance(event, Progress)]
     assert blob(client, content["single.pth"]).read_bytes() == content["single.pth"]
     assert progress[-1].done == progress[-1].total
 
@@ -262,7 +262,7 @@ def test_other_content_again_and_again_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "said"),
+    ("status", "code", "sentence"),
     [
         (401, "RepoNotFound", "answers 401: .*HF_TOKEN"),
         (401, "", "answers 401: .*HF_TOKEN"),
@@ -273,10 +273,10 @@ def test_other_content_again_and_again_is_refused(
     ],
 )
 def test_refusals_say_what_to_do(
-    status: int, code: str, said: str, hub: Hub, client: HuggingFace, parts: dict[str, Part]
+    status: int, code: str, sentence: str, hub: Hub, client: HuggingFace, parts: dict[str, Part]
 ) -> None:
     hub.refused[REPO] = (status, code)
-    with pytest.raises(DownloadError, match=said) as raised:
+    with pytest.raises(DownloadError, match=sentence) as raised:
         run(parts, client)
     assert f"{hub.url}/{REPO}" in str(raised.value)
     assert "hf_secret" not in str(raised.value)
@@ -364,7 +364,7 @@ def test_a_hub_that_answers_rightly_once_and_lies_then_leads_nowhere(
 ) -> None:
     right = f'"{digest(content["single.pth"], large=True)}"'
     hub.marks["single.pth"] = [right, '"../../../../evil"']
-    (event,) = [one for one in run({"single": parts["single"]}, client) if isinstance(one, Fetched)]
+    (event,) = [event for event in run({"single": parts["single"]}, client) if isinstance(event, Fetched)]
     assert event.path.read_bytes() == content["single.pth"]
     assert not [name for name in everything(tmp_path) if "evil" in name]
     assert {path.split("/")[0] for path in everything(tmp_path)} == {"hub"}
@@ -385,7 +385,7 @@ def test_a_commit_that_is_none_is_refused_before_anything_is_written(
 def test_a_commit_in_the_cache_is_not_taken_for_a_path(
     hub: Hub, client: HuggingFace, parts: dict[str, Part], content: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """Loose files of the wrong size are removed from the snapshot that `main` is said to be."""
+    """Loose files of the wrong size are removed from the snapshot that `main` names."""
     (tmp_path / "victim").mkdir()
     (tmp_path / "victim" / "single.pth").write_bytes(b"mine")
     refs = client.folder / "models--owner--tiny-model" / "refs"
@@ -457,7 +457,7 @@ def test_a_file_that_was_cut_short_in_the_cache_is_gone_on_with(
     run(parts, client)
     (asked,) = hub.asked("GET", "/storage")[seen:]
     assert asked["range"] == "bytes=100000-"
-    assert all(one.present for one in found())
+    assert all(part.present for part in found())
 
 
 def test_a_link_to_nothing_in_the_cache_is_mended(
@@ -467,7 +467,7 @@ def test_a_link_to_nothing_in_the_cache_is_mended(
     blob(client, content[SHARDS[0]]).unlink()
     assert "link to nothing" in str(found()[0].problems[0])
     run(parts, client)
-    assert all(one.present for one in found())
+    assert all(part.present for part in found())
 
 
 def test_a_cache_without_links_is_taken_as_it_is(
@@ -484,7 +484,7 @@ def test_a_cache_without_links_is_taken_as_it_is(
     seen = len(hub.asked("GET", "/storage"))
     run(parts, client)
     assert len(hub.asked("GET", "/storage")) == seen + 1  # the whole shard is not fetched again
-    assert all(one.present for one in found())
+    assert all(part.present for part in found())
 
 
 def test_small_files_are_checked_by_gits_hash(tmp_path: Path) -> None:
@@ -519,12 +519,12 @@ def test_modelscope_fills_its_own_cache_and_is_found(
     wanted = {name: elsewhere(part) for name, part in parts.items()}
     hub.faults[SHARDS[0]] = Fault("cut", 1)
     events = run(wanted, modelscope)
-    assert {one.file.name for one in events if isinstance(one, Fetched)} == NAMES | {"single.pth"}
+    assert {event.file.name for event in events if isinstance(event, Fetched)} == NAMES | {"single.pth"}
     assert isinstance(events[-1], Progress)
     assert events[-1].done == events[-1].total
-    assert all(one.path.read_bytes() == content[one.file.name] for one in events if isinstance(one, Fetched))
+    assert all(event.path.read_bytes() == content[event.file.name] for event in events if isinstance(event, Fetched))
     found = inventory.find_all(environ, parts=wanted.values())
-    assert [one.source for one in found] == ["ModelScope cache"] * 2
+    assert [part.source for part in found] == ["ModelScope cache"] * 2
     plan = run(wanted, modelscope)[0]
     assert isinstance(plan, Planned)
     assert plan.left == 0

@@ -66,7 +66,7 @@ def cached(environ: Mapping[str, str], full_cache: Path) -> dict[str, str]:
 
 
 def copy_cache(full_cache: Path, to: Path, *repos: str) -> None:
-    """Copy repositories of the full cache: links stay links, and sparse files are made anew, not filled with zeros."""
+    """Copy repositories of the full cache: links stay links, and sparse files are made again, not filled with zeros."""
 
     def copy(source: str, target: str) -> None:
         size = os.path.getsize(source)
@@ -255,9 +255,9 @@ def test_places_are_looked_in_in_order(environ: dict[str, str], tmp_path: Path) 
             write_hub_snapshot(folder, TURBO, ["tokenizer"])
         else:
             write_part(folder, "tokenizer")
-        one = found(environ, "tokenizer")
-        assert one.source == place
-        assert folder in one.files[0].parents
+        result = found(environ, "tokenizer")
+        assert result.source == place
+        assert folder in result.files[0].parents
     write_part(tmp_path / "argument" / TURBO, "tokenizer")
     assert tmp_path / "argument" in found(environ, "tokenizer", tmp_path / "argument").files[0].parents
     assert [place.name for place in places.PLACES] == [
@@ -317,8 +317,8 @@ def test_every_layout_of_the_modelscope_cache(
 
 def test_an_explicit_folder_may_leave_out_the_owner(environ: dict[str, str], tmp_path: Path) -> None:
     write_part(tmp_path / "drive" / "Z-Image", "base", dtype="BF16")
-    one = found(environ, "base", tmp_path / "drive")
-    assert one.present
+    result = found(environ, "base", tmp_path / "drive")
+    assert result.present
     # Base and Turbo cannot be told apart by content, so a folder counts only under its own name.
     assert not found(environ, "turbo", tmp_path / "drive").present
 
@@ -352,19 +352,19 @@ def test_an_older_complete_snapshot_is_used_while_the_newest_is_not(environ: dic
     older, newer = write_two_snapshots(environ, main=COMMIT)
     assert newer in found(environ, "vae").files[0].parents
     cut((newer / "vae" / "diffusion_pytorch_model.safetensors").resolve())
-    one = found(environ, "vae")
-    assert older in one.files[0].parents
-    assert "is cut short" in str(one.problems[0])
+    result = found(environ, "vae")
+    assert older in result.files[0].parents
+    assert "is cut short" in str(result.problems[0])
 
 
 def test_a_link_to_nothing_is_not_a_file(environ: dict[str, str]) -> None:
     older, newer = write_two_snapshots(environ, main=COMMIT)
     for snapshot in (older, newer):
         (snapshot / "vae" / "diffusion_pytorch_model.safetensors").resolve().unlink()
-    one = found(environ, "vae")
-    assert not one.present
-    assert len(one.problems) == 2
-    assert all("is a link to nothing" in str(problem) for problem in one.problems)
+    result = found(environ, "vae")
+    assert not result.present
+    assert len(result.problems) == 2
+    assert all("is a link to nothing" in str(problem) for problem in result.problems)
 
 
 def test_an_unreadable_place_is_a_problem_not_a_crash(environ: dict[str, str], tmp_path: Path) -> None:
@@ -374,10 +374,10 @@ def test_an_unreadable_place_is_a_problem_not_a_crash(environ: dict[str, str], t
     folder = tmp_path / "models" / TURBO / "vae"
     folder.parent.mkdir(parents=True)
     folder.symlink_to(folder)
-    one = found(environ, "vae")
-    assert not one.present
-    assert len(one.problems) == 2
-    assert all("cannot be read" in str(problem) for problem in one.problems)
+    result = found(environ, "vae")
+    assert not result.present
+    assert len(result.problems) == 2
+    assert all("cannot be read" in str(problem) for problem in result.problems)
 
 
 # --- whole, and what it should be
@@ -474,8 +474,8 @@ def test_small_files_alone_are_no_part(environ: dict[str, str], tmp_path: Path) 
     folder = tmp_path / "models" / BASE / "transformer"
     folder.mkdir(parents=True)
     (folder / INDEX).write_text("{}")
-    one = found(environ, "base")
-    assert (one.present, one.problems) == (False, ())
+    result = found(environ, "base")
+    assert (result.present, result.problems) == (False, ())
 
 
 @pytest.mark.parametrize(
@@ -550,15 +550,15 @@ def test_a_changed_file_is_looked_at_again(tmp_path: Path) -> None:
 
 
 def test_the_inventory_lists_every_part(full_cache: Path, environ: dict[str, str]) -> None:
-    assert [one.part.name for one in inventory.find_all(environ)] == list(parts.PARTS)
-    assert not any(one.present for one in inventory.find_all(environ))
+    assert [entry.part.name for entry in inventory.find_all(environ)] == list(parts.PARTS)
+    assert not any(entry.present for entry in inventory.find_all(environ))
     environ |= cached(environ, full_cache)
-    for one in inventory.find_all(environ):
-        assert one.present
-        assert one.problems == ()
-        assert one.source == "Hugging Face cache"
-        if one.part.name != "tokenizer":  # the stand-in is smaller
-            assert one.part.size <= one.size < one.part.size + 200_000
+    for entry in inventory.find_all(environ):
+        assert entry.present
+        assert entry.problems == ()
+        assert entry.source == "Hugging Face cache"
+        if entry.part.name != "tokenizer":  # the stand-in is smaller
+            assert entry.part.size <= entry.size < entry.part.size + 200_000
 
 
 # --- fingerprints

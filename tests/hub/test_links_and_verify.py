@@ -73,13 +73,13 @@ def registry(*snapshots: Path) -> list[Part]:
 def test_every_file_of_a_part_is_linked_and_found_there(snapshot: Path, environ: dict[str, str], here: Path) -> None:
     parts = registry(snapshot)
     done = links.link(environ, parts)
-    assert {one.action for one in done} == {"linked"}
+    assert {change.action for change in done} == {"linked"}
     assert {path.name for path in here.iterdir()} == {path.name for path in (snapshot / "transformer").iterdir()}
     for path in here.iterdir():
         assert path.is_symlink()
         assert path.samefile(snapshot / "transformer" / path.name)
     assert {path.name for path in (here.parent / "tokenizer").iterdir()} == set(TOKENIZER)
-    assert [one.source for one in inventory.find_all(environ, parts=parts)] == ["models folder"] * 2
+    assert [found.source for found in inventory.find_all(environ, parts=parts)] == ["models folder"] * 2
     assert links.link(environ, parts) == []
 
 
@@ -99,7 +99,7 @@ def test_the_newest_complete_snapshot_wins_and_old_names_go(
     assert {path.name for path in here.glob("*.safetensors")} == {
         f"model-{n:05}-of-00003.safetensors" for n in (1, 2, 3)
     }
-    assert sorted(one.path.name for one in done if one.action == "removed") == [
+    assert sorted(change.path.name for change in done if change.action == "removed") == [
         f"model-{n:05}-of-00002.safetensors" for n in (1, 2)
     ]
     assert all(NEWER in os.readlink(path) for path in here.iterdir())
@@ -130,7 +130,7 @@ def test_files_and_links_of_the_user_are_left_alone(
     (here / "model-00002-of-00002.safetensors").symlink_to(tmp_path / "drive" / "config.json")
     (here / "notes.txt").write_text("mine")
     done = links.link(environ, registry(snapshot)[:1])
-    assert [(one.path.name, one.action) for one in done] == [
+    assert [(change.path.name, change.action) for change in done] == [
         ("model-00001-of-00002.safetensors", "kept"),
         ("model-00002-of-00002.safetensors", "kept"),
         (INDEX, "linked"),
@@ -146,7 +146,7 @@ def test_a_folder_that_is_a_link_of_the_user_is_left_alone(
     (tmp_path / "drive").mkdir()
     here.parent.parent.mkdir(parents=True)
     here.parent.symlink_to(tmp_path / "drive")
-    assert {one.action for one in links.link(environ, registry(snapshot))} == {"kept"}
+    assert {change.action for change in links.link(environ, registry(snapshot))} == {"kept"}
     assert list((tmp_path / "drive").iterdir()) == []
 
 
@@ -157,7 +157,7 @@ def refuse(*_: object) -> None:
 
 def test_without_symbolic_links_hard_links_stand_in(snapshot: Path, environ: dict[str, str], here: Path) -> None:
     parts = registry(snapshot)
-    assert {one.action for one in links.link(environ, parts, refuse)} == {"linked"}
+    assert {change.action for change in links.link(environ, parts, refuse)} == {"linked"}
     for path in here.iterdir():
         assert not path.is_symlink()
         assert path.samefile(snapshot / "transformer" / path.name)
@@ -175,9 +175,9 @@ def test_without_any_links_it_is_said_and_files_are_used_where_they_lie(
             pytest.skip("both folders lie on one file system")
         environ["DIFFSYNTH_MODEL_BASE_PATH"] = other
         done = links.link(environ, registry(snapshot), refuse)
-        assert {one.action for one in done} == {"impossible"}
+        assert {change.action for change in done} == {"impossible"}
         assert "used where it lies" in str(done[0].reason)
-        assert [one.source for one in inventory.find_all(environ, parts=registry(snapshot))] == [
+        assert [found.source for found in inventory.find_all(environ, parts=registry(snapshot))] == [
             "Hugging Face cache"
         ] * 2
 
@@ -186,14 +186,14 @@ def test_without_any_links_it_is_said_and_files_are_used_where_they_lie(
 
 
 def verdicts(environ: dict[str, str], parts: list[Part]) -> list[Verdict]:
-    return [one for one in verify(environ, parts=parts) if isinstance(one, Verdict)]
+    return [event for event in verify(environ, parts=parts) if isinstance(event, Verdict)]
 
 
 def test_whole_weights_are_proven_by_the_hubs_digests(snapshot: Path, environ: dict[str, str]) -> None:
     events = list(verify(environ, parts=registry(snapshot)))
-    assert sum(isinstance(one, Reading) for one in events) == 2 + len(TOKENIZER)
-    for one in verdicts(environ, registry(snapshot)):
-        assert (one.state, one.problems, one.unproven) == ("whole", (), ())
+    assert sum(isinstance(event, Reading) for event in events) == 2 + len(TOKENIZER)
+    for verdict in verdicts(environ, registry(snapshot)):
+        assert (verdict.state, verdict.problems, verdict.unproven) == ("whole", (), ())
 
 
 def test_one_wrong_byte_is_found_and_the_file_makes_room(snapshot: Path, environ: dict[str, str]) -> None:
@@ -207,7 +207,7 @@ def test_one_wrong_byte_is_found_and_the_file_makes_room(snapshot: Path, environ
     assert inventory.find_all(environ, parts=parts)[0].present
     model, tokenizer = verdicts(environ, parts)
     assert (model.state, tokenizer.state) == ("broken", "whole")
-    assert [one.name for one in model.broken] == [path.name]
+    assert [file.name for file in model.broken] == [path.name]
     assert "holds something else than the hub gave" in str(model.problems[0])
     assert download.drop(model.broken) == (list(model.broken), [])
     found = inventory.find_all(environ, parts=parts)[0]

@@ -136,8 +136,8 @@ def test_many_may_start_at_once(cache: Path, tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(cache), str(tmp_path / "mirror")]
     runs = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) for _ in range(4)]
-    said = [run.communicate()[1].decode() for run in runs]
-    assert [run.returncode for run in runs] == [0] * 4, said
+    printed = [run.communicate()[1].decode() for run in runs]
+    assert [run.returncode for run in runs] == [0] * 4, printed
     blobs = tmp_path / "mirror" / REPO / "blobs"
     assert len(list(blobs.iterdir())) == 202
     assert all((blobs / f"{index:040x}").read_text() == str(index) for index in range(200))

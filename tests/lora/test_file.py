@@ -43,7 +43,7 @@ def test_names_and_shapes_are_the_models_own(size: str) -> None:
 
     with torch.device("meta"):
         model = ZImageDiT(**(mini.config.TRANSFORMER_CONFIG if size == "mini" else {}))
-    own = {name: tuple(one.shape) for name, one in model.state_dict().items() if name.endswith(".weight")}
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name.endswith(".weight")}
     assert {f"{name}.weight": shape for name, shape in weight_shapes(size).items()} == own
 
 
@@ -63,7 +63,7 @@ def test_every_dialect_is_matched_in_full(dialect: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dialect", "said"),
+    ("dialect", "description"),
     [
         ("none", "LoRA, names lora_A/lora_B, prefix none"),
         ("base_model.model.transformer", "LoRA, names lora_A/lora_B, prefix base_model.model.transformer."),
@@ -73,16 +73,16 @@ def test_every_dialect_is_matched_in_full(dialect: str, tmp_path: Path) -> None:
         ("differences", "difference, prefix diffusion_model."),
     ],
 )
-def test_dialect_is_described(dialect: str, said: str, tmp_path: Path) -> None:
-    assert lora.file.read(write(tmp_path / "style.safetensors", tensors(dialect))).report.dialect == said
+def test_dialect_is_described(dialect: str, description: str, tmp_path: Path) -> None:
+    assert lora.file.read(write(tmp_path / "style.safetensors", tensors(dialect))).report.dialect == description
 
 
 def test_dialect_names_fused_layers_and_dora(tmp_path: Path) -> None:
-    said = lora.file.read(write(tmp_path / "a.safetensors", tensors("fused qkv"))).report.dialect
-    assert said.endswith("fused qkv")
+    description = lora.file.read(write(tmp_path / "a.safetensors", tensors("fused qkv"))).report.dialect
+    assert description.endswith("fused qkv")
     weights = {f"{name}.weight": torch.zeros(weight_shapes("mini")[name]) for name in PAIRS}
-    said = lora.file.read(write(tmp_path / "b.safetensors", loras.dora(PAIRS, weights))).report.dialect
-    assert said.startswith("LoRA with DoRA")
+    description = lora.file.read(write(tmp_path / "b.safetensors", loras.dora(PAIRS, weights))).report.dialect
+    assert description.startswith("LoRA with DoRA")
 
 
 PREFIXES = ["", *dialects._PREFIXES, "base_model.model.transformer.", "transformer.diffusion_model."]
@@ -112,7 +112,8 @@ def test_any_spelling_under_any_prefix_with_any_end_is_understood(
 
 
 @given(
-    st.sampled_from(sorted(weight_shapes("full"))), st.sampled_from([one for one in PREFIXES if not one.endswith("_")])
+    st.sampled_from(sorted(weight_shapes("full"))),
+    st.sampled_from([prefix for prefix in PREFIXES if not prefix.endswith("_")]),
 )
 def test_any_module_by_its_own_name_is_understood(module: str, prefix: str) -> None:
     (source,) = dialects.parse([f"{prefix}{module}.lora_A.weight"]).sources
@@ -209,7 +210,10 @@ def test_alpha_is_the_scale_and_may_stand_in_the_metadata(tmp_path: Path) -> Non
 
     assert scales("a.safetensors", tensors("none")) == {1.0}
     assert scales("b.safetensors", loras.kohya(PAIRS, alpha=1.0)) == {1 / RANK}
-    half = {name: one.bfloat16() if one.ndim == 0 else one for name, one in loras.kohya(PAIRS, alpha=1.0).items()}
+    half = {
+        name: tensor.bfloat16() if tensor.ndim == 0 else tensor
+        for name, tensor in loras.kohya(PAIRS, alpha=1.0).items()
+    }
     assert scales("c.safetensors", half) == {1 / RANK}
     config = {"transformer.lora_alpha": 8, "transformer.r": RANK, "transformer.alpha_pattern": {"to_q": 16}}
     written = {"lora_adapter_metadata": json.dumps(config)}
@@ -251,8 +255,8 @@ def test_size_tells_the_real_models_from_the_miniature(tmp_path: Path) -> None:
     ],
 )
 def test_other_architectures_are_refused_by_name(names: list[str], title: str, tmp_path: Path) -> None:
-    said = refusal(write(tmp_path / "other.safetensors", {name: torch.ones(RANK, 64) for name in names}))
-    assert said.endswith(f"allowed: a LoRA for Z-Image; this looks like one for {title}")
+    sentence = refusal(write(tmp_path / "other.safetensors", {name: torch.ones(RANK, 64) for name in names}))
+    assert sentence.endswith(f"allowed: a LoRA for Z-Image; this looks like one for {title}")
 
 
 def test_sdxl_is_told_from_its_width_and_lumina_by_its_own(tmp_path: Path) -> None:
@@ -264,14 +268,14 @@ def test_sdxl_is_told_from_its_width_and_lumina_by_its_own(tmp_path: Path) -> No
 
 
 def test_claimed_architecture_is_repeated_where_names_tell_nothing(tmp_path: Path) -> None:
-    said = refusal(
+    sentence = refusal(
         write(tmp_path / "a.safetensors", {"x.lora_A.weight": torch.ones(2)}, {"modelspec.architecture": "Foo-9"})
     )
-    assert '"Foo-9", as its metadata says' in said
+    assert '"Foo-9", as its metadata says' in sentence
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("found", "sentence"),
     [
         ({"x": torch.ones(1)}, "this file has no LoRA in it (for example x)"),
         ({"layers.0.attention.to_q.weight": torch.ones(2)}, "this is a whole transformer, not a LoRA"),
@@ -279,8 +283,8 @@ def test_claimed_architecture_is_repeated_where_names_tell_nothing(tmp_path: Pat
         ({"foo.bar.lora_A.weight": torch.ones(2)}, "none of its 1 layers matches (foo.bar)"),
     ],
 )
-def test_files_without_a_matching_layer_are_refused(found: loras.Tensors, said: str, tmp_path: Path) -> None:
-    assert refusal(write(tmp_path / "a.safetensors", found)).endswith(said)
+def test_files_without_a_matching_layer_are_refused(found: loras.Tensors, sentence: str, tmp_path: Path) -> None:
+    assert refusal(write(tmp_path / "a.safetensors", found)).endswith(sentence)
 
 
 def broken(**changes: torch.Tensor | None) -> loras.Tensors:
@@ -406,9 +410,9 @@ def shaped(sides: str) -> bytes:
     ],
 )
 def test_hostile_headers_are_refused(header: object, data: bytes, length: int | None, tmp_path: Path) -> None:
-    said = refusal(raw(tmp_path / "a.safetensors", header, data, length))
-    assert "a .safetensors file" in said
-    assert len(said) < 500
+    sentence = refusal(raw(tmp_path / "a.safetensors", header, data, length))
+    assert "a .safetensors file" in sentence
+    assert len(sentence) < 500
 
 
 def test_the_largest_shape_is_still_read(tmp_path: Path) -> None:
@@ -431,10 +435,10 @@ HUGE = ["1e999", "-1e999", "NaN", "Infinity", "1e308", "1" + "0" * 400, "9" * 5_
     "config", ['{"lora_alpha": %s}', '{"transformer.alpha_pattern": {"layers.0.attention.to_q": %s}}']
 )
 def test_alphas_that_no_number_is_are_refused(value: str, config: str, tmp_path: Path) -> None:
-    said = refusal(with_metadata(tmp_path / "a.safetensors", {"lora_adapter_metadata": config % value}))
-    assert "its alpha" in said
-    assert re.search(r"'layers\.0\.attention\.to_\w'$", said)
-    assert len(said) < 300
+    sentence = refusal(with_metadata(tmp_path / "a.safetensors", {"lora_adapter_metadata": config % value}))
+    assert "its alpha" in sentence
+    assert re.search(r"'layers\.0\.attention\.to_\w'$", sentence)
+    assert len(sentence) < 300
 
 
 def test_an_alpha_out_of_proportion_is_refused_wherever_it_stands(tmp_path: Path) -> None:
@@ -461,9 +465,9 @@ def test_the_first_pattern_that_fits_counts_however_many_there_are() -> None:
     assert lora.file._Declared(1.0, {"o_q": (0, 5.0)}, False)(source) == 1.0
 
 
-@pytest.mark.parametrize("pictures", ["²", "9" * 5_000, "1e3", "-1", "½"])
-def test_a_number_of_pictures_that_is_none_gives_no_words(pictures: str, tmp_path: Path) -> None:
-    metadata = {"ss_tag_frequency": '{"x": {"neon": 20}}', "ss_num_train_images": pictures}
+@pytest.mark.parametrize("images", ["²", "9" * 5_000, "1e3", "-1", "½"])
+def test_a_number_of_pictures_that_is_none_gives_no_words(images: str, tmp_path: Path) -> None:
+    metadata = {"ss_tag_frequency": '{"x": {"neon": 20}}', "ss_num_train_images": images}
     assert lora.file.read(with_metadata(tmp_path / "a.safetensors", metadata)).report.trigger_words == ()
 
 
@@ -500,7 +504,7 @@ def old_prefix(name: str) -> str:
     """The prefix as it was found before: one after the other."""
     rest = name
     prefixes: tuple[str, ...] = dialects._PREFIXES
-    while found := next((one for one in prefixes if rest.startswith(one) and len(rest) > len(one)), None):
+    while found := next((prefix for prefix in prefixes if rest.startswith(prefix) and len(rest) > len(prefix)), None):
         rest = rest.removeprefix(found)
         if found in dialects._PREFIXES and found.endswith("_"):
             prefixes = dialects._FLAT_PREFIXES
@@ -591,7 +595,9 @@ def test_reading_loads_no_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, lora.file; print([one for one in ('torch', 'safetensors', 'diffsynth') if one in sys.modules])"
+    code = (
+        "import sys, lora.file; print([name for name in ('torch', 'safetensors', 'diffsynth') if name in sys.modules])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=loras.__file__.rsplit("/tests", 1)[0],
