@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import RequestError, WeightsMissing
+from core.messages import Message, plain
 from hub import checkpoint, inventory, parts, places
 from tests.helpers import sparse
 from tests.helpers.sparse import COMMIT, write_hub_snapshot, write_part, write_sparse
@@ -617,3 +618,52 @@ def test_importing_the_module_loads_nothing_heavy() -> None:
     root = Path(inventory.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- messages
+
+
+def test_what_is_missing_has_facts_for_programs_and_parts_to_translate(
+    folder_cut: dict[str, str], mini_root: Path
+) -> None:
+    with pytest.raises(WeightsMissing) as raised:
+        inventory.choose("full", "generate", "base", environ=folder_cut, mini_root=mini_root)
+    facts = json.loads(json.dumps(plain(raised.value.values)))
+    assert facts["missing"][0] == parts.PARTS["base"].title
+    assert facts["bytes"] == sum(parts.PARTS[name].size for name in parts.needs("generate", "base"))
+    assert facts["command"] == f"{parts.FETCH} base text_encoder vae tokenizer"
+    assert "is cut short" in facts["problems"][0]
+    texts = templates(raised.value.message)
+    assert {
+        "the real weights are not complete on this machine",
+        "{file} is cut short: {size:,} of {whole:,} bytes",
+    } <= texts
+    chosen = inventory.choose("auto", "generate", "base", environ=folder_cut, mini_root=mini_root)
+    assert "{file} is cut short: {size:,} of {whole:,} bytes" in templates(chosen.reason)
+
+
+@pytest.fixture
+def folder_cut(environ: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """An environment with one shard of Base cut short, in a folder whose name has braces."""
+    environ["DIFFSYNTH_MODEL_BASE_PATH"] = str(tmp_path / "{models}")
+    write_part(tmp_path / "{models}" / BASE, "base")
+    cut(tmp_path / "{models}" / BASE / "transformer" / SECOND)
+    return environ
+
+
+def templates(message: Message) -> set[str]:
+    """Return the templates that a message is made of."""
+    texts: set[str] = set()
+
+    def note(text: str) -> str:
+        texts.add(text)
+        return text
+
+    message.render(note)
+    return texts
+
+
+def test_phrases_of_choices() -> None:
+    assert str(parts.any_of(["a", "b", "c"])) == "a or b or c"
+    assert str(parts.all_of(["a", "b"])) == "a and b"
+    assert parts.all_of(["a"]) == "a"
