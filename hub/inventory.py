@@ -172,6 +172,10 @@ def _miniature_lacks(missing: Sequence[Found]) -> Message:
     return Message("no_miniature", "the embedded miniature has no {names}", names=names)
 
 
+def _real_incomplete(look: _Look) -> Message:
+    return _missing_text(look.missing, _NOT_COMPLETE)
+
+
 def _neither(look: _Look) -> Message:
     text = "{miniature}, and the real weights are not complete on this machine"
     return _missing_text(look.missing, Message("neither", text, miniature=_miniature_lacks(look.mini_missing)))
@@ -190,12 +194,8 @@ def _only_real(look: _Look) -> Message:
 # The first row whose condition holds decides.
 _CHOICES: tuple[_Choice, ...] = (
     _Choice(lambda look: look.asked != "mini" and not look.missing, "full", _real_weights),
-    _Choice(lambda look: look.asked == "full", None, lambda look: _missing_text(look.missing, _NOT_COMPLETE)),
-    _Choice(
-        lambda look: look.asked == "auto" and look.some_model_is_real,
-        None,
-        lambda look: _missing_text(look.missing, _NOT_COMPLETE),
-    ),
+    _Choice(lambda look: look.asked == "full", None, _real_incomplete),
+    _Choice(lambda look: look.asked == "auto" and look.some_model_is_real, None, _real_incomplete),
     _Choice(lambda look: bool(look.mini_missing and look.missing), None, _neither),
     _Choice(lambda look: bool(look.mini_missing), None, _only_real),
     _Choice(lambda look: not look.missing, "mini", lambda _: _MINI_BESIDE_REAL),
