@@ -66,7 +66,7 @@ def lora(pipeline: Pipeline, job: Job[Any]) -> Iterator[Applied]:
         return
     adapter = pipeline.loras.get(file)
     report = adapter.report
-    notes = [Message("lora_partly", str(warning)) for warning in report.warnings()]
+    notes = report.warnings()
     if report.base not in (None, request.model):
         text = "The LoRA was trained on {trained}; with {used} it may do less, or harm."
         trained, used = MODELS[report.base].title, MODELS[request.model].title
