@@ -18,7 +18,7 @@ from web.fields import COUNT, COUNTS, QUIET, Field, Update
 from web.language import say_to
 from web.lora_slot import LoraSlot
 from web.output import Output
-from web.words import said
+from web.words import paragraph
 
 # The browser keeps a form only once it has been filled in: else the form that it is made with would overwrite it.
 KEEP_JS = "(kept, ...values) => window.studioReady ? Object.fromEntries({names}.map((n, i) => [n, values[i]])) : kept"
@@ -88,7 +88,7 @@ class Form:
                 changed = dict(zip((fields["width"], fields["height"]), map(int, value.split(" x ")), strict=True))
             else:
                 changed = {fields[name]: value}
-            done = output.tell(lambda say: said(say("Done. Press the button again.")), say_to(visitor))
+            done = output.tell(lambda say: paragraph(say("Done. Press the button again.")), say_to(visitor))
             return changed | done | {output.mend: gr.Button(visible=False)}
 
         output.mend.click(mend, output.mending, shown, **QUIET)

@@ -130,7 +130,7 @@ def _described(report: Any, say: Say) -> str:
         base=MODELS[report.base].title if report.base else say("unknown"),
     )
     title = f"<b>{escape(report.title)}</b> " if report.title else ""
-    notes = "".join(f'<p class="note">{escape(say.again(one))}</p>' for one in report.warnings())
+    notes = "".join(f'<p class="note">{escape(say(warning))}</p>' for warning in report.warnings())
     return f"<p>{title}<span>{escape(line)}</span></p>{notes}"
 
 

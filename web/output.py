@@ -18,7 +18,7 @@ from web.endpoints import files
 from web.fields import QUIET, REWORD_JS, Update, named_for
 from web.language import Say, Words, english, fixed, say_to
 from web.strip import Past, Strip, joined
-from web.words import KEPT, again, done_with, emerging, failed, parameters_of, said, underway, working_on
+from web.words import KEPT, done_with, emerging, failed, paragraph, parameters_of, retrying, underway, working_on
 
 # The element stays while its text changes, as a screen reader's live region must, and the tab's look follows whether
 # something is under way.
@@ -147,7 +147,7 @@ class Output:
                 case Failure():
                     yield self.tell(partial(failed, event), say) | self._offer(event, say) | {self.preview: ""}
                 case Retry(note):
-                    banner, pace = again(note, say), Pace()
+                    banner, pace = retrying(note, say), Pace()
                     yield {self.status: banner + shown, self.preview: ""}
                 case _:
                     of_several = say("Picture {number} of {count}:", number=done + 1, count=count) if count > 1 else ""
@@ -217,7 +217,7 @@ def _offered(name: str, value: Any, say: Say) -> str:
 
 
 def _cancelled(say: Say) -> str:
-    return said(f"{say('Cancelled.')} {say(KEPT)}")
+    return paragraph(f"{say('Cancelled.')} {say(KEPT)}")
 
 
 class Stopping:

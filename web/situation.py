@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from core.errors import StudioError
+from core.messages import Message
 from core.request import Model, Request
 from core.sizes import IMAGE_SIZES, ImageSizes, WeightsKind
 from engine import Engine
@@ -14,7 +15,7 @@ class Situation:
 
     kind: WeightsKind
     complete: bool
-    sentences: tuple[str, ...]
+    texts: tuple[Message | str, ...]
 
     @property
     def sizes(self) -> ImageSizes:
@@ -27,5 +28,5 @@ class Situation:
         try:
             chosen = engine.weights_in_use(mode.mode, model)
         except StudioError as error:
-            return cls("full", False, (str(error),))
-        return cls(chosen.kind, True, tuple(filter(None, (chosen.reason, engine.memory_in_use()))))
+            return cls("full", False, (error.message,))
+        return cls(chosen.kind, True, tuple(text for text in (chosen.reason, engine.worker.memory()) if text))

@@ -148,7 +148,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
         return shown | {
             preview_column: gr.Column(visible=True),
             preview: gr.Image(control.image, alt_text=f"{say(facts.title)}: {say(facts.help)}"),
-            about_preview: "".join(f'<p class="note">{escape(words.noted(note, say))}</p>' for note in control.notes),
+            about_preview: "".join(f'<p class="note">{escape(say(note))}</p>' for note in control.notes),
         }
 
     def draw(

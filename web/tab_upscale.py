@@ -19,7 +19,7 @@ from web.output import Output, Stopping
 from web.run import broken, carry_out
 from web.situation import Situation
 from web.strip import Past
-from web.words import said
+from web.words import paragraph
 
 
 def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Image, Output, Form]:
@@ -102,7 +102,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
             return shown
         try:
             request = Upscale.parse(image=endpoints.uploaded(image), upscaler=upscaler, denoise=denoise, steps=steps)
-            return shown | {about: said(_foreseen(engine.upscale_estimate(request), say))}
+            return shown | {about: paragraph(_foreseen(engine.upscale_estimate(request), say))}
         except StudioError as error:
             return shown | {about: words.failed(error, say), start: gr.Button(interactive=False)}
 

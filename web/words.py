@@ -53,7 +53,7 @@ def weights_sentence(now: Situation, say: Say = english) -> str:
     plain, more = map(say, WEIGHTS[now.kind] if now.complete else WEIGHTS_MISSING)
     name, url = LICENCES[now.kind]
     licence = say(LICENCE, licence=f'<a href="{url}" target="_blank" rel="noopener">{name}</a>')
-    about = f"<p>{escape('. '.join(_upper(say.again(one)) for one in now.sentences))}</p><p>{licence}</p>"
+    about = f"<p>{escape('. '.join(_upper(say(text)) for text in now.texts))}</p><p>{licence}</p>"
     return f"<details><summary>{plain} <u>{more}</u></summary>{about}</details>"
 
 
@@ -63,9 +63,9 @@ def idle(sentence: str, button: str) -> str:
     return f'<p class="hint">{fixed(f"{sentence}, then press {button}. {keys}")}</p>'
 
 
-def said(sentence: str) -> str:
-    """Return a sentence as a paragraph."""
-    return f"<p>{escape(sentence)}</p>"
+def paragraph(text: str) -> str:
+    """Return a text as a paragraph."""
+    return f"<p>{escape(text)}</p>"
 
 
 def working_on(say: Say, sentence: str, aside: str = "", fraction: float | None = None) -> str:
@@ -86,7 +86,7 @@ def underway(event: Queued | Stage | Step | TileDone, say: Say, left: float | No
             return working(say("Waiting: {ahead} requests come before yours", ahead=ahead))
         case Stage(name, detail):
             known = 1.0 if name in ("decoding", "saving") else None
-            return working(say(STAGES.get(name, name)), _stage_detail(detail, say), known)
+            return working(say(STAGES.get(name, name)), say(detail), known)
         case Step(index, total):
             aside = say("step {index} of {total}", index=index, total=total)
             if left is not None and left >= LEFT_SHOWN:
@@ -96,13 +96,9 @@ def underway(event: Queued | Stage | Step | TileDone, say: Say, left: float | No
             return working(say(STAGES[stage]), say("tile {index} of {total}", index=index, total=total), index / total)
 
 
-def _stage_detail(detail: Message | str, say: Say) -> str:
-    return say(detail) if isinstance(detail, Message) else say.again(detail)
-
-
-def again(note: Message, say: Say) -> str:
-    """Say why a run begins anew, above how far it is."""
-    return f'<p class="note" role="status">{escape(noted(note, say))}</p>'
+def retrying(note: Message, say: Say) -> str:
+    """Return why a run begins again, shown above how far it is."""
+    return f'<p class="note" role="status">{escape(say(note))}</p>'
 
 
 def _time_left(seconds: float, say: Say) -> str:
@@ -123,9 +119,9 @@ def failed(failure: Failure | StudioError, say: Say = english) -> str:
     """Say why there is no picture."""
     failure = Failure.of(failure) if isinstance(failure, StudioError) else failure
     facts = failure.values
-    allowed = say.again(say(facts.get("allowed", "")))
+    allowed = say(facts.get("allowed", ""))
     if failure.code != RequestError.code:
-        text = _upper(say.again(say(failure.message)))
+        text = _upper(say(failure.message))
     elif facts["field"] == "image" and facts["value"] == "None":
         text = say("Choose an image first.")
     elif facts["field"] == "prompt":
@@ -159,13 +155,8 @@ def done_with(result: Result, say: Say) -> str:
     steps = say("1 step") if used.steps_run == 1 else say("{steps} steps", steps=used.steps_run)
     drawn = f"{used.model.title()}, {steps}, " if used.steps_run else ""
     facts = f"{drawn}{width} × {height}, {time}"
-    notes = "".join(f'<p class="note">{escape(noted(note, say))}</p>' for note in result.notes)
+    notes = "".join(f'<p class="note">{escape(say(note))}</p>' for note in result.notes)
     return f"<p><span>{say('Seed')} <b>{used.seed}</b></span><span>{facts}</span></p>{notes}"
-
-
-def noted(note: Message, say: Say) -> str:
-    """Word a note."""
-    return say(note)
 
 
 def parameters_of(text: str) -> str:
