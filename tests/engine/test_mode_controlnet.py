@@ -1,8 +1,6 @@
 """Structure to picture: through the engine and DiffSynth's own ControlNet input, on the miniature."""
 
 import io
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +26,7 @@ from hub import inventory, parts
 from hub.checkpoint import model_hash
 from images import preprocess, reading
 from tests.helpers import sparse
+from tests.helpers.command_line import Command
 from tests.helpers.workers import pipeline_of, worker_of
 
 PROMPT = "a fox on a black background"
@@ -388,17 +387,15 @@ def test_a_missing_depth_model_never_falls_back_on_the_raw_picture(
 # --- the command line
 
 
-def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, parts.ROOT / "cli.py", *map(str, arguments), "--weights", "mini", "--offline"],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def command(command_here: Command) -> Command:
+    return lambda *arguments, cwd: command_here(*arguments, "--weights", "mini", "--offline", cwd=cwd)
 
 
 @pytest.mark.slow
-def test_controlnet_command_writes_a_picture_that_can_be_replayed(sketch: Path, tmp_path: Path) -> None:
+def test_controlnet_command_writes_a_picture_that_can_be_replayed(
+    command: Command, sketch: Path, tmp_path: Path
+) -> None:
     done = command("controlnet", "a green apple", "--image", sketch, "--preprocessor", "canny", "--seed", 3,
                    "--out", "x.png", cwd=tmp_path)  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "x.png\n"), done.stderr
@@ -409,7 +406,7 @@ def test_controlnet_command_writes_a_picture_that_can_be_replayed(sketch: Path, 
     assert (tmp_path / "y.png").read_bytes() == (tmp_path / "x.png").read_bytes()
 
 
-def test_preprocess_command_writes_the_control_image(sketch: Path, tmp_path: Path) -> None:
+def test_preprocess_command_writes_the_control_image(command: Command, sketch: Path, tmp_path: Path) -> None:
     done = command("preprocess", "--image", sketch, "--preprocessor", "canny", "--out", "c.png", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     expected = preprocess.control(Preprocess.parse(image=str(sketch)), IMAGE_SIZES["mini"]).image
@@ -426,7 +423,7 @@ def test_preprocess_command_writes_the_control_image(sketch: Path, tmp_path: Pat
         ([], "image: None is not possible"),
     ],
 )
-def test_wrong_arguments_get_one_line(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+def test_wrong_arguments_get_one_line(command: Command, tmp_path: Path, arguments: list[str], sentence: str) -> None:
     done = command("controlnet", "fox", *arguments, "--out", "x.png", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(sentence)

@@ -2,8 +2,6 @@
 
 import asyncio
 import http.client
-import subprocess
-import sys
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +17,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 import web.server
 from core import environment
 from core.errors import RequestError
+from tests.helpers.command_line import Command
 from tests.helpers.serving import ROOT, server
 from web.allowed_hosts import AllowedHosts, checked, is_loopback, without_port
 
@@ -245,11 +244,10 @@ def test_a_space_is_asked_by_names_of_its_own(monkeypatch: pytest.MonkeyPatch) -
     assert names_of(web.server.launch_options("127.0.0.1", 7860, None, False)) is None
 
 
-def test_the_command_line_takes_several_names_and_refuses_what_is_none() -> None:
-    command = [sys.executable, "cli.py", "serve", "--allow-host", "a.example", "--allow-host", "http://b.example"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def test_the_command_line_takes_several_names_and_refuses_what_is_none(command_here: Command) -> None:
+    done = command_here("serve", "--allow-host", "a.example", "--allow-host", "http://b.example", cwd=ROOT)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("allow_host: 'http://b.example' is not possible; allowed: a host name")
-    helped = subprocess.run([sys.executable, "cli.py", "serve", "--help"], cwd=ROOT, capture_output=True, text=True)
+    helped = command_here("serve", "--help", cwd=ROOT)
     assert "--allow-host NAME" in helped.stdout
