@@ -35,17 +35,21 @@ SOURCES = sorted(
 NOT_ON_THE_PAGE = {
     *("hub/command.py", "hub/download.py", "hub/huggingface.py", "hub/modelscope.py", "hub/remote.py"),
     *("hub/links.py", "hub/places.py", "hub/space_cache.py", "hub/verify.py"),
-    *("diffusion/device.py", "web/allowed_hosts.py", "web/server.py"),
+    *("diffusion/device.py", "web/allowed_hosts.py", "web/server.py", "web/theme.py"),
 }
 OF_OPERATORS = {"a number of GB above 0, such as 12"}
-# Called the same everywhere; or never shown in full, since the page words it itself.
-AS_IT_IS = {"ControlNet", "LoRA", "CFG", "{field}: {value} is not possible; allowed: {allowed}"}
+AS_IT_IS = {
+    *("ControlNet", "LoRA", "CFG", "Z-Image", "Lumina Image 2.0"),  # called the same everywhere
+    "Stable Diffusion XL" + "Stable Diffusion",  # Babel joins the two ends of a condition
+    "{field}: {value} is not possible; allowed: {allowed}",  # the page words it itself
+}
 
 
 def errors(kind: type[StudioError] = StudioError) -> Iterator[str]:
-    """The names of all errors, whose first argument is a template."""
+    """The names of the errors whose first argument is a template: those that do not word themselves."""
     for known in kind.__subclasses__():
-        yield known.__name__
+        if "__init__" not in vars(known):
+            yield known.__name__
         yield from errors(known)
 
 
