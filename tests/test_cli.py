@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -161,11 +162,15 @@ def test_interrupt_ends_with_130_and_leaves_no_file(tmp_path: Path) -> None:
     arguments = [sys.executable, str(ROOT / "cli.py"), "generate", "fox", "--model", "base", "--steps", "100"]
     with subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
+        # What is read ends with the process, and this one is killed where it does not get there.
+        killer = threading.Timer(PROCESS_SECONDS, process.kill)
+        killer.start()
         for line in process.stderr:
             if line.startswith("step 2"):
                 process.send_signal(signal.SIGINT)
                 break
         rest = process.stderr.read()
+        killer.cancel()
     assert process.returncode == 130
     assert "step 100" not in rest
     assert rest.splitlines()[-1] == "the request was cancelled"

@@ -283,7 +283,7 @@ def test_two_first_calls_make_one_environment(tmp_path: Path, wheels: Path) -> N
         )
         for number in range(3)
     ]
-    output = [call.communicate() for call in calls]
+    output = [call.communicate(timeout=240) for call in calls]
     assert [call.returncode for call in calls] == [7, 7, 7], output
     assert [json.loads(told)["packages"] for told, _ in output] == [{"tiny": "1.0"}] * 3
     assert sum(said.count("Making .venv") for _, said in output) == 1
@@ -300,7 +300,7 @@ def killed_holder(tmp_path: Path) -> Iterator[tuple[Path, int]]:
         assert holder.stderr is not None
         survivor = int(holder.stderr.readline())
         holder.kill()
-        holder.wait()
+        holder.wait(timeout=60)
         yield path, survivor
 
 

@@ -6,6 +6,7 @@ Screenshots go to artifacts/, to be looked at; none is compared by pixel.
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -191,6 +192,19 @@ def settled(page: Page) -> None:
 
 def seed_field(page: Page) -> Locator:
     return page.locator("#generate-controls").get_by_label("Seed")
+
+
+@contextmanager
+def kept(page: Page, mode: str = "generate") -> Iterator[None]:
+    """Change a tab's form inside the block; afterwards, wait until the browser has kept it.
+
+    Gradio encrypts what it keeps, with another salt each time: whatever is written differs from what was there.
+    """
+    wait_for_quiet(page)  # what was changed before may still have the page change more
+    name = f"studio-{mode}"
+    before = page.evaluate("name => localStorage.getItem(name)", name)
+    yield
+    page.wait_for_function("([name, before]) => localStorage.getItem(name) !== before", arg=[name, before])
 
 
 # Drops a PNG beside every field of the page: its name, and its bytes as a list.

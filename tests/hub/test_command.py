@@ -7,8 +7,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gradio_client import Client
@@ -21,6 +22,7 @@ from tests.helpers.hub_server import Fault, Hub
 ROOT = Path(__file__).parent.parent.parent
 REPO, FILE = "lllyasviel/Annotators", "RealESRGAN_x4plus.pth"
 SIZE = 67_040_989
+PATIENCE = 240  # seconds, far more than any command here takes; a machine may be busy
 
 # Ends the process at the first look at a network: any address but a local socket's, with LOCAL any machine but this.
 WATCHED = """
@@ -62,9 +64,18 @@ def environ(hub: Hub, tmp_path: Path) -> dict[str, str]:
 
 def models(environ: dict[str, str], *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "cli.py", "models", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == code, done.stderr
     return done
+
+
+def wait_for(condition: Callable[[], object], what: str, process: subprocess.Popen[Any], log: Path) -> None:
+    """Wait for what a process is to do; fail where it ends before."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, f"waited in vain for {what}:\n{log.read_text()}"
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -109,17 +120,20 @@ def test_a_hub_that_stops_answering_is_given_up_with_a_sentence(hub: Hub, enviro
 
 
 @pytest.mark.slow
-def test_an_interrupt_on_a_dead_line_ends_with_130(hub: Hub, environ: dict[str, str]) -> None:
+def test_an_interrupt_on_a_dead_line_ends_with_130(hub: Hub, environ: dict[str, str], tmp_path: Path) -> None:
     hub.faults[FILE] = Fault("slow")
     command = [sys.executable, "cli.py", "models", "download", "upscaler"]
-    process = subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True)
-    while not hub.asked("GET", "/storage"):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, printed = process.communicate()
-    assert process.returncode == 130
-    assert printed.endswith("the request was cancelled\n")
+    log = tmp_path / "log.txt"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=out)
+    try:
+        wait_for(lambda: hub.asked("GET", "/storage"), "the download to begin", process, log)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=PATIENCE) == 130
+    finally:
+        process.kill()
+        process.wait(timeout=PATIENCE)
+    assert log.read_text().endswith("the request was cancelled\n")
 
 
 def test_an_unknown_part_is_refused_with_the_known_ones(environ: dict[str, str]) -> None:
@@ -137,7 +151,7 @@ def test_nothing_to_verify_names_what_is_missing(environ: dict[str, str]) -> Non
 
 def watched(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", WATCHED, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_the_watch_sees_a_download(environ: dict[str, str]) -> None:
@@ -194,9 +208,7 @@ def test_the_page_touches_no_network_but_its_own(environ: dict[str, str], tmp_pa
     with log.open("wb") as out:
         process = subprocess.Popen(command, cwd=ROOT, env=environ | {"LOCAL": "1"}, stdout=out, stderr=out)
     try:
-        while "Ctrl+C" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.2)
+        wait_for(lambda: "Ctrl+C" in log.read_text(), "the page to be served", process, log)
         client = Client(f"http://127.0.0.1:{port}", verbose=False)
         assert client.predict("an apple", steps=1, seed=3, api_name="/generate")[1]["request"]["seed"] == 3
         assert process.poll() is None, log.read_text()

@@ -136,7 +136,7 @@ def test_many_may_start_at_once(cache: Path, tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(cache), str(tmp_path / "mirror")]
     runs = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) for _ in range(4)]
-    printed = [run.communicate()[1].decode() for run in runs]
+    printed = [run.communicate(timeout=120)[1].decode() for run in runs]
     assert [run.returncode for run in runs] == [0] * 4, printed
     blobs = tmp_path / "mirror" / REPO / "blobs"
     assert len(list(blobs.iterdir())) == 202

@@ -18,6 +18,7 @@ from tests.helpers.browsing import (
     prompt_of,
     shoot,
     start_long_work,
+    wait_for_quiet,
     write,
 )
 
@@ -143,19 +144,29 @@ def test_what_is_chosen_shows_where_the_system_forces_its_colours(open_page: Ope
 def test_nothing_moves_when_a_picture_arrives(open_page: Open) -> None:
     page = open_page()
     write(page, PROMPT)
-    page.wait_for_timeout(700)  # what is typed is counted
+    expect(page.locator("#generate-controls .block.tokens")).to_contain_text("of 512 tokens")
+    wait_for_quiet(page)
     page.evaluate("""() => {
         window.moved = [];
-        new PerformanceObserver((list) => list.getEntries().forEach((entry) => entry.sources.forEach((source) => {
+        const look = (entries) => entries.forEach((entry) => entry.sources.forEach((source) => {
             const one = source.node?.nodeType === 1 ? source.node : source.node?.parentElement;
             const inside = one?.closest(".stage, .bar, [id$=-controls], #header, #above");
             if (inside) window.moved.push(one.outerHTML.slice(0, 120));
-        }))).observe({ type: "layout-shift" });
+        }));
+        const watching = new PerformanceObserver((list) => look(list.getEntries()));
+        watching.observe({ type: "layout-shift" });
+        window.allMoved = async () => {
+            // A shift is known once the frame with it has been drawn.
+            for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
+            look(watching.takeRecords());
+            return window.moved;
+        };
     }""")  # fmt: skip
     page.keyboard.press("Control+Enter")
     finished(page)
-    page.wait_for_timeout(300)
-    assert page.evaluate("window.moved") == []
+    page.wait_for_function("document.querySelector('#generate-picture img')?.naturalWidth > 0")
+    wait_for_quiet(page)
+    assert page.evaluate("allMoved()") == []
 
 
 def test_every_step_of_the_way_with_the_keyboard(open_page: Open) -> None:

@@ -1,6 +1,5 @@
 """What fills the form, and keeps it: a reload, a link, a dropped picture, a result."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from tests.helpers.browsing import (
     draw_seed,
     finished,
     generate,
+    kept,
     prompt_of,
     reload,
     seed_field,
@@ -30,11 +30,14 @@ pytestmark = pytest.mark.browser
 
 def test_the_form_survives_a_reload_in_this_browser_only(open_page: Open) -> None:
     page = open_page()
-    choose(page, "Base")
-    write(page, PROMPT)
-    page.get_by_label("Negative prompt").fill("blue")
-    set_steps(page, 17)
-    page.wait_for_timeout(500)  # the browser keeps the last change when it has happened
+    with kept(page):
+        choose(page, "Base")
+    with kept(page):
+        write(page, PROMPT)
+    with kept(page):
+        page.get_by_label("Negative prompt").fill("blue")
+    with kept(page):
+        set_steps(page, 17)
     reload(page)
     expect(prompt_of(page)).to_have_value(PROMPT)
     expect(page.get_by_label("Negative prompt")).to_have_value("blue")
@@ -105,10 +108,9 @@ def test_the_prompt_is_counted(open_page: Open) -> None:
 
 def test_nothing_of_the_form_leaves_but_to_this_server(open_page: Open) -> None:
     page = open_page()  # whose fixture fails if any other host was asked
-    write(page, PROMPT)
-    page.wait_for_timeout(500)
-    kept = json.loads(json.dumps(page.evaluate("Object.keys(localStorage)")))
-    assert "studio-generate" in kept
+    with kept(page):
+        write(page, PROMPT)
+    assert "studio-generate" in page.evaluate("Object.keys(localStorage)")
 
 
 def test_dice_and_reuse_last(open_page: Open) -> None:

@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 from bench.upscale import photograph
 from core.request import Upscale
 from engine import Engine
-from tests.helpers.browsing import DESKTOP, DROP, NARROW, PHONE, Open, reload, shoot
+from tests.helpers.browsing import DESKTOP, DROP, NARROW, PHONE, Open, kept, reload, shoot
 from tests.helpers.serving import server
 
 pytestmark = pytest.mark.browser
@@ -109,10 +109,12 @@ def test_dice_last_seed_and_a_strip_of_results(visit: Open, photo: Path, tmp_pat
 
 def test_the_form_survives_a_reload(visit: Open) -> None:
     page = visit()
-    page.locator("#upscaler").get_by_role("radio", name="Fast").check()
-    refine(page)
-    page.locator("#upscale-prompt textarea").fill("fine fur")
-    page.wait_for_timeout(500)  # the browser keeps the last change when it has happened
+    with kept(page, "upscale"):
+        page.locator("#upscaler").get_by_role("radio", name="Fast").check()
+    with kept(page, "upscale"):
+        refine(page)
+    with kept(page, "upscale"):
+        page.locator("#upscale-prompt textarea").fill("fine fur")
     reload(page)
     page.get_by_role("tab", name="Upscale").click()
     expect(page.locator("#upscaler").get_by_role("radio", name="Fast")).to_be_checked()
