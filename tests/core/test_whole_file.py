@@ -7,11 +7,13 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import cli
 from core.errors import NotWritten
 from core.whole_file import replacing, write_together, write_whole
 
@@ -40,6 +42,7 @@ SAVE = """
 import sys
 from pathlib import Path
 from core import metadata
+import cli
 from core.errors import NotWritten
 from core.events import Result
 from core.request import TextToImage
@@ -220,21 +223,38 @@ def test_a_kill_between_the_moves_leaves_each_file_whole(tmp_path: Path) -> None
     assert (tmp_path / "fox.json").read_bytes() == b"{}"
 
 
+@pytest.fixture
+def no_room() -> Iterator[None]:
+    """No file of this process may grow beyond 1000 bytes meanwhile."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
 @pytest.mark.slow
 @LINUX
 @pytest.mark.parametrize("as_json", [True, False])
+@pytest.mark.usefixtures("no_room")
 def test_a_drawn_picture_that_has_no_room_is_told_with_the_seed_that_draws_it_again(
-    tmp_path: Path, as_json: bool
+    tmp_path: Path, as_json: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "fox.png").write_bytes(b"old")
-    flags = ["--seed", 7, "--steps", 1, "--weights", "mini", "--device", "cpu", "--offline"]
-    done = limited("generate", "a fox", *flags, "--out", tmp_path / "fox.png", *(["--json"] if as_json else []))
-    assert done.returncode == 1, done.stderr
-    last = done.stderr.splitlines()[-1]
+    command = ["generate", "a fox", "--seed", "7", "--steps", "1", "--weights", "mini", "--device", "cpu"]
+    command += ["--out", str(tmp_path / "fox.png"), *(["--json"] if as_json else [])]
+    assert cli.main(command) == 1
+    said = capsys.readouterr()
+    last = said.err.splitlines()[-1]
     assert last.startswith(f"{tmp_path / 'fox.png'} could not be written (File too large): make room")
     assert last.endswith("; the same picture comes again with --seed 7")
-    assert "Traceback" not in done.stderr
-    assert json.loads(done.stdout)["error"]["code"] == "not_written" if as_json else not done.stdout
+    assert "Traceback" not in said.err
+    assert json.loads(said.out)["error"]["code"] == "not_written" if as_json else not said.out
     assert content(tmp_path) == {"fox.png": b"old"}
 
 

@@ -16,6 +16,7 @@ from diffusion import measure, memory
 from diffusion.device import Accelerator, decide
 from diffusion.measure import Pair, Speeds
 from diffusion.memory import GIB
+from tests.helpers.workers import worker_of
 
 ROOT = Path(__file__).parent.parent.parent
 CPU = Accelerator("cpu", "x86_64 CPU, 2 cores", 32 * GIB, 20 * GIB)
@@ -162,21 +163,20 @@ def test_a_processor_is_told_by_name_and_instructions(tmp_path: Path) -> None:
     assert measure.processor(tmp_path / "nothing")
 
 
-def test_the_miniature_is_drawn_in_fp32_without_measuring(tmp_path: Path) -> None:
-    code = """
-from core.request import TextToImage
-from engine import Engine, Settings
-engine = Engine(Settings(weights="mini", device="cpu"))
-engine.draw(TextToImage.parse(prompt="a fox", steps=1, seed=1))
-print(engine.worker.device.dtype, engine.worker.device.reason)
-"""
-    environ = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.startswith("float32")
-    assert "a seed means one picture" in done.stdout
-    assert not list(tmp_path.rglob("*.json"))
+def test_the_miniature_is_drawn_in_fp32_without_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    from core.request import TextToImage
+    from engine import Engine, Settings
+
+    def refuse(*_: object) -> Speeds:
+        raise AssertionError("the processor's figures were asked for")
+
+    monkeypatch.setattr(measure, "speeds", refuse)  # whether they have been measured before or not
+    engine = Engine(Settings(weights="mini", device="cpu"))
+    engine.draw(TextToImage.parse(prompt="a fox", steps=1, seed=1))
+    device = worker_of(engine).device
+    assert device is not None
+    assert device.dtype == "float32"
+    assert "a seed means one picture" in device.reason
 
 
 @pytest.mark.slow

@@ -473,11 +473,3 @@ def test_models_lie_on_cuda_before_the_launch_which_packs_them(tmp_path: Path) -
         assert facts["before"] == 0
         assert facts["packed"] >= facts["bytes"]
         assert lender.named("/startup-report")
-
-
-def test_the_page_shows_a_second_try_until_it_ends() -> None:
-    done = subprocess.run([sys.executable, str(SPACE), "banner"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert ["took its GPU back" in text for text in said] == [False, False, True, True, False]
-    assert "step 1 of 8" in said[3]

@@ -10,8 +10,6 @@ miniature draws on the CPU.
 
 `emulated`: `spaces` with its emulation of CUDA, as on a Space before a GPU is lent; prints where the models lie before
 the launch, and what the launch packed.
-
-`banner`: what the page says of a run that is tried again.
 """
 
 from __future__ import annotations
@@ -21,7 +19,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -175,24 +172,5 @@ def emulated() -> None:
     print(json.dumps(facts | {"fingerprints": worker.fingerprints(chosen)}))
 
 
-def banner() -> None:
-    import gradio as gr
-
-    from core.events import Event, Failure, Retry, Step
-    from core.messages import Message
-    from core.request import TextToImage
-    from web.output import Output
-
-    def events() -> Generator[Event, None, None]:
-        yield Step(1, 8)
-        yield Retry(Message("gpu_retry", "The Space took its GPU back.", asked=60, seconds=120))
-        yield Step(1, 8)
-        yield Failure("gpu_aborted", Message("gpu_aborted", "Again."), 1, 503)
-
-    with gr.Blocks():
-        output = Output.lay_out(TextToImage, "")
-    print(json.dumps([str(update.get(output.status, "")) for update in output.follow(events(), lambda: False, [])]))
-
-
 if __name__ == "__main__":
-    {"page": page, "direct": direct, "emulated": emulated, "banner": banner, "retried": retried}[sys.argv[1]]()
+    {"page": page, "direct": direct, "emulated": emulated, "retried": retried}[sys.argv[1]]()

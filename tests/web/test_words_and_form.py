@@ -26,7 +26,7 @@ from starlette.types import Receive, Scope, Send
 import web.server
 from core import metadata
 from core.errors import BrokenPicture, OutOfMemory, RequestError, StudioError
-from core.events import Event, Failure, Result
+from core.events import Event, Failure, Note, Result, Retry, Step
 from core.request import MODELS, ControlNet, Preprocess, TextToImage
 from core.sizes import IMAGE_SIZES
 from engine import Engine
@@ -380,6 +380,19 @@ def laid_out() -> Output:
             return Output.lay_out(TextToImage, "")
 
     return asyncio.run(lay_out())
+
+
+def test_the_page_shows_a_second_try_until_it_ends() -> None:
+    def events() -> Generator[Event, None, None]:
+        yield Step(1, 8)
+        yield Retry(Note("gpu_retry", "The Space took its GPU back.", {"asked": 60, "seconds": 120}))
+        yield Step(1, 8)
+        yield Failure("gpu_aborted", "Again.", 1, 503)
+
+    output = laid_out()
+    said = [str(update.get(output.status, "")) for update in output.follow(events(), lambda: False, [])]
+    assert ["took its GPU back" in text for text in said] == [False, False, True, True, False]
+    assert "step 1 of 8" in said[3]
 
 
 def test_every_picture_of_a_run_joins_the_strip(draw: Callable[..., Result]) -> None:
