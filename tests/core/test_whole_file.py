@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -272,11 +273,15 @@ def test_a_control_image_that_has_no_room_is_told(tmp_path: Path) -> None:
 
 
 @LINUX
+@pytest.mark.usefixtures("no_room")
 def test_what_training_takes_where_it_exists_is_never_there_in_part(tmp_path: Path) -> None:
-    code = "import sys\nfrom pathlib import Path\nimport mini.config\nfrom train_mini import export\n"
-    done = python(LIMITED + code + "export.take_back(mini.config.FOLDER, Path(sys.argv[1]))", tmp_path)
-    assert done.returncode == 1
-    assert "File too large" in done.stderr
+    import mini.config
+    from train_mini import export
+
+    # torch ends its archive all the same, and so raises an error of its own on top of the disk's.
+    with pytest.raises(RuntimeError) as failed:
+        export.take_back(mini.config.FOLDER, tmp_path)
+    assert "File too large" in "".join(traceback.format_exception(failed.value))
     assert content(tmp_path) == {}
 
 
