@@ -26,7 +26,7 @@ from core import environment, metadata
 from core.errors import Cancelled, NotWritten, RequestError, StudioError
 from core.events import Event, Failure, Queued, Result, Retry, Stage, Step, TileDone
 from core.messages import Message, plain
-from core.request import MODES, ControlNet, Preprocess, Request, TextToImage
+from core.request import MODES, ControlNet, DrawRequest, Preprocess, Request, TextToImage
 from core.sizes import WeightsKind
 from core.whole_file import replacing
 from diffusion import device, host_memory, measure, memory
@@ -128,13 +128,13 @@ def _add_fields(parser: Parser, request: type[Request]) -> None:
             parser.add_argument(flag, dest=name, metavar=metavar, help=_help(request, name))
 
 
-def _add_mode(commands: Any, common: Parser, request: type[Request]) -> None:
+def _add_mode(commands: Any, common: Parser, request: type[DrawRequest]) -> None:
     """Add a mode's command."""
     parser = commands.add_parser(request.mode, parents=[common], help=request.help)
     _add_fields(parser, request)
     parser.add_argument("--from", dest="replay", metavar="FILE.png", help="take what is not given from a picture")
-    name = metadata.file_stem(request.model_construct(seed="SEED"))
-    parser.add_argument("--out", type=Path, metavar="FILE.png", help=f"where to write (default: {name}.png)")
+    name = f"{request.stem}-SEED.png"
+    parser.add_argument("--out", type=Path, metavar="FILE.png", help=f"where to write (default: {name})")
     parser.set_defaults(run=_draw, request=request)
 
 
@@ -307,7 +307,7 @@ def _engine(args: argparse.Namespace) -> Engine:
     return Engine(Settings(weights=args.weights, device=args.device, memory_gb=args.memory))
 
 
-def _follow(engine: Engine, request: Request) -> Result | Failure:
+def _follow(engine: Engine, request: DrawRequest) -> Result | Failure:
     """Run a request, saying on stderr how far it is; return its last event."""
     said = ""
     for event in engine.run(request):

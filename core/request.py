@@ -97,6 +97,12 @@ class Request(BaseModel):
         def weights(self) -> WeightsChoice: ...
 
     @classmethod
+    def usual_model(cls) -> Model:
+        """Return the model that draws where none is asked for."""
+        model: Model = cls.model_fields["model"].default if "model" in cls.model_fields else vars(cls)["model"]
+        return model
+
+    @classmethod
     def parse(cls, **values: Any) -> Self:
         """Build a request from untrusted values.
 

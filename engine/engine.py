@@ -107,9 +107,8 @@ class Engine:
 
     def count_tokens(self, request: type[Request], prompt: str) -> int | None:
         """Return how many of the text encoder's tokens a prompt takes; None without its tokenizer."""
-        model = request.model_fields["model"].default if "model" in request.model_fields else request.model
         try:
-            files = self.weights_in_use(request.mode, model).files["tokenizer"]
+            files = self.weights_in_use(request.mode, request.usual_model()).files["tokenizer"]
         except WeightsMissing:
             return None
         return tokens.count(files[0], prompt)

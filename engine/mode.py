@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from diffusion.pipeline import Pipeline
 
 R = TypeVar("R", bound=Resolved)
+R_co = TypeVar("R_co", bound=Resolved, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Job(Generic[R]):
+class Job(Generic[R_co]):
     """A request on its way to a worker's pipeline; picklable."""
 
-    request: R
+    request: R_co
     chosen: Chosen
     prepared: Prepared
 

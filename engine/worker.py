@@ -21,8 +21,8 @@ from core.messages import Message
 from core.request import ControlNet, Preprocess, Resolved, TextToImage, Upscale, WeightsChoice
 from core.sizes import IMAGE_SIZES, WeightsKind
 from core.upload import Upload
-from diffusion import memory
 from diffusion.device import Device, choose_device
+from diffusion.memory import MemoryPlan, is_out_of_memory, plan_for
 from engine import estimate, mode_upscale
 from engine.mode import Drawing, Drawn, Job, Prepared
 from engine.modes import MODES
@@ -111,7 +111,7 @@ class LocalWorker:
         self.pipeline: Pipeline | None = None
         self.kind: WeightsKind | None = None  # of the weights that the pipeline was built for
         self.device: Device | None = None
-        self.plan: memory.MemoryPlan | None = None
+        self.plan: MemoryPlan | None = None
         self.forecast = estimate.Forecast()
         self.controls = Controls()
         self._tighter = 0  # how many plans were given up because the memory did not suffice
@@ -236,7 +236,7 @@ class LocalWorker:
         yield from self.pipeline.load(job.chosen, job.request.model)
         return self.pipeline
 
-    def refuse_hopeless(self, work: estimate.Work, on: Device, plan: memory.MemoryPlan) -> estimate.Estimate:
+    def refuse_hopeless(self, work: estimate.Work, on: Device, plan: MemoryPlan) -> estimate.Estimate:
         """Return what a request will take.
 
         Raises:
@@ -274,7 +274,7 @@ class LocalWorker:
         dtype = getattr(torch, device.dtype)
         self.pipeline = Pipeline(device.kind, dtype, plan.keep_both_transformers, plan.lora_copies, plan, self.emulated)
 
-    def machine(self, mode: str, kind: WeightsKind) -> tuple[Device, memory.MemoryPlan]:
+    def machine(self, mode: str, kind: WeightsKind) -> tuple[Device, MemoryPlan]:
         """Return the device and the plan of its memory; imports torch.
 
         Where models were loaded by a plan, it is that one: what they take is not free any more.
@@ -283,11 +283,11 @@ class LocalWorker:
             return self.device, self.plan
         return self._planned(mode, kind)
 
-    def _planned(self, mode: str, kind: WeightsKind) -> tuple[Device, memory.MemoryPlan]:
+    def _planned(self, mode: str, kind: WeightsKind) -> tuple[Device, MemoryPlan]:
         """Look at this machine as it is now; imports torch."""
         environment.prepare_environment(os.environ)
         device = choose_device(self.settings.device, kind)
-        plan = memory.plan_for(device, mode, kind, memory_gb=self.settings.memory_gb, tighter=self._tighter)
+        plan = plan_for(device, mode, kind, memory_gb=self.settings.memory_gb, tighter=self._tighter)
         return device, plan
 
     def drop(self) -> None:
@@ -297,12 +297,12 @@ class LocalWorker:
 
     def _may_try_again(self, error: Exception) -> bool:
         """Say whether less memory could help after an error."""
-        return memory.is_out_of_memory(error) and self.plan is not None and not self.plan.tightest
+        return is_out_of_memory(error) and self.plan is not None and not self.plan.tightest
 
     def _translated(self, error: Exception) -> StudioError:
         """Return a foreign exception as one of ours, by its type; what it left half-done is dropped."""
         self.drop()
-        if memory.is_out_of_memory(error):
+        if is_out_of_memory(error):
             log.warning("out of memory: %s", error)
             if environment.on_space():
                 return SpaceOutOfMemory()

@@ -19,8 +19,8 @@ from core.events import Event, Failure, Retry
 from core.messages import Message
 from core.request import MODELS, ControlNet, Resolved, TextToImage, Upscale, WeightsChoice
 from core.sizes import WeightsKind
-from diffusion import memory
 from diffusion.device import Device
+from diffusion.memory import MemoryPlan
 from engine import zerogpu
 from engine.mode import Drawing, Drawn, Job, Prepared
 from engine.modes import MODES
@@ -113,7 +113,7 @@ class PackedWorker(LocalWorker):
         """Return the identity of each part's files, as it was while they were there."""
         return {part: self._fingerprints[part] for part in chosen.files}
 
-    def machine(self, mode: str, kind: WeightsKind) -> tuple[Device, memory.MemoryPlan]:
+    def machine(self, mode: str, kind: WeightsKind) -> tuple[Device, MemoryPlan]:
         """Return the device and the plan that models were loaded by: the page's process has no GPU to look at."""
         assert self.device is not None  # `pack` came first
         assert self.plan is not None

@@ -16,7 +16,7 @@ from core import metadata
 from core.errors import NotWritten, RequestError, StudioError
 from core.events import Failure, Result, Retry
 from core.messages import plain
-from core.request import Request
+from core.request import DrawRequest, Request
 from core.whole_file import replacing
 from engine import Engine
 from web.run import carry_out
@@ -25,7 +25,7 @@ from web.run import carry_out
 Answers = Iterator[tuple[dict[str, Any] | None, dict[str, Any]]]
 
 
-def stream(engine: Engine, mode: type[Request], visitor: gr.Request, fields: dict[str, Any]) -> Answers:
+def stream(engine: Engine, mode: type[DrawRequest], visitor: gr.Request, fields: dict[str, Any]) -> Answers:
     """Carry out what a program asks for: how far it is, then the PNG file and its parameters.
 
     Raises:

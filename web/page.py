@@ -72,7 +72,7 @@ def _reword_weights(engine: Engine, weights_line: gr.HTML, model_field: Field, u
 
     def reword(chosen: Model, event: gr.EventData, visitor: gr.Request) -> tuple[str, gr.Tab]:
         mode = MODES.get(event.mode, TextToImage)
-        model = chosen if mode is TextToImage else mode.model
+        model = chosen if mode is TextToImage else mode.usual_model()
         say = say_to(visitor)
         return weights_sentence(situation.Situation.of(engine, mode, model), say), gr.Tab(say("Upscale"))
 

@@ -10,7 +10,7 @@ import gradio as gr
 
 from core.errors import StudioError
 from core.events import Event, Failure
-from core.request import SEED_MAX, Request, TextToImage, random_seed
+from core.request import SEED_MAX, DrawRequest, TextToImage, random_seed
 from core.sizes import smaller
 from engine import Engine
 from web.language import say_to
@@ -21,7 +21,7 @@ FAULT = "That did not work; the server's log says why."
 
 
 def carry_out(
-    engine: Engine, mode: type[Request], visitor: gr.Request, fields: dict[str, Any], count: int = 1
+    engine: Engine, mode: type[DrawRequest], visitor: gr.Request, fields: dict[str, Any], count: int = 1
 ) -> Generator[Event, None, None]:
     """Carry out an unchecked form; a form that is wrong is a failure like any other. Closing it cancels the work.
 
@@ -45,7 +45,7 @@ def carry_out(
         request = request.model_copy(update={"seed": request.seed % SEED_MAX + 1})
 
 
-def pointed(failure: Failure, engine: Engine, request: Request) -> Failure:
+def pointed(failure: Failure, engine: Engine, request: DrawRequest) -> Failure:
     """Name the field whose change likely mends a failure that names none itself: a smaller size, or no LoRA."""
     found: dict[str, Any] = {}
     if failure.code in ("out_of_memory", "broken_picture") and getattr(request, "lora", None):

@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from PIL import Image
 
-    from core.request import Request
+    from core.request import DrawRequest
     from engine import Engine
 
 ROOT = Path(__file__).parent.parent.parent
@@ -85,12 +85,12 @@ def picture(tmp_path: Path) -> str:
     return str(tmp_path / "circle.png")
 
 
-def requests(picture: str) -> list[Request]:
+def requests(picture: str) -> list[DrawRequest]:
     """Return a small request of every mode that draws."""
     from core.request import MODES
     from hub.parts import NEEDS
 
-    found = []
+    found: list[DrawRequest] = []
     for mode in MODES.values():
         for model in (model for of, model in NEEDS if of == mode.mode):
             values = {"prompt": "a lighthouse in a storm", "seed": 7, "width": SIDE, "height": SIDE, "model": model}

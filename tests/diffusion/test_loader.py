@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffsynth.core import ModelConfig
 
+from core.messages import Message
 from core.request import Model
 from diffusion import loader, memory
 from diffusion.device import Dtype
@@ -240,7 +241,7 @@ def test_a_machine_too_small_is_refused_before_anything_is_read(
 
     if space:
         monkeypatch.setenv("SPACE_ID", space)
-    full = inventory.Chosen("full", {}, "nowhere", "no file is opened")
+    full = inventory.Chosen("full", {}, "nowhere", Message("test", "a test"))
     engine = Engine(Settings(device="cpu", memory_gb=1))
     monkeypatch.setattr(engine.worker, "weights", lambda *_: full)  # no real weights on a test machine
     *_, last = engine.run(TextToImage.parse(prompt="a fox", seed=1))

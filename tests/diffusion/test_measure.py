@@ -61,9 +61,10 @@ def test_a_plan_for_a_processor_that_computes_in_bf16() -> None:
 
 
 def test_an_estimate_for_the_real_weights_comes_from_the_figures() -> None:
-    from engine.estimate import CPU_SHARE, Forecast
+    from engine.estimate import CPU_SHARE, Forecast, Work
 
-    fast, slow = (Forecast().throughput("full", decide("cpu", [CPU], speeds)).flops for speeds in (AMX, AVX2))
+    work = Work("full", 8, 512, 512)
+    fast, slow = (Forecast().speed(work, decide("cpu", [CPU], speeds)).products for speeds in (AMX, AVX2))
     assert (fast, slow) == (CPU_SHARE * 950e9, CPU_SHARE * 152e9)
 
 

@@ -9,6 +9,7 @@ import pytest
 import core.request
 from core import environment
 from core.errors import RequestError
+from core.messages import Message
 from diffusion import device, memory
 from diffusion.device import Device
 from diffusion.memory import GIB, memory_plan
@@ -212,7 +213,9 @@ def test_an_enlargement_that_would_take_days_is_refused_before_anything_is_drawn
     Image.new("RGB", (2048, 2048)).save(tmp_path / "large.png")
     engine = Engine(Settings(device="cpu", memory_gb=64))
     # No real weights on a test machine; none is opened before the request is judged.
-    monkeypatch.setattr(engine.worker, "weights", lambda *_: inventory.Chosen("full", {}, "nowhere", ""))
+    monkeypatch.setattr(
+        engine.worker, "weights", lambda *_: inventory.Chosen("full", {}, "nowhere", Message("test", "a test"))
+    )
     monkeypatch.setattr(os, "cpu_count", lambda: 2)  # a figure for two cores, whatever this machine has
     *_, last = engine.run(Upscale.parse(image=str(tmp_path / "large.png"), steps=50))
     assert isinstance(last, Failure)

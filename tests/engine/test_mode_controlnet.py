@@ -18,13 +18,15 @@ import mini.config
 from core import metadata
 from core.errors import WeightsMissing
 from core.events import Failure, Result, Stage
+from core.messages import Message
 from core.request import CONTROLNET_STEPS, ControlNet, Preprocess, TextToImage
 from core.sizes import IMAGE_SIZES, ImageSizes, WeightsKind
+from core.upload import Upload
 from diffusion.pipeline import SIGMA_SHIFT, Picture, Pipeline
 from engine import Engine, Settings
 from hub import inventory, parts
 from hub.checkpoint import model_hash
-from images import preprocess, reading
+from images import preprocess
 from tests.helpers import sparse
 from tests.helpers.command_line import Command
 from tests.helpers.plans import plan_with
@@ -237,7 +239,7 @@ def test_the_full_size_controlnet_is_detected_and_loaded_by_the_same_code(tmp_pa
     sparse.write_part(tmp_path / parts.PARTS["controlnet"].repo, "controlnet")
     found = inventory.find("controlnet", environ={}, root=tmp_path)
     assert model_hash(found.files) == "1677708d40029ab380a95f6c731a57d7"
-    chosen = inventory.Chosen("full", {"controlnet": found.files}, "", "")
+    chosen = inventory.Chosen("full", {"controlnet": found.files}, "", Message("test", "a test"))
     built = Pipeline("cpu", torch.bfloat16, keep_both=True, plan=plan_with("disk", "bfloat16"))
     # Everything else counts as loaded: this is about one part.
     built.pipe.tokenizer = built.pipe.text_encoder = built.pipe.vae_decoder = object()
@@ -290,7 +292,7 @@ def test_a_picture_follows_and_says_what_it_is_made_of(engine: Engine, sketch: P
     assert [note.code for note in result.notes] == ["image_cut"]  # 2:1 is not possible
     described = result.sidecar
     assert described["mode"] == "controlnet"
-    assert described["inputs"] == {"image": reading.digest(sketch)}
+    assert described["inputs"] == {"image": Upload.open(sketch).digest}
     assert described["request"]["image"] == "sketch.png"  # not where it lay
     assert set(described["weights"]["fingerprints"]) == set(parts.needs("controlnet", "turbo"))
     path = tmp_path / "picture.png"
@@ -324,9 +326,9 @@ def test_the_drawing_uses_the_very_preview(engine: Engine, sketch: Path, monkeyp
     made: list[Preprocess] = []
     real = preprocess.control
 
-    def counted(request: Preprocess, sizes: ImageSizes) -> preprocess.Control:  # still does the work
+    def counted(request: Preprocess, upload: Upload, sizes: ImageSizes) -> preprocess.Control:  # still does the work
         made.append(request)
-        return real(request, sizes)
+        return real(request, upload, sizes)
 
     monkeypatch.setattr(preprocess, "control", counted)
     engine.draw(ask(sketch, steps=1))
@@ -353,7 +355,10 @@ def test_only_recent_previews_are_kept(engine: Engine, sketch: Path) -> None:
 def test_the_control_image_has_the_size_of_the_picture(engine: Engine, sketch: Path) -> None:
     expected: dict[WeightsKind, tuple[int, int]] = {"mini": (128, 128), "full": (1440, 720)}
     for kind, size in expected.items():
-        assert preprocess.control(Preprocess.parse(image=str(sketch)), IMAGE_SIZES[kind]).image.size == size
+        assert (
+            preprocess.control(Preprocess.parse(image=str(sketch)), Upload.open(sketch), IMAGE_SIZES[kind]).image.size
+            == size
+        )
 
 
 def test_the_miniature_says_what_it_was_not_taught(engine: Engine) -> None:
@@ -411,7 +416,7 @@ def test_controlnet_command_writes_a_picture_that_can_be_replayed(
 def test_preprocess_command_writes_the_control_image(command: Command, sketch: Path, tmp_path: Path) -> None:
     done = command("preprocess", "--image", sketch, "--preprocessor", "canny", "--out", "c.png", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    expected = preprocess.control(Preprocess.parse(image=str(sketch)), IMAGE_SIZES["mini"]).image
+    expected = preprocess.control(Preprocess.parse(image=str(sketch)), Upload.open(sketch), IMAGE_SIZES["mini"]).image
     assert np.array_equal(np.asarray(Image.open(tmp_path / "c.png")), np.asarray(expected))
     assert '"size": [128, 128]' in done.stdout
 

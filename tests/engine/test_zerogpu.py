@@ -24,6 +24,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from core.errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalError, SpaceOutOfMemory, StudioError
+from core.messages import Message
 from core.request import ControlNet, Resolved, TextToImage, Upscale
 from core.upload import Upload
 from diffusion.memory import memory_plan
@@ -71,7 +72,11 @@ def seconds(request: Resolved, size: tuple[int, int] = NATIVE) -> float:
 
 
 def task(request: Resolved, size: tuple[int, int] = NATIVE, **values: Any) -> Task:
-    return Task(Job(request, Chosen("full", {}, "", ""), Prepared(size)), seconds(request, size), **values)
+    return Task(
+        Job(request, Chosen("full", {}, "", Message("test", "a test")), Prepared(size)),
+        seconds(request, size),
+        **values,
+    )
 
 
 # --- how many seconds ---------------------------------------------------------------------------------------------
@@ -199,15 +204,16 @@ def test_what_is_tried_again(first: Task, refusal: StudioError, second: dict[str
 
 
 def test_a_task_is_pickled_whole() -> None:
-    prepared = Prepared((16, 16), Image.new("RGB", (16, 16), "red"), inputs={"image": "sha256:0"})
+    image = Image.new("RGB", (16, 16), "red")
+    prepared = Prepared((16, 16), image, inputs={"image": "sha256:0"})
     for request in (controlnet(), upscale(), turbo()):
-        sent = Task(Job(request, Chosen("full", {}, "", ""), prepared), 1.0)
+        sent = Task(Job(request, Chosen("full", {}, "", Message("test", "a test")), prepared), 1.0)
         arrived = pickle.loads(pickle.dumps(sent))
         assert arrived.job.request == request
         assert arrived.job.request.uploads == request.uploads
-        assert arrived.job.prepared.image.tobytes() == prepared.image.tobytes()
-    drawn = Drawn(prepared.image, seconds={"total": 1.0})
-    assert pickle.loads(pickle.dumps(drawn)).image.tobytes() == prepared.image.tobytes()
+        assert arrived.job.prepared.image.tobytes() == image.tobytes()
+    drawn = Drawn(image, seconds={"total": 1.0})
+    assert pickle.loads(pickle.dumps(drawn)).image.tobytes() == image.tobytes()
     assert worker_zerogpu.on_gpu.__qualname__ == "on_gpu"  # at module level: a fork finds it by its name
 
 

@@ -39,13 +39,16 @@ def _spaces_without_cuda() -> None:
 
 def _task() -> worker_zerogpu.Task:
     """Return a task that needs the least of a GPU's time."""
+    from core.messages import Message
     from core.request import TextToImage
     from engine import worker_zerogpu
     from engine.mode import Job, Prepared
     from hub.inventory import Chosen
 
     request = TextToImage.parse(prompt="a fox").resolved("mini")
-    return worker_zerogpu.Task(Job(request, Chosen("mini", {}, "", ""), Prepared((128, 128))), 20.0)
+    return worker_zerogpu.Task(
+        Job(request, Chosen("mini", {}, "", Message("test", "a test")), Prepared((128, 128))), 20.0
+    )
 
 
 def page() -> None:
@@ -123,7 +126,8 @@ def retried() -> None:
     LocalContext.request.set(visitor)  # type: ignore[arg-type]  # as much of a request as is read
     runs = []
     for _ in ("aborted", "aborted twice", "quota"):
-        said, events = [], Returning(worker_zerogpu.carry_out(_task()))
+        said: list[str] = []
+        events = Returning(worker_zerogpu.carry_out(_task()))
         try:
             said.extend(type(event).__name__ for event in events)
             said += [type(events.value).__name__, *map(str, events.value.notes)]

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from core.errors import RequestError, WeightsMissing
 from core.request import PREPROCESSORS, Preprocess, Preprocessor
 from core.sizes import IMAGE_SIZES, WeightsKind
+from core.upload import Upload
 from hub import inventory, parts
 from images import pose, preprocess, reading
 
@@ -20,7 +21,7 @@ LIGHT = tuple(name for name in PREPROCESSORS if name not in ("depth", "none"))
 
 
 def control(image: Path = PORTRAIT, kind: WeightsKind = "full", **values: object) -> preprocess.Control:
-    return preprocess.control(Preprocess.parse(image=str(image), **values), IMAGE_SIZES[kind])
+    return preprocess.control(Preprocess.parse(image=str(image), **values), Upload.open(image), IMAGE_SIZES[kind])
 
 
 def codes(made: preprocess.Control) -> list[str]:
@@ -318,7 +319,7 @@ from core.request import Preprocess
 from core.sizes import IMAGE_SIZES, WeightsKind
 print([name for name in ("cv2", "torch", "transformers", "ai_edge_litert") if name in sys.modules])
 request = Preprocess.parse(image={str(PORTRAIT)!r})
-preprocess.control(request, IMAGE_SIZES["mini"])
+preprocess.control(request, Upload.open(Path(request.image)), IMAGE_SIZES["mini"])
 print([name for name in ("cv2", "torch", "transformers", "ai_edge_litert") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

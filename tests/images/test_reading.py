@@ -16,6 +16,7 @@ from PIL import Image, ImageCms
 
 from core.errors import RequestError
 from core.sizes import IMAGE_SIZES, WeightsKind
+from core.upload import MAX_IMAGE_BYTES
 from images import reading
 from images.reading import fit, open_image, pad
 
@@ -193,7 +194,7 @@ def test_decompression_bombs_are_refused_unopened(tmp_path: Path, side: int) -> 
 def test_a_file_of_too_many_bytes_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "huge.png"
     with path.open("wb") as file:
-        file.truncate(reading.MAX_FILE_BYTES + 1)
+        file.truncate(MAX_IMAGE_BYTES + 1)
     with pytest.raises(RequestError, match=r"^image: 'huge.png \(256 MiB\)'.*up to 256 MiB"):
         open_image(path)
 

@@ -80,8 +80,8 @@ def declared() -> Iterator[str]:
             if name != "weights":  # the page offers no choice
                 yield field.description or ""
                 yield getattr(mode.allowed(name), "text", "")  # else it lists values
-    for facts in (*PREPROCESSORS.values(), *UPSCALERS.values()):
-        yield facts.title
+    yield from (facts.title for facts in PREPROCESSORS.values())
+    yield from (facts.title for facts in UPSCALERS.values())
     for preprocessor in PREPROCESSORS.values():
         yield preprocessor.help
     for model in MODELS.values():

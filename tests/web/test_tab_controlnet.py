@@ -16,7 +16,8 @@ from playwright.sync_api import Page, expect
 from core import metadata
 from core.request import PREPROCESSORS, ControlNet, Preprocess
 from core.sizes import IMAGE_SIZES
-from images import preprocess, reading
+from core.upload import Upload
+from images import preprocess
 from tests.helpers.browsing import NARROW, PHONE, Open, shoot
 from tests.helpers.serving import Server, server
 
@@ -66,14 +67,14 @@ def test_upload_preview_and_picture(visit: Open, sketch: Path) -> None:
     shoot(page, "20-controlnet-empty")
     upload(page, sketch)
     expect(button).to_be_enabled()
-    canny = preprocess.control(Preprocess.parse(image=str(sketch)), IMAGE_SIZES["mini"]).image
+    canny = preprocess.control(Preprocess.parse(image=str(sketch)), Upload.open(sketch), IMAGE_SIZES["mini"]).image
     assert np.array_equal(np.asarray(shown(page, "#preview").convert("RGB")), np.asarray(canny))
 
     before = page.locator("#preview img").get_attribute("src")
     page.get_by_role("radio", name="Scribble").check()
     expect(page.locator("#preview img")).not_to_have_attribute("src", before)
     scribble = preprocess.control(
-        Preprocess.parse(image=str(sketch), preprocessor="scribble"), IMAGE_SIZES["mini"]
+        Preprocess.parse(image=str(sketch), preprocessor="scribble"), Upload.open(sketch), IMAGE_SIZES["mini"]
     ).image
     assert np.array_equal(np.asarray(shown(page, "#preview").convert("RGB")), np.asarray(scribble))
 
@@ -86,7 +87,7 @@ def test_upload_preview_and_picture(visit: Open, sketch: Path) -> None:
     chunk = Image.open(io.BytesIO(made)).info["z-image-studio"]
     assert '"mode": "controlnet"' in chunk
     assert '"preprocessor": "scribble"' in chunk
-    assert reading.digest(sketch) in chunk
+    assert Upload.open(sketch).digest in chunk
 
     page.locator("#controlnet-image").get_by_label("Remove Image").click()
     expect(button).to_be_disabled()
@@ -126,7 +127,7 @@ def test_a_preprocessor_that_cannot_work_says_why_and_draws_nothing(visit: Open,
 
 
 def test_outlines_get_a_hint(visit: Open, sketch: Path, tmp_path: Path) -> None:
-    edges = preprocess.control(Preprocess.parse(image=str(sketch)), IMAGE_SIZES["full"]).image
+    edges = preprocess.control(Preprocess.parse(image=str(sketch)), Upload.open(sketch), IMAGE_SIZES["full"]).image
     edges.save(tmp_path / "edges.png")
     page = visit()
     upload(page, tmp_path / "edges.png")
@@ -178,11 +179,13 @@ def client(served: Server) -> Iterator[Client]:
 
 def test_endpoints_take_an_uploaded_picture(client: Client, sketch: Path) -> None:
     file, facts = client.predict(image=handle_file(sketch), preprocessor="gray", api_name="/preprocess")
-    gray = preprocess.control(Preprocess.parse(image=str(sketch), preprocessor="gray"), IMAGE_SIZES["mini"])
+    gray = preprocess.control(
+        Preprocess.parse(image=str(sketch), preprocessor="gray"), Upload.open(sketch), IMAGE_SIZES["mini"]
+    )
     assert np.array_equal(np.asarray(Image.open(file)), np.asarray(gray.image))
-    assert facts == {"digest": reading.digest(sketch), "notes": []}
+    assert facts == {"digest": Upload.open(sketch).digest, "notes": []}
     file, sidecar = client.predict(image=handle_file(sketch), prompt=PROMPT, seed=7, api_name="/controlnet")
-    assert sidecar["inputs"] == {"image": reading.digest(sketch)}
+    assert sidecar["inputs"] == {"image": Upload.open(sketch).digest}
     assert metadata.read_png(Path(file)).mode == "controlnet"
 
 

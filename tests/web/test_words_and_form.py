@@ -26,7 +26,8 @@ from starlette.types import Receive, Scope, Send
 import web.server
 from core import metadata
 from core.errors import BrokenPicture, OutOfMemory, RequestError, StudioError
-from core.events import Event, Failure, Note, Result, Retry, Step
+from core.events import Event, Failure, Result, Retry, Step
+from core.messages import Message
 from core.request import MODELS, ControlNet, Preprocess, TextToImage
 from core.sizes import IMAGE_SIZES
 from engine import Engine
@@ -385,9 +386,9 @@ def laid_out() -> Output:
 def test_the_page_shows_a_second_try_until_it_ends() -> None:
     def events() -> Generator[Event, None, None]:
         yield Step(1, 8)
-        yield Retry(Note("gpu_retry", "The Space took its GPU back.", {"asked": 60, "seconds": 120}))
+        yield Retry(Message("gpu_retry", "The Space took its GPU back.", asked=60, seconds=120))
         yield Step(1, 8)
-        yield Failure("gpu_aborted", "Again.", 1, 503)
+        yield Failure("gpu_aborted", Message("gpu_aborted", "Again."), 1, 503)
 
     output = laid_out()
     said = [str(update.get(output.status, "")) for update in output.follow(events(), lambda: False, [])]
