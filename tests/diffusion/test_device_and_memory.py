@@ -343,7 +343,8 @@ import os, sys
 class Watch:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
-            print("torch after", os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK"), file=sys.stderr)
+            print("torch after", os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK"), file=sys.stderr, flush=True)
+            os._exit(0)  # what comes then takes seconds, and shows nothing more
 
 sys.meta_path.insert(0, Watch())
 import cli
