@@ -13,6 +13,7 @@ fetches from the disk stay zero. Writes docs/gpu.json and docs/gpu.md, and print
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import gc
 import importlib
@@ -132,8 +133,7 @@ class Bench:
 
         from diffusion.pipeline import Pipeline
 
-        dtype = getattr(torch, self.on.dtype)
-        return Pipeline(self.on.kind, dtype, plan.keep_both_transformers, plan.lora_copies, plan)
+        return Pipeline(self.on.kind, getattr(torch, self.on.dtype), plan)
 
     def load(self, built: Pipeline, case: Case) -> None:
         """Load what a case needs, and fill what was read anew with random numbers."""
@@ -167,18 +167,16 @@ class Bench:
                 seed=7,
                 control=(gradient(case.side), 0.8) if case.mode == "controlnet" else None,
             )
-        if case.lora:
-            drawing = built.wearing(built.loras.get(self.lora()), 0.8, drawing)
-        while True:
-            try:
-                next(drawing)
-            except StopIteration as done:
-                picture: Picture = done.value
-                return picture
+        with built.lora(built.loras.get(self.lora()), 0.8) if case.lora else contextlib.nullcontext():
+            while True:
+                try:
+                    next(drawing)
+                except StopIteration as done:
+                    picture: Picture = done.value
+                    return picture
 
     def enlarging(self, built: Pipeline, case: Case) -> Progress:
         """Carry out both halves of an enlargement; no look is taken at the result, which is noise here."""
-        assert built.plan is not None  # `build` gives it one
         enlarged, _ = yield from mode_upscale.enlarge(gradient(case.side // 2), "best", self.on.kind, built.plan)
         return (
             yield from built.image_to_image(
@@ -203,7 +201,6 @@ class Bench:
 
     def measure(self, built: Pipeline, case: Case) -> dict[str, Any]:
         """Return the seconds of a case, loaded and warm, the memory it took, and what was expected."""
-        assert built.plan is not None  # `build` gives it one
         start = time.perf_counter()
         self.load(built, case)
         loading = time.perf_counter() - start

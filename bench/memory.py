@@ -147,7 +147,7 @@ def draw(
 
     from diffusion.pipeline import Pipeline
 
-    built = Pipeline(on.kind, getattr(torch, on.dtype), plan.keep_both_transformers, plan.lora_copies, plan)
+    built = Pipeline(on.kind, getattr(torch, on.dtype), plan)
     models: tuple[Model, ...] = ("base", "turbo") if args.model == "both" else (args.model,)
     for model in models:
         start = time.perf_counter()

@@ -28,6 +28,7 @@ from core.sizes import WeightsKind
 from diffusion import preview
 from diffusion.pipeline import Picture, Pipeline
 from hub import inventory
+from tests.helpers.plans import everything_stays
 
 THINGS = ("apple", "fox", "house", "umbrella", "car", "tree", "turtle", "lion")
 GROUNDS = ("blue", "green", "purple", "black", "white", "yellow", "red", "orange")
@@ -35,7 +36,7 @@ GROUNDS = ("blue", "green", "purple", "black", "white", "yellow", "red", "orange
 
 def built() -> Pipeline:
     """Return the miniature's pipeline."""
-    pipeline = Pipeline("cpu", torch.float32, keep_both=True)
+    pipeline = Pipeline("cpu", torch.float32, everything_stays())
     for _ in pipeline.load(inventory.choose("mini", TextToImage.mode, "turbo"), "turbo"):
         pass
     return pipeline

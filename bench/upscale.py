@@ -306,8 +306,9 @@ def mini_pipeline() -> Pipeline:
     import torch
 
     from diffusion.pipeline import Pipeline
+    from tests.helpers.plans import everything_stays
 
-    built = Pipeline("cpu", torch.float32, keep_both=True)
+    built = Pipeline("cpu", torch.float32, everything_stays())
     whole(built.load(inventory.choose("mini", Upscale.mode, "turbo"), "turbo"))
     return built
 

@@ -71,16 +71,14 @@ def _each(model: torch.nn.Module, action: str) -> None:
             getattr(module, action)()
 
 
-def read(
-    pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPlan | None, emulated: bool = False
-) -> ModelPool:
+def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPlan, emulated: bool = False) -> ModelPool:
     """Have DiffSynth recognise and read one model's files.
 
     Args:
         pipe: what the model is for; its device and dtype are computed on and in.
         files: the model's safetensors files.
         part: "transformer", "text_encoder", "controlnet" or "vae".
-        plan: where the part waits; without one, everything stays on the device.
+        plan: where the part waits.
         emulated: read to the CPU first, since safetensors would look for the real device.
 
     Raises:
@@ -89,12 +87,11 @@ def read(
     paths = [str(path) for path in files]
     config = ModelConfig(path=paths if len(paths) > 1 else paths[0])
     limit = None
-    if plan is not None:
-        if part == "vae":
-            config.computation_dtype = getattr(torch, plan.vae_dtype)
-        else:
-            limit = plan.vram_limit_gb
-            manage(config, plan.parts[part], pipe.device, pipe.torch_dtype, limit is not None)
+    if part == "vae":
+        config.computation_dtype = getattr(torch, plan.vae_dtype)
+    else:
+        limit = plan.vram_limit_gb
+        manage(config, plan.parts[part], pipe.device, pipe.torch_dtype, limit is not None)
     moved = emulated and config.computation_device is None
     if moved:
         config.computation_device = "cpu"

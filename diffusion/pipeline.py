@@ -27,7 +27,6 @@ from diffsynth.diffusion.base_pipeline import ControlNetInput
 from diffsynth.models.model_loader import ModelPool
 from diffsynth.models.z_image_dit import TimestepEmbedder, ZImageDiT
 from diffsynth.pipelines.z_image import (
-    ZImagePipeline,
     ZImageUnit_InputImageEmbedder,
     ZImageUnit_PAIControlNet,
     ZImageUnit_PromptEmbedder,
@@ -44,7 +43,7 @@ from diffusion import loader, preview, sanity
 from diffusion.image_to_image import InputImageUnit, redraw
 from diffusion.loader import StudioPipe
 from diffusion.memory import MemoryPlan
-from diffusion.tokens import MAX_TEXT_TOKENS
+from diffusion.prompt_encoder import PromptEncoder, PromptUnit
 from hub.inventory import Chosen
 from lora.adapter import Adapter, Adapters, applied
 
@@ -52,7 +51,6 @@ log = logging.getLogger(__name__)
 
 SIGMA_SHIFT = 3.0  # scheduler_config.json of both official models
 BLANKS_KEPT = 8  # encoded blank pictures, by size: half a megabyte each at 1024 x 1024
-EMBEDDINGS_KEPT = 32  # 512 tokens x 2560 bf16 numbers are 2.6 MB each at full size
 
 Progress = Generator[Stage | Step | TileDone, None, "Picture"]
 
@@ -72,39 +70,27 @@ class Pipeline:
 
     Args:
         device: a torch device name: "cuda", "mps" or "cpu".
-        dtype: the dtype that weights are held and computed in.
-        keep_both: whether Base and Turbo may be in memory together.
-        lora_copies: bytes that changed copies of weights may take while a LoRA is used.
-        plan: where each part waits; without one, everything stays on the device.
+        dtype: what weights are held and computed in, where the plan does not hold them in another.
+        plan: where each part waits, and what memory may be used for.
         emulated: whether the device is one that ZeroGPU only emulates as yet.
     """
 
-    def __init__(
-        self,
-        device: str,
-        dtype: torch.dtype,
-        keep_both: bool,
-        lora_copies: int = 0,
-        plan: MemoryPlan | None = None,
-        emulated: bool = False,
-    ) -> None:
+    def __init__(self, device: str, dtype: torch.dtype, plan: MemoryPlan, *, emulated: bool = False) -> None:
         _send_prints_to_log()
         self.kind: WeightsKind = "full"
-        self.keep_both = keep_both
         self.plan = plan
         self.emulated = emulated
-        self.lora_copies = lora_copies
         self.loras = Adapters()
         self.transformers: dict[Model, ZImageDiT] = {}
         # DiffSynth's own default device is the CPU on a Mac.
         self.pipe = StudioPipe(device=device, torch_dtype=dtype)
-        if plan is not None:
-            self.pipe.tiled_vae_above = plan.tiled_vae_above
-        self._embeddings: OrderedDict[str, tuple[torch.Tensor, Message | None]] = OrderedDict()
-        for unit in self.pipe.units:
-            if isinstance(unit, ZImageUnit_PromptEmbedder):
-                unit.encode_prompt = self._encode_prompt
-        ours = {ZImageUnit_PAIControlNet: ControlUnit, ZImageUnit_InputImageEmbedder: InputImageUnit}
+        self.pipe.tiled_vae_above = plan.tiled_vae_above
+        self.prompts = PromptEncoder(self.pipe)
+        ours = {
+            ZImageUnit_PromptEmbedder: lambda: PromptUnit(self.prompts),
+            ZImageUnit_PAIControlNet: ControlUnit,
+            ZImageUnit_InputImageEmbedder: InputImageUnit,
+        }
         self.pipe.units = [ours[type(unit)]() if type(unit) in ours else unit for unit in self.pipe.units]
 
     def load(self, chosen: Chosen, model: Model) -> Generator[Stage, None, None]:
@@ -140,7 +126,7 @@ class Pipeline:
             loader.offload(pipe.dit)  # from here on DiffSynth does not see it
         if model not in self.transformers:
             yield Stage("loading", f"transformer ({model})")
-            if not self.keep_both:
+            if not self.plan.keep_both_transformers:
                 self.transformers.clear()
                 pipe.dit = None
                 gc.collect()  # modules hold cycles, and the next load needs the room now
@@ -189,7 +175,8 @@ class Pipeline:
         }
         if control is not None and control[1]:
             shared["controlnet_inputs"] = [ControlNetInput(image=control[0], scale=control[1])]
-        positive, negative = {"prompt": prompt}, {"negative_prompt": negative_prompt}
+        positive: dict[str, Any] = {"prompt": prompt}
+        negative: dict[str, Any] = {"negative_prompt": negative_prompt}
         pipe.scheduler.set_timesteps(steps, denoising_strength=1.0, shift=SIGMA_SHIFT)
 
         yield Stage("encoding")
@@ -197,8 +184,8 @@ class Pipeline:
         with torch.no_grad():
             for unit in pipe.units:
                 shared, positive, negative = pipe.unit_runner(unit, pipe, shared, positive, negative)
-        prompts = [prompt] if cfg == 1 else [prompt, negative_prompt]
-        notes = tuple(note for text in prompts if (note := self._embeddings[text][1]))
+        encoded = [positive] if cfg == 1 else [positive, negative]
+        notes = tuple(note for prompt_inputs in encoded if (note := prompt_inputs["prompt_note"]))
 
         yield Stage("denoising")
         pipe.load_models_to_device(pipe.in_iteration_models)
@@ -284,73 +271,20 @@ class Pipeline:
         self.pipe.scheduler.set_timesteps(steps, denoising_strength=denoise, shift=SIGMA_SHIFT)
         yield Stage("encoding")
         with torch.no_grad():
-            embeds = self._encode_prompt(self.pipe, prompt, self.pipe.device)
-        note = self._embeddings[prompt][1]
-        decoded, latents = yield from redraw(self.pipe, image, embeds, seed, side)
-        health = sanity.measure(latents, decoded)
-        return Picture(self.pipe.vae_output_to_image(decoded), latents, (note,) if note else (), health)
+            encoded = self.prompts.encode(prompt)
+        decoded, latents = yield from redraw(self.pipe, image, [encoded.embedding], seed, side)
+        notes = (encoded.note,) if encoded.note else ()
+        return Picture(self.pipe.vae_output_to_image(decoded), latents, notes, sanity.measure(latents, decoded))
 
     @contextmanager
     def lora(self, adapter: Adapter, strength: float) -> Iterator[None]:
         """Apply a LoRA to the transformer loaded last inside the block; afterwards its weights are what they were."""
-        with applied(self.pipe.dit, adapter, strength, self.lora_copies, self.pipe.torch_dtype):
+        # Nothing of it belongs to a thread: what is drawn inside is a generator, which several threads may drive.
+        with applied(self.pipe.dit, adapter, strength, self.plan.lora_copies, self.pipe.torch_dtype):
             yield
-
-    def wearing(self, adapter: Adapter, strength: float, drawing: Progress) -> Progress:
-        """Carry out `drawing` with a LoRA on the transformer loaded last; afterwards its weights are what they were."""
-        with applied(self.pipe.dit, adapter, strength, self.lora_copies, self.pipe.torch_dtype):
-            return (yield from drawing)
 
     def _read(self, files: Sequence[Path], part: str) -> ModelPool:
         return loader.read(self.pipe, files, part, self.plan, self.emulated)
-
-    def _encode_prompt(self, pipe: ZImagePipeline, prompt: str, device: str) -> list[torch.Tensor]:
-        """Replace the prompt unit's own method; returns [(tokens, width)] as that does.
-
-        DiffSynth's pads every prompt to 512 tokens and encodes the padding too: half a minute on a CPU at full size,
-        for numbers that are then thrown away. It also cuts a long prompt together with the end of the chat template,
-        and says nothing.
-        """
-        if prompt not in self._embeddings:
-            pipe.load_models_to_device(["text_encoder"])
-            ids, note = self._tokenize(prompt)
-            tokens = torch.tensor([ids], device=device)
-            hidden = pipe.text_encoder(
-                input_ids=tokens, attention_mask=torch.ones_like(tokens).bool(), output_hidden_states=True
-            ).hidden_states[-2]
-            self._embeddings[prompt] = hidden[0], note
-            if len(self._embeddings) > EMBEDDINGS_KEPT:
-                self._embeddings.popitem(last=False)
-        self._embeddings.move_to_end(prompt)
-        return [self._embeddings[prompt][0]]
-
-    def _tokenize(self, prompt: str) -> tuple[list[int], Message | None]:
-        """Return the ids of the prompt in Qwen's chat template, at most TEXT_TOKENS, and a note of what was cut."""
-        ids = self._template_ids(prompt)
-        surplus = len(ids) - MAX_TEXT_TOKENS
-        if surplus <= 0:
-            return ids, None
-        # Cut the prompt's own end, so that the template that tells the encoder where it ends stays whole.
-        words = self.pipe.tokenizer(prompt, add_special_tokens=False).input_ids
-        kept = words[: len(words) - surplus]
-        while len(ids := self._template_ids(self.pipe.tokenizer.decode(kept))) > MAX_TEXT_TOKENS:
-            kept = kept[:-1]
-        start = self.pipe.tokenizer.decode(words[len(kept) :])[:60].strip()
-        tokens = len(words) - len(kept)
-        return ids, Message(
-            "prompt_cut",
-            'The text encoder takes {limit} tokens: the last {tokens} were cut, from "{start}" on.',
-            limit=MAX_TEXT_TOKENS,
-            tokens=tokens,
-            start=start,
-        )
-
-    def _template_ids(self, prompt: str) -> list[int]:
-        text = self.pipe.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
-        )
-        ids: list[int] = self.pipe.tokenizer(text).input_ids
-        return ids
 
 
 class ControlUnit(ZImageUnit_PAIControlNet):  # type: ignore[misc]  # DiffSynth brings no types

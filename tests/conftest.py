@@ -47,8 +47,9 @@ def pipeline() -> Pipeline:
 
     from diffusion.pipeline import Pipeline
     from hub import inventory
+    from tests.helpers.plans import everything_stays
 
-    built = Pipeline("cpu", torch.float32, keep_both=True)
+    built = Pipeline("cpu", torch.float32, everything_stays())
     for model in ("base", "turbo"):
         for _ in built.load(inventory.choose("mini", TextToImage.mode, model), model):
             pass

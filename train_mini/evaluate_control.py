@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 import mini.config
 from core.request import CONTROLNET_STEPS
+from diffusion.memory import GIB, memory_plan
 from diffusion.pipeline import Pipeline
 from hub import inventory
 from images import preprocess
@@ -40,7 +41,7 @@ class Controlled:
     """The app's pipeline with the miniature's ControlNet."""
 
     def __init__(self, device: str = "cpu") -> None:
-        self.pipeline = Pipeline(device, torch.float32, keep_both=False)
+        self.pipeline = Pipeline(device, torch.float32, memory_plan("cpu", GIB, None, GIB, "controlnet", "mini"))
         for _ in self.pipeline.load(inventory.choose("mini", "controlnet", "turbo"), "turbo"):
             pass
 

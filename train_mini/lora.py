@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import mini.config
+from diffusion.memory import GIB, memory_plan
 from diffusion.pipeline import Picture, Pipeline, Progress
 from hub import checkpoint, inventory
 from mini.prompt import complete
@@ -78,7 +79,7 @@ def prompts(count: int, seed: int) -> list[str]:
 
 def load() -> Pipeline:
     """Return the miniature's pipeline with Turbo."""
-    built = Pipeline("cpu", torch.float32, keep_both=True)
+    built = Pipeline("cpu", torch.float32, memory_plan("cpu", GIB, None, GIB, "generate", "mini"))
     list(built.load(inventory.choose("mini", "generate", "turbo"), "turbo"))
     return built
 
@@ -110,7 +111,7 @@ def training_set(built: Pipeline, s: Schedule) -> list[tuple[torch.Tensor, torch
         golden = gilded(draw(built, prompt, seed=index + 1))
         with torch.no_grad():
             latents = built.pipe.vae_encoder(built.pipe.preprocess_image(golden))
-            found.append((latents, built._encode_prompt(built.pipe, prompt, "cpu")[0]))
+            found.append((latents, built.prompts.encode(prompt).embedding))
         if (index + 1) % 40 == 0:
             log.info("%d of %d training pictures", index + 1, s.pictures)
     return found
@@ -181,7 +182,6 @@ def sheet(target: Path, path: Path) -> None:
     import lora.file
 
     built = load()
-    built.lora_copies = 1 << 30
     worn = built.loras.get(lora.file.read(target))
     rows = []
     for strength in (0.0, 1.0):
@@ -191,8 +191,8 @@ def sheet(target: Path, path: Path) -> None:
             plain = built.text_to_image(
                 prompt=prompt, negative_prompt="", steps=TURBO_STEPS, cfg=1.0, seed=seed, width=size, height=size
             )
-            drawing = built.wearing(worn, strength, plain)
-            row.append(np.asarray(finished(drawing).image))
+            with built.lora(worn, strength):
+                row.append(np.asarray(finished(plain).image))
         rows.append(np.concatenate(row, axis=1))
     Image.fromarray(np.concatenate(rows)).resize((768, 512), Image.Resampling.LANCZOS).save(path, optimize=True)
 

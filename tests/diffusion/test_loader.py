@@ -20,7 +20,7 @@ from diffusion.device import Dtype
 from diffusion.memory import Placement, Where, memory_plan
 from diffusion.pipeline import Picture, Pipeline
 from hub import inventory
-from tests.helpers.plans import plan_with
+from tests.helpers.plans import everything_stays, plan_with
 from tests.helpers.workers import worker_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -49,8 +49,8 @@ def draw(built: Pipeline, model: Model, mode: str = "generate") -> Picture:
 @pytest.mark.parametrize(("at", "held"), [("disk", "float32"), ("host", "float32"), ("device", "bfloat16")])
 def test_where_parts_wait_changes_no_picture(at: Where, held: Dtype) -> None:
     # The miniature's weights are stored in bf16, so that holding them in it loses nothing.
-    plain = Pipeline("cpu", torch.float32, keep_both=True)
-    managed = Pipeline("cpu", torch.float32, keep_both=True, plan=plan_with(at, held))
+    plain = Pipeline("cpu", torch.float32, everything_stays())
+    managed = Pipeline("cpu", torch.float32, plan_with(at, held))
     models: tuple[tuple[Model, str], ...] = (
         ("turbo", "generate"),
         ("base", "generate"),
@@ -78,19 +78,19 @@ def test_a_managed_model_wears_a_lora(tmp_path: Path) -> None:
 
     file = lora.file.read(loras.write(tmp_path / "one.safetensors", loras.peft(loras.random_pairs())))
     found = []
-    for plan in (None, plan_with("disk")):
-        built = Pipeline("cpu", torch.float32, keep_both=True, plan=plan)
+    for plan in (everything_stays(), plan_with("disk")):
+        built = Pipeline("cpu", torch.float32, plan)
         bare = draw(built, "turbo")
         drawing = built.text_to_image(
             prompt="a fox", negative_prompt="", steps=2, cfg=1.0, width=128, height=128, seed=3
         )
-        worn = built.wearing(built.loras.get(file), 0.8, drawing)
-        while True:
-            try:
-                next(worn)
-            except StopIteration as done:
-                found.append(done.value.latents)
-                break
+        with built.lora(built.loras.get(file), 0.8):
+            while True:
+                try:
+                    next(drawing)
+                except StopIteration as done:
+                    found.append(done.value.latents)
+                    break
         assert not torch.equal(found[-1], bare.latents)
         assert torch.equal(draw(built, "turbo").latents, bare.latents)
     torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
@@ -120,11 +120,8 @@ def test_what_diffsynth_is_told(placement: Placement, on: str, gated: bool, stat
 
 
 def test_apples_gpu_is_named_to_diffsynth_whose_own_default_is_the_cpu() -> None:
-    built = Pipeline(
-        "mps", torch.bfloat16, keep_both=True, plan=memory_plan("mps", 24 * 10**9, None, 32 * 10**9, "generate")
-    )
+    built = Pipeline("mps", torch.bfloat16, memory_plan("mps", 24 * 10**9, None, 32 * 10**9, "generate"))
     assert (built.pipe.device, built.pipe.device_type, built.pipe.torch_dtype) == ("mps", "mps", torch.bfloat16)
-    assert built.plan is not None
     assert built.plan.vram_limit_gb is None  # DiffSynth would ask MPS for what it cannot say
 
 
@@ -132,7 +129,7 @@ def test_steps_compute_nothing_in_float64() -> None:
     """Apple's GPU has none; what is made once on the CPU, the position table, is made by the first step."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    built = Pipeline("cpu", torch.float32, keep_both=True)
+    built = Pipeline("cpu", torch.float32, everything_stays())
     draw(built, "turbo")
     found: set[str] = set()
 
@@ -270,7 +267,7 @@ def test_the_page_says_what_stays_in_memory() -> None:
 def test_the_vae_may_compute_in_another_dtype_than_the_transformer() -> None:
     """As on Apple's GPU: bf16 with an fp32 VAE. Its control image and its latents are in the transformer's dtype."""
     plan = dataclasses.replace(plan_with("device", "bfloat16"), vae_dtype="float32")
-    built = Pipeline("cpu", torch.bfloat16, keep_both=True, plan=plan)
+    built = Pipeline("cpu", torch.bfloat16, plan)
     picture = draw(built, "turbo", "controlnet")
     assert picture.latents.dtype == torch.bfloat16
     assert {next(half.parameters()).dtype for half in (built.pipe.vae_encoder, built.pipe.vae_decoder)} == {

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 from diffsynth.models.model_loader import ModelPool
-from diffsynth.pipelines.z_image import ZImagePipeline, ZImageUnit_PromptEmbedder
+from diffsynth.pipelines.z_image import ZImagePipeline
 
 from core.events import Stage, Step, TileDone
 from core.request import Model
 from diffusion.device import Dtype
 from diffusion.memory import memory_plan
 from diffusion.pipeline import SIGMA_SHIFT, Picture, Pipeline
-from diffusion.tokens import MAX_TEXT_TOKENS
 from hub import inventory
 from hub.parts import MINI_ROOT
+from tests.helpers.plans import everything_stays
 
 PROMPT = "a large fox on a black background"
 NEGATIVE = "blue background"
@@ -67,17 +67,6 @@ def test_step_loop_equals_the_pipelines_own_call(pipeline: Pipeline, model: Mode
         progress_bar_cmd=iter,
     )
     assert ours.image.tobytes() == theirs.tobytes()
-
-
-@pytest.mark.parametrize("prompt", [PROMPT, "fox", "", "a red apple, " * 30])
-def test_unpadded_prompt_is_encoded_as_diffsynth_encodes_it(pipeline: Pipeline, prompt: str) -> None:
-    theirs = ZImageUnit_PromptEmbedder()
-    with torch.no_grad():
-        padded = theirs.encode_prompt(pipeline.pipe, prompt, "cpu")[0]
-        (ours,) = pipeline._encode_prompt(pipeline.pipe, prompt, "cpu")
-    assert ours.shape == padded.shape
-    # fp32 rounding alone: the padded batch takes other matrix kernels.
-    torch.testing.assert_close(ours, padded, atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize(("model", "steps", "cfg"), RUNS)
@@ -157,33 +146,14 @@ def test_grad_mode_is_left_as_it_was_between_events(pipeline: Pipeline) -> None:
     assert all(torch.is_grad_enabled() for _ in drawing)
 
 
-def test_long_prompt_is_cut_and_the_cut_is_reported(pipeline: Pipeline) -> None:
+def test_a_cut_prompt_is_noted_each_time_it_is_drawn(pipeline: Pipeline) -> None:
     long = "a large fox on a black background " * 100
-    ids, note = pipeline._tokenize(long)
-    assert len(ids) <= MAX_TEXT_TOKENS
-    assert note is not None
-    assert note.code == "prompt_cut"
-    assert note.values["tokens"] > 0
-    assert str(note.values["limit"]) in str(note)
-    # The template that closes the prompt survives the cut.
-    assert ids[-5:] == pipeline._template_ids("fox")[-5:]
-    picture, _ = run(pipeline, "turbo", prompt=long)
-    assert [note.code for note in picture.notes] == ["prompt_cut"]
-    assert not run(pipeline, "turbo")[0].notes
-
-
-def test_embeddings_are_kept_for_recent_prompts_only(pipeline: Pipeline) -> None:
-    from diffusion.pipeline import EMBEDDINGS_KEPT
-
-    with torch.no_grad():
-        first = pipeline._encode_prompt(pipeline.pipe, "a fox", "cpu")[0]
-        assert pipeline._encode_prompt(pipeline.pipe, "a fox", "cpu")[0] is first
-        for number in range(EMBEDDINGS_KEPT):
-            pipeline._encode_prompt(pipeline.pipe, f"a fox {number}", "cpu")
-        assert len(pipeline._embeddings) == EMBEDDINGS_KEPT
-        again = pipeline._encode_prompt(pipeline.pipe, "a fox", "cpu")[0]
-    assert again is not first
-    assert torch.equal(again, first)
+    for _ in range(2):
+        picture, _ = run(pipeline, "turbo", steps=1, prompt=long)
+        assert [note.code for note in picture.notes] == ["prompt_cut"]
+    guided, _ = run(pipeline, "base", steps=1, cfg=4.0, prompt=long, negative_prompt=f"no {long}")
+    assert [note.code for note in guided.notes] == ["prompt_cut", "prompt_cut"]
+    assert not run(pipeline, "turbo", steps=1, negative_prompt=long)[0].notes  # without guidance it is not used
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -202,7 +172,7 @@ def test_timestep_embedder_follows_its_weights(pipeline: Pipeline, dtype: torch.
 
 
 def test_one_transformer_at_a_time_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    built = Pipeline("cpu", torch.float32, keep_both=False)
+    built = Pipeline("cpu", torch.float32, everything_stays(keep_both_transformers=False))
     alive: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
     read = built._read
     pictures: dict[Model, list[bytes]] = {}
@@ -238,7 +208,7 @@ def test_pipeline_parts_are_diffsynths_own(pipeline: Pipeline) -> None:
 
 def test_nothing_of_diffsynths_reaches_stdout(capfd: pytest.CaptureFixture[str]) -> None:
     """Not while it loads and draws; that it says nothing when it is imported, test_cli's first process shows."""
-    built = Pipeline("cpu", torch.float32, keep_both=True)
+    built = Pipeline("cpu", torch.float32, everything_stays())
     list(built.load(inventory.choose("mini", "generate", "turbo"), "turbo"))
     run(built, "turbo", steps=1)
     assert capfd.readouterr().out == ""
@@ -256,7 +226,7 @@ def test_bf16_on_a_cpu_draws_the_same_picture_nearly() -> None:
         plan = memory_plan("cpu", 10**9, None, 10**9, "generate", "mini", dtype)
         parts = {**plan.parts, "vae": dataclasses.replace(plan.parts["vae"], held=vae)}
         plan = dataclasses.replace(plan, parts=parts, vae_dtype=vae)
-        built = Pipeline("cpu", getattr(torch, dtype), keep_both=True, plan=plan)
+        built = Pipeline("cpu", getattr(torch, dtype), plan)
         list(built.load(inventory.choose("mini", "generate", "turbo"), "turbo"))
         picture, _ = run(built, "turbo", prompt="a red apple")
         assert str(next(built.pipe.dit.parameters()).dtype) == f"torch.{dtype}"

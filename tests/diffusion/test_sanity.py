@@ -12,6 +12,7 @@ from diffusion.pipeline import Pipeline
 from diffusion.sanity import judge, likely_cause, measure
 from engine import Engine, Settings
 from tests.helpers import loras
+from tests.helpers.plans import everything_stays
 from tests.helpers.workers import pipeline_of
 
 LATENTS = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -174,7 +175,7 @@ def test_a_lossy_attention_backend_is_replaced(own: Engine, monkeypatch: pytest.
 def test_safe_mode_is_left_as_it_was_entered() -> None:
     from hub import inventory
 
-    built = Pipeline("cpu", torch.float32, keep_both=True)
+    built = Pipeline("cpu", torch.float32, everything_stays())
     for _ in built.load(inventory.choose("mini", "generate", "turbo"), "turbo"):
         pass
     assert not built.safe_mode_differs()

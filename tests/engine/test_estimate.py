@@ -45,8 +45,9 @@ def test_operations_agree_with_torchs_own_count(control: bool) -> None:
 
     from diffusion.pipeline import Pipeline
     from hub import inventory
+    from tests.helpers.plans import everything_stays
 
-    built = Pipeline("cpu", torch.float32, keep_both=False)
+    built = Pipeline("cpu", torch.float32, everything_stays())
     mode = "controlnet" if control else "generate"
     for _ in built.load(inventory.choose("mini", mode, "turbo"), "turbo"):
         pass

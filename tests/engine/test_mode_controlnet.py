@@ -29,14 +29,15 @@ from hub.checkpoint import model_hash
 from images import preprocess
 from tests.helpers import sparse
 from tests.helpers.command_line import Command
-from tests.helpers.plans import plan_with
+from tests.helpers.plans import everything_stays, plan_with
 from tests.helpers.workers import pipeline_of, worker_of
 
 PROMPT = "a fox on a black background"
 
 
 def load(mode: str, dtype: torch.dtype = torch.float32) -> Pipeline:
-    built = Pipeline("cpu", dtype, keep_both=True)
+    plan = everything_stays("float32" if dtype == torch.float32 else "bfloat16")
+    built = Pipeline("cpu", dtype, plan)
     for _ in built.load(inventory.choose("mini", mode, "turbo"), "turbo"):
         pass
     return built
@@ -240,7 +241,7 @@ def test_the_full_size_controlnet_is_detected_and_loaded_by_the_same_code(tmp_pa
     found = inventory.find("controlnet", environ={}, root=tmp_path)
     assert model_hash(found.files) == "1677708d40029ab380a95f6c731a57d7"
     chosen = inventory.Chosen("full", {"controlnet": found.files}, "", Message("test", "a test"))
-    built = Pipeline("cpu", torch.bfloat16, keep_both=True, plan=plan_with("disk", "bfloat16"))
+    built = Pipeline("cpu", torch.bfloat16, plan_with("disk", "bfloat16"))
     # Everything else counts as loaded: this is about one part.
     built.pipe.tokenizer = built.pipe.text_encoder = built.pipe.vae_decoder = object()
     built.transformers["turbo"] = None

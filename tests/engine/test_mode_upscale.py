@@ -281,7 +281,7 @@ def test_a_large_frame_is_refined_in_many_tiles_without_seams(pipeline: Pipeline
 
 
 def test_it_refines_the_same_under_vram_management(pipeline: Pipeline) -> None:
-    managed = Pipeline("cpu", torch.float32, keep_both=True, plan=plan_with("disk"))
+    managed = Pipeline("cpu", torch.float32, plan_with("disk"))
     for one in (pipeline, managed):  # other tests may have left the shared one with Base
         bench.whole(one.load(inventory.choose("mini", Upscale.mode, "turbo"), "turbo"))
     image = bench.photograph("coffee", 192)

@@ -4,6 +4,7 @@ import hashlib
 import math
 import random
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -25,6 +26,7 @@ from lora import adapter
 from lora.adapter import Adapter, Adapters, applied
 from tests.helpers import loras
 from tests.helpers.loras import random_pairs, write
+from tests.helpers.plans import everything_stays
 
 PAIRS = random_pairs()
 COPIES, HOOKS = 1 << 30, 0  # room for changed copies of every weight, and none
@@ -66,15 +68,15 @@ def latents(
 ) -> torch.Tensor:
     """Draw with Turbo, and return the latents."""
     pipeline.pipe.dit = pipeline.transformers["turbo"]
-    pipeline.lora_copies = room
+    pipeline.plan = everything_stays(lora_copies=room)
     drawing = pipeline.text_to_image(**ASKED, steps=steps, cfg=1.0)
-    drawing = drawing if style is None else pipeline.wearing(style, strength, drawing)
-    while True:
-        try:
-            next(drawing)
-        except StopIteration as done:
-            picture: Picture = done.value
-            return picture.latents
+    with nullcontext() if style is None else pipeline.lora(style, strength):
+        while True:
+            try:
+                next(drawing)
+            except StopIteration as done:
+                picture: Picture = done.value
+                return picture.latents
 
 
 def digest(transformer: torch.nn.Module) -> str:
@@ -330,7 +332,7 @@ def test_dora_agrees_with_peft(pipeline: Pipeline, tmp_path: Path) -> None:
 
 
 def reload(lora_copies: int = COPIES) -> Pipeline:
-    built = Pipeline("cpu", torch.float32, keep_both=True, lora_copies=lora_copies)
+    built = Pipeline("cpu", torch.float32, everything_stays(lora_copies=lora_copies))
     models: tuple[Model, ...] = ("base", "turbo")
     for model in models:
         list(built.load(inventory.choose("mini", "generate", model), model))
@@ -431,7 +433,7 @@ def test_a_lora_is_applied_to_every_kind_of_pipeline(any_pipeline: Pipeline, tmp
             assert isinstance(theirs, torch.nn.Linear)
             with torch.no_grad():
                 module.weight.copy_(adapter._weight_of(theirs, device, dtype))
-    room = any_pipeline.lora_copies
+    room = any_pipeline.plan.lora_copies
     for form, tensors in {"LoRA": loras.peft(PAIRS), **full_rank()}.items():
         other = parsed(write(tmp_path / "a.safetensors", tensors))
         error = (latents(any_pipeline, other, 0.8, room) - latents(plain, other, 0.8)).abs().max()
@@ -460,7 +462,7 @@ def test_nothing_stays_behind_over_random_sequences(any_pipeline: Pipeline, tmp_
         "everywhere": loras.kohya(random_pairs(3, modules=loras.linear_modules())),
     } | full_rank()
     adapters = [parsed(write(tmp_path / f"{index}.safetensors", one)) for index, one in enumerate(files.values())]
-    room = any_pipeline.lora_copies
+    room = any_pipeline.plan.lora_copies
     before: dict[Model, str] = {model: digest(one) for model, one in any_pipeline.transformers.items()}
     counted = {model: hooks(one) for model, one in any_pipeline.transformers.items()}
     bare = {model: draw(any_pipeline, model) for model in before}
@@ -469,7 +471,7 @@ def test_nothing_stays_behind_over_random_sequences(any_pipeline: Pipeline, tmp_
     for _ in range(13):
         for _ in range(chance.randint(1, 4)):
             model, end = chance.choice(models), chance.choice(["done", "cancelled", "shortage", "broken"])
-            any_pipeline.lora_copies = chance.choice([room, HOOKS])
+            any_pipeline.plan = everything_stays(lora_copies=chance.choice([room, HOOKS]))
             draw(
                 any_pipeline,
                 model,
@@ -482,7 +484,7 @@ def test_nothing_stays_behind_over_random_sequences(any_pipeline: Pipeline, tmp_
             assert {model: hooks(one) for model, one in any_pipeline.transformers.items()} == counted
         model = chance.choice(models)
         assert draw(any_pipeline, model) == bare[model]
-    any_pipeline.lora_copies = room
+    any_pipeline.plan = everything_stays(lora_copies=room)
 
 
 def draw(
@@ -499,26 +501,26 @@ def draw(
     if end == "broken":  # the last layer is not there any more
         assert style is not None
         changes = (*style.changes, adapter.Change(("layers.9.attention.to_q",), "LoRA", 1.0, style.changes[0].tensors))
-        with pytest.raises(AttributeError):
-            list(pipeline.wearing(Adapter(style.report, style.identity, changes), strength or 1.0, drawing))
-        return None
-    if style is not None:
-        drawing = pipeline.wearing(style, strength, drawing)
-    if end == "shortage":
-        short = _Shortage(transformer, after // 2)
-        with pytest.raises(torch.OutOfMemoryError):
+        broken = Adapter(style.report, style.identity, changes)
+        with pytest.raises(AttributeError), pipeline.lora(broken, strength or 1.0):
             list(drawing)
-        short.hook.remove()
         return None
-    while True:
-        try:
-            event = next(drawing)
-        except StopIteration as done:
-            picture: Picture = done.value
-            return picture.image.tobytes()
-        if end == "cancelled" and event in (Step(after, 2), Step(2, 2)):
-            drawing.close()
+    with nullcontext() if style is None else pipeline.lora(style, strength):
+        if end == "shortage":
+            short = _Shortage(transformer, after // 2)
+            with pytest.raises(torch.OutOfMemoryError):
+                list(drawing)
+            short.hook.remove()
             return None
+        while True:
+            try:
+                event = next(drawing)
+            except StopIteration as done:
+                picture: Picture = done.value
+                return picture.image.tobytes()
+            if end == "cancelled" and event in (Step(after, 2), Step(2, 2)):
+                drawing.close()
+                return None
 
 
 def test_strength_zero_is_no_lora_at_all(pipeline: Pipeline, style: Adapter) -> None:

@@ -1,0 +1,48 @@
+"""Prompts are encoded as DiffSynth encodes them, cut with a note, and kept for a while."""
+
+import pytest
+import torch
+from diffsynth.pipelines.z_image import ZImageUnit_PromptEmbedder
+
+from diffusion.pipeline import Pipeline
+from diffusion.prompt_encoder import EMBEDDINGS_KEPT
+from diffusion.tokens import MAX_TEXT_TOKENS
+
+PROMPT = "a large fox on a black background"
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, "fox", "", "a red apple, " * 30])
+def test_unpadded_prompt_is_encoded_as_diffsynth_encodes_it(pipeline: Pipeline, prompt: str) -> None:
+    theirs = ZImageUnit_PromptEmbedder()
+    with torch.no_grad():
+        padded = theirs.encode_prompt(pipeline.pipe, prompt, "cpu")[0]
+        ours = pipeline.prompts.encode(prompt)
+    assert ours.embedding.shape == padded.shape
+    assert ours.note is None
+    # fp32 rounding alone: the padded batch takes other matrix kernels.
+    torch.testing.assert_close(ours.embedding, padded, atol=2e-5, rtol=2e-5)
+
+
+def test_long_prompt_is_cut_and_the_cut_is_reported(pipeline: Pipeline) -> None:
+    long = f"{PROMPT} " * 100
+    ids, note = pipeline.prompts.tokenize(long)
+    assert len(ids) <= MAX_TEXT_TOKENS
+    assert note is not None
+    assert note.code == "prompt_cut"
+    assert note.values["tokens"] > 0
+    assert str(note.values["limit"]) in str(note)
+    # The template that closes the prompt survives the cut.
+    assert ids[-5:] == pipeline.prompts.templated_ids("fox")[-5:]
+
+
+def test_embeddings_are_kept_for_recent_prompts_only(pipeline: Pipeline) -> None:
+    prompts = pipeline.prompts
+    with torch.no_grad():
+        first = prompts.encode("a fox")
+        assert prompts.encode("a fox") is first
+        for number in range(EMBEDDINGS_KEPT):
+            prompts.encode(f"a fox {number}")
+        assert len(prompts) == EMBEDDINGS_KEPT
+        again = prompts.encode("a fox")
+    assert again is not first
+    assert torch.equal(again.embedding, first.embedding)
