@@ -271,8 +271,7 @@ class LocalWorker:
             text = "these weights do not fit this machine: {plan}. {advice}"
             raise OutOfMemory(text, plan=plan.reasons, advice=advice)
         self.device, self.plan, self.kind = device, plan, chosen.kind
-        dtype = getattr(torch, device.dtype)
-        self.pipeline = Pipeline(device.kind, dtype, plan.keep_both_transformers, plan.lora_copies, plan, self.emulated)
+        self.pipeline = Pipeline(device.kind, getattr(torch, device.dtype), plan, emulated=self.emulated)
 
     def machine(self, mode: str, kind: WeightsKind) -> tuple[Device, MemoryPlan]:
         """Return the device and the plan of its memory; imports torch.
