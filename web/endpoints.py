@@ -83,12 +83,46 @@ def as_file(image: Image.Image, name: str) -> Iterator[dict[str, Any]]:
         raise refusal(error) from error
 
 
-def publish(endpoint: Callable[..., Answers], mode: type[Request]) -> None:
-    """Make an endpoint of `endpoint`, named like the mode; its arguments and docstring are what programs see."""
+def publish(mode: type[Request], description: str, answer: Callable[[gr.Request, dict[str, Any]], Answers]) -> None:
+    """Add the endpoint of a mode, which has its name and takes its fields.
+
+    Args:
+        mode: the mode's request. What it requires comes first, else its own order holds.
+        description: what programs see.
+        answer: carries out the fields, unchecked, for a visitor.
+    """
+    fields = dict(sorted(mode.model_fields.items(), key=lambda field: not field[1].is_required()))
+
+    def endpoint(visitor: gr.Request, *given: Any) -> Answers:
+        values = dict(zip(fields, given, strict=True))
+        if values.get("lora", "") is None:
+            del values["lora"]
+        files = [name for name in (*mode.files, "lora") if name in values]
+        yield from answer(visitor, values | {name: uploaded(values[name], name) for name in files})
+
     # gr.api makes an output of each member of a returned tuple, and does not look inside Iterator.
-    signature = inspect.signature(endpoint).replace(return_annotation=tuple[gr.FileData, dict[str, Any]])
+    parameters = [_parameter("visitor", gr.Request)]
+    parameters += [_parameter(name, *_taken(mode, name)) for name in fields]
+    signature = inspect.Signature(parameters, return_annotation=tuple[gr.FileData, dict[str, Any]])
     endpoint.__signature__ = signature  # type: ignore[attr-defined]  # functions take it, other callables may not
+    endpoint.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    endpoint.__annotations__["return"] = signature.return_annotation
+    endpoint.__doc__ = description
     api(endpoint, api_name=mode.mode)
+
+
+def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation, default=default)
+
+
+def _taken(mode: type[Request], name: str) -> tuple[Any, Any]:
+    """Return an endpoint's type and default for a field; a file is uploaded."""
+    field = mode.model_fields[name]
+    if name in mode.files:
+        return gr.FileData, inspect.Parameter.empty
+    if name == "lora":
+        return gr.FileData | None, None
+    return field.annotation, inspect.Parameter.empty if field.is_required() else field.default
 
 
 @contextmanager

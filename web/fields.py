@@ -1,28 +1,102 @@
-"""Fields that more than one form has: the picture to start from, the seed with its two buttons, how many pictures, and
-the prompt's length; and what every field takes from the request: help lines and ranges.
+"""A form's fields, made from what the request declares: its choices, ranges, defaults and help lines.
+
+Some are more than one component: the image to start from, the seed with its two buttons, the prompt with its length.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import annotated_types
 import gradio as gr
 from gradio.blocks import Block
+from pydantic.fields import FieldInfo
 
 from core import metadata
-from core.request import Request, random_seed
-from diffusion.tokens import MAX_TEXT_TOKENS
-from engine import Engine
+from core.request import PreprocessorFacts, Request, UpscalerFacts, random_seed
+from diffusion.tokens import MAX_TEXT_TOKENS, count
 from web.endpoints import uploaded
-from web.language import Say, fixed, say_to
+from web.language import Say, english, fixed, say_to
+from web.words import field_name
 
 COUNT, COUNTS = "count", ("1", "2", "3", "4")  # how many pictures: a field of forms, not of requests
 
+# These run once in the browser. What the server has worded is worded again when the page's language changes.
+REWORD_JS = 'addEventListener("studio-language", () => trigger("input"));'
 
-def picture_field(mode: type[Request]) -> gr.Image:
-    """Make the field for the picture that a mode starts from, with its help line, where a form stands now."""
+Field = gr.Number | gr.Radio | gr.Slider | gr.Textbox  # what a form has for a field of its request
+
+Inputs = dict[Block, Any]  # what a listener gets: the value of each component
+Update = dict[Block, Any]  # what a listener changes: by component, its value or an update of it
+
+# For listeners of the page itself: Gradio's own progress would lie over ours, and programs call the endpoints.
+# `Any`, since by its type it might hold every argument of a listener, and not all of them are texts.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+class Fields(dict[str, Field]):
+    """A form's fields by their names in the request, in the order in which they are laid out."""
+
+    def __init__(self, mode: type[Request]) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def add(self, name: str, **look: Any) -> Field:
+        """Make the component of a field where a form stands now, as the request declares it.
+
+        Args:
+            name: the field's name in the request.
+            **look: arguments of the component that differ from what is usual.
+        """
+        declared = self.mode.model_fields[name]
+        usual = None if declared.is_required() else declared.default
+        look = {"value": usual, "label": fixed(field_name(name, english)), "info": help_line(self.mode, name)} | look
+        if get_origin(declared.annotation) is Literal:
+            choices = [(choice.title(), choice) for choice in get_args(declared.annotation)]
+            made: Field = gr.Radio(**{"choices": choices, **look})
+        elif limits := _limits(declared):
+            whole = int in (declared.annotation, *get_args(declared.annotation))
+            made = gr.Slider(**{"step": 1 if whole else 0.05, "buttons": [], **limits, **look})
+        else:
+            made = gr.Textbox(**look)
+        self[name] = made
+        return made
+
+    def add_count(self) -> None:
+        """Make the choice of how many pictures are drawn from the seed on."""
+        self[COUNT] = gr.Radio(
+            [(number, int(number)) for number in COUNTS],
+            value=1,
+            label=fixed("Pictures"),
+            info=fixed("How many to draw, with one seed after the other."),
+            elem_classes=["count"],
+        )
+
+    def add_seed(self) -> None:
+        """Make the seed, with a button that rolls the dice and one that takes the last picture's seed."""
+        # Without a range of its own: the request checks it, and its sentence is better than Gradio's.
+        field = gr.Number(
+            self.mode.model_fields["seed"].default, label=fixed("Seed"), info=help_line(self.mode, "seed")
+        )
+        with gr.Row(elem_classes=["beside"]):
+            dice = gr.Button(fixed("Roll the dice"), size="sm", min_width=120)
+            self.last = gr.Button(fixed("Reuse last"), size="sm", min_width=120)
+        dice.click(random_seed, None, field, **QUIET)
+        self["seed"] = field
+
+    def reuse_seed(self, shown: gr.Image) -> None:
+        """Take the last seed from the picture that an output shows."""
+        self.last.click(_seed_of, shown, self["seed"], preprocess=False, **QUIET)
+
+
+def titles(facts: Mapping[Any, PreprocessorFacts] | Mapping[Any, UpscalerFacts]) -> list[tuple[Any, str]]:
+    """Return the choices of a field with their titles."""
+    return [(fixed(about.title), name) for name, about in facts.items()]
+
+
+def image_field(mode: type[Request]) -> gr.Image:
+    """Make the field for the image that a mode starts from, with its help line, where a form stands now."""
     # As it was uploaded: decoded here, it would lose what only our own reading keeps, and keeps in bounds.
     field = gr.Image(
         type="filepath",
@@ -37,41 +111,6 @@ def picture_field(mode: type[Request]) -> gr.Image:
     return field
 
 
-def pictures_field() -> gr.Radio:
-    """Make the choice of how many pictures are drawn from the seed on."""
-    return gr.Radio(
-        [(number, int(number)) for number in COUNTS],
-        value=1,
-        label=fixed("Pictures"),
-        info=fixed("How many to draw, with one seed after the other."),
-        elem_classes=["count"],
-    )
-
-
-@dataclass(frozen=True)
-class Seed:
-    """The seed, and what fills it in."""
-
-    field: gr.Number
-    dice: gr.Button
-    last: gr.Button
-
-    @classmethod
-    def lay_out(cls, mode: type[Request]) -> "Seed":
-        """Make the components where a form stands now."""
-        # Without a range of its own: the request checks it, and its sentence is better than Gradio's.
-        field = gr.Number(mode.model_fields["seed"].default, label=fixed("Seed"), info=help_line(mode, "seed"))
-        with gr.Row(elem_classes=["beside"]):
-            dice = gr.Button(fixed("Roll the dice"), size="sm", min_width=120)
-            last = gr.Button(fixed("Reuse last"), size="sm", min_width=120)
-        dice.click(random_seed, None, field, **QUIET)
-        return cls(field, dice, last)
-
-    def wire(self, shown: gr.Image) -> None:
-        """Take the last seed from the picture that an output shows."""
-        self.last.click(_seed_of, shown, self.field, preprocess=False, **QUIET)
-
-
 def _seed_of(picture: dict[str, Any] | None) -> Any:
     """Return the seed of a picture; nothing changes where there is none."""
     if picture is None:
@@ -79,16 +118,22 @@ def _seed_of(picture: dict[str, Any] | None) -> Any:
     return metadata.read_png(Path(uploaded(picture))).values.get("seed", 0)
 
 
-def count_tokens(engine: Engine, mode: type[Request], prompt: gr.Textbox) -> None:
-    """Say under a prompt, laid out just before, how much of the text encoder's room it takes."""
+def count_tokens(prompt: Field, situation: gr.State) -> None:
+    """Show under a prompt, laid out just before, how much of the text encoder's room it takes.
+
+    Args:
+        prompt: the field.
+        situation: the tab's `Situation`, which has the tokenizer.
+    """
     about = gr.HTML(js_on_load=REWORD_JS, elem_classes=["tokens"])
 
-    def count(text: str, visitor: gr.Request) -> str:
-        used = engine.count_tokens(mode, text) if text.strip() else None
-        return "" if used is None else _tokens(used, say_to(visitor))
+    def tokens(text: str, situation: Any, visitor: gr.Request) -> str:
+        if not text.strip() or situation.tokenizer is None:
+            return ""
+        return _tokens(count(situation.tokenizer, text), say_to(visitor))
 
     # While one count is made, of what is typed in the meantime only the last is counted.
-    gr.on([prompt.change, about.input], count, prompt, about, trigger_mode="always_last", **QUIET)
+    gr.on([prompt.change, about.input], tokens, [prompt, situation], about, trigger_mode="always_last", **QUIET)
 
 
 def _tokens(used: int, say: Say) -> str:
@@ -98,33 +143,21 @@ def _tokens(used: int, say: Say) -> str:
     return f'<p class="failed">{escape(line)}. {escape(say("The end of the prompt will be cut."))}</p>'
 
 
-# These run once in the browser. What the server has worded is worded anew when the page's language changes.
-REWORD_JS = 'addEventListener("studio-language", () => trigger("input"));'
-
-Field = gr.Number | gr.Radio | gr.Slider | gr.Textbox  # what a form has for a field of its request
-
-Update = dict[Block, Any]  # what a listener changes: by component, its value or an update of it
-
-# For listeners of the page itself: Gradio's own progress would lie over ours, and programs call the endpoints.
-# `Any`, since by its type it might hold every argument of a listener, and not all of them are texts.
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-
-
-# --- a form's fields, as the request declares them ---------------------------------------------------------------
-
-
 def help_line(mode: type[Request], name: str) -> str:
     """Return the help line of a field, in the visitor's language once it is on the page."""
     return str(fixed(mode.model_fields[name].description or ""))
 
 
-def bounds(mode: type[Request], name: str) -> tuple[float, float]:
-    """Return the lowest and the highest value of a field."""
-    declared = mode.model_fields[name].metadata
-    # As `Any`, because to annotated_types a bound is whatever can be compared; ours are numbers.
-    lowest: Any = next(bound.ge for bound in declared if isinstance(bound, annotated_types.Ge))
-    highest: Any = next(bound.le for bound in declared if isinstance(bound, annotated_types.Le))
-    return lowest, highest
+def _limits(declared: FieldInfo) -> dict[str, Any]:
+    """Return the lowest and the highest value of a number, as a slider takes them; empty for what is no number."""
+    limits: dict[str, Any] = {}
+    for bound in declared.metadata:
+        match bound:
+            case annotated_types.Ge(ge):
+                limits["minimum"] = ge
+            case annotated_types.Le(le):
+                limits["maximum"] = le
+    return limits
 
 
 def named_for(mode: type[Request], part: str) -> dict[str, Any]:

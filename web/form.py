@@ -1,11 +1,12 @@
-"""A tab's form as values by field name: filled from outside, kept in the visitor's browser, mended after a failure.
+"""A tab's form as values by field name: carried out, filled in from outside, kept in the browser, fixed.
 
 Values from outside (a link, a picture, the browser's store) are untrusted: each is checked as the request checks it,
 and what is not possible here is left out and named.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +14,23 @@ import gradio as gr
 from gradio.blocks import Block
 
 from core.errors import RequestError
-from core.request import Request
-from web.fields import COUNT, COUNTS, QUIET, Field, Update
+from core.request import DrawRequest, Request
+from engine import Engine
+from web.endpoints import uploaded
+from web.fields import COUNT, COUNTS, QUIET, Fields, Inputs, Update
 from web.language import say_to
 from web.lora_slot import LoraSlot
-from web.output import Output
-from web.words import paragraph
+from web.output import Output, Stopping
+from web.run import broken, carry_out
+from web.situation import Situation
+from web.words import paragraph, weights_sentence
 
 # The browser keeps a form only once it has been filled in: else the form that it is made with would overwrite it.
 KEEP_JS = "(kept, ...values) => window.studioReady ? Object.fromEntries({names}.map((n, i) => [n, values[i]])) : kept"
 READY_JS = "() => { window.studioReady = true; }"
+
+# Listeners that take files do so without Gradio's own reading of them, whose complaints are not sentences.
+RAW = QUIET | {"preprocess": False}
 
 # Not to be had from a file or a link: the visitor's own files; and a choice that the page does not offer.
 FILES = ("image", "lora")
@@ -31,40 +39,39 @@ ELSEWHERE = (*FILES, "weights")
 
 @dataclass(frozen=True)
 class Form:
-    """A tab's fields by their names in the request.
+    """A tab's fields by their names in the request, and where their picture appears.
 
     Attributes:
         mode: the mode's request.
         fields: the components.
-        slot: the part for a LoRA, where the mode takes one.
+        output: where its picture appears.
         kept: the form as the visitor's browser keeps it.
+        image: the field for the image that the mode starts from, where it does.
+        slot: the part for a LoRA, where the mode takes one.
+        used: returns, of all values that the form holds, those that mean something beside the others.
         also: what changes besides, when values are filled in.
         refresh: a listener (function, inputs, outputs) to call when the form has been filled in on arrival.
         follow: returns those changes for checked values; it takes out what is not possible, and returns that by name.
     """
 
-    mode: type[Request]
-    fields: Mapping[str, Field]
-    slot: LoraSlot | None
+    mode: type[DrawRequest]
+    fields: Fields
+    output: Output
     kept: gr.BrowserState
+    image: gr.Image | None = None
+    slot: LoraSlot | None = None
+    used: Callable[[dict[str, Any]], dict[str, Any]] = dict
     also: Sequence[Block] = ()
     refresh: tuple[Callable[..., Update], list[Block], list[Block]] | None = None
     follow: Callable[[dict[str, Any]], tuple[Update, dict[str, str]]] = lambda taken: ({}, {})
 
     @classmethod
-    def of(
-        cls,
-        mode: type[Request],
-        fields: Mapping[str, Field],
-        slot: LoraSlot | None,
-        output: Output,
-        **following: Any,
-    ) -> "Form":
-        """Gather a tab's fields, and wire what keeps and mends them."""
+    def of(cls, mode: type[DrawRequest], fields: Fields, output: Output, **parts: Any) -> "Form":
+        """Gather a tab's fields, and wire what keeps and fixes them."""
         # Gradio encrypts the store; with a secret of its own it could not be read after the server's next start.
         # In a tab it would not be read before the visitor goes there: `web.restore` renders it beside them.
         kept = gr.BrowserState(None, storage_key=f"studio-{mode.mode}", secret="z-image-studio", render=False)
-        form = cls(mode, fields, slot, kept, **following)
+        form = cls(mode, fields, output, kept, **parts)
         gr.on(
             [field.change for field in fields.values()],
             None,
@@ -74,25 +81,52 @@ class Form:
             **QUIET,
         )
         size = ["size"] if {"width", "height"} <= fields.keys() else []
-        output.mendable.update(fields, ["lora"] if slot else [], size)
-        shown = [output.mend, output.status, output.words, *([slot.use] if slot else []), *fields.values()]
-
-        def mend(change: tuple[str, Any], visitor: gr.Request) -> Update:
-            """Make the change that was offered."""
-            name, value = change
-            changed: Update
-            if name == "lora":
-                assert slot is not None  # else it would not be offered
-                changed = {slot.use: False}
-            elif name == "size":  # "1024 x 768"
-                changed = dict(zip((fields["width"], fields["height"]), map(int, value.split(" x ")), strict=True))
-            else:
-                changed = {fields[name]: value}
-            done = output.tell(lambda say: paragraph(say("Done. Press the button again.")), say_to(visitor))
-            return changed | done | {output.mend: gr.Button(visible=False)}
-
-        output.mend.click(mend, output.mending, shown, **QUIET)
+        output.fixable.update(fields, ["lora"] if form.slot else [], size)
+        use = [form.slot.use] if form.slot else []
+        shown = [output.fix, output.status, output.words, *use, *fields.values()]
+        output.fix.click(form._fixed, output.change, shown, **QUIET)
         return form
+
+    def _fixed(self, change: tuple[str, Any], visitor: gr.Request) -> Update:
+        """Make the change that was offered."""
+        name, value = change
+        changed: Update
+        if name == "lora":
+            assert self.slot is not None  # else it would not be offered
+            changed = {self.slot.use: False}
+        elif name == "size":  # "1024 x 768"
+            sides = self.fields["width"], self.fields["height"]
+            changed = dict(zip(sides, map(int, value.split(" x ")), strict=True))
+        else:
+            changed = {self.fields[name]: value}
+        done = self.output.tell(lambda say: paragraph(say("Done. Press the button again.")), say_to(visitor))
+        return changed | done | {self.output.fix: gr.Button(visible=False)}
+
+    def draws_on(self, button: gr.Button, engine: Engine) -> None:
+        """Wire the button that carries the form out, showing each event."""
+        output, stopping = self.output, Stopping(self.output)
+
+        def draw(inputs: Inputs, visitor: gr.Request) -> Iterator[Update]:
+            values = self.values(inputs)
+            count, past = values.pop(COUNT, 1), inputs[output.strip.past]
+            with closing(carry_out(engine, self.mode, visitor, values, count)) as events:
+                stopped, say = stopping.begin(visitor), say_to(visitor)
+                yield from output.follow(events, stopped, past, say, count, values.get("image", ""))
+
+        image, slot = [self.image] if self.image else [], self.slot.inputs if self.slot else []
+        inputs = {*image, *self.fields.values(), *slot, output.strip.past}
+        run = button.click(draw, inputs, output.shown, **RAW)
+        run.failure(broken, None, output.status, **QUIET)
+        self.fields.reuse_seed(output.picture)
+
+    def values(self, inputs: Inputs) -> dict[str, Any]:
+        """Return what a listener's inputs hold by field of the request, unchecked; a field may not be among them."""
+        values = {name: inputs[field] for name, field in self.fields.items() if field in inputs}
+        if self.image is not None and inputs[self.image] is not None:
+            values["image"] = uploaded(inputs[self.image])
+        if self.slot and self.slot.use in inputs:
+            values |= self.slot.fields(*(inputs[block] for block in self.slot.inputs))
+        return self.used(values)
 
     @property
     def changed(self) -> list[Block]:
@@ -108,7 +142,7 @@ class Form:
             if name in ELSEWHERE or value is None or (name == "prompt" and not str(value).strip()):
                 continue
             try:
-                taken[name] = self._checked(name, value, values)
+                taken[name] = self._checked(name, value)
             except RequestError:
                 refused[name] = str(value)
         refused |= {name: str(values[name]) for name in FILES if values.get(name)}
@@ -121,7 +155,7 @@ class Form:
             update[self.slot.strength] = strength
         return update, refused | not_here
 
-    def _checked(self, name: str, value: Any, values: Mapping[str, Any]) -> Any:
+    def _checked(self, name: str, value: Any) -> Any:
         """Return a value as the request would have it.
 
         Raises:
@@ -131,10 +165,19 @@ class Form:
             return int(value)
         if name not in self.fields and name != "lora_strength":
             raise RequestError(name, value, "only the fields of the form")
-        return getattr(self.mode.parse(**self._beside(name, values), **{name: value}), name)
+        return self.mode.check(name, value)
 
-    def _beside(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the other fields that a field's check needs: those without a default, and a threshold's partner."""
-        needed = {one: "-" for one, field in self.mode.model_fields.items() if field.is_required() and one != name}
-        partner = {"canny_low": "canny_high", "canny_high": "canny_low"}.get(name)
-        return needed | ({partner: values[partner]} if partner is not None and partner in values else {})
+
+def seen_on_opening(engine: Engine, mode: type[Request], tab: gr.Tab, weights_line: gr.HTML) -> gr.State:
+    """Return the situation as it was when a tab was last opened; which weights draw is shown then, too.
+
+    For a mode without a choice of models.
+    """
+    now = gr.State(Situation.of(engine, mode, mode.model))
+
+    def look(visitor: gr.Request) -> Update:
+        found = Situation.of(engine, mode, mode.model)
+        return {now: found, weights_line: weights_sentence(found, say_to(visitor))}
+
+    tab.select(look, None, [now, weights_line], **QUIET)
+    return now

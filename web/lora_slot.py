@@ -13,10 +13,11 @@ import gradio as gr
 from gradio.blocks import Block
 
 from core.errors import RequestError
-from core.request import LORA_STRENGTH, MODELS, Model, Request
+from core.request import MODELS, Model, Request
+from core.sizes import WeightsKind
 from engine import Engine
 from web.endpoints import uploaded
-from web.fields import QUIET, REWORD_JS, Update, bounds, help_line
+from web.fields import QUIET, REWORD_JS, Field, Fields, Update, help_line
 from web.language import Say, fixed, say_to
 from web.situation import Situation
 from web.words import failed
@@ -30,20 +31,27 @@ class LoraSlot:
 
     use: gr.Checkbox
     file: gr.File
-    strength: gr.Slider
+    strength: Field
     about: gr.HTML
     words: gr.Dataset
 
     @classmethod
     def lay_out(
-        cls, engine: Engine, mode: type[Request], prompt: gr.Textbox, model: Model, choice: gr.Radio | None = None
+        cls,
+        engine: Engine,
+        mode: type[Request],
+        prompt: Field,
+        situation: gr.State,
+        model: Model,
+        choice: Field | None = None,
     ) -> "LoraSlot":
         """Make the components where a form stands now, and wire them.
 
         Args:
-            engine: says what a file is, and which weights draw.
+            engine: says what a file is.
             mode: the mode's request, with the fields `lora` and `lora_strength`.
             prompt: the prompt's field, which a trigger word is added to.
+            situation: the tab's `Situation`, by which a file has to fit.
             model: the model of a form that was not touched yet.
             choice: the field that chooses another one, where there is one.
         """
@@ -65,26 +73,18 @@ class LoraSlot:
                 visible=False,
                 elem_classes=["trigger-words"],
             )
-            strength = gr.Slider(
-                *bounds(mode, "lora_strength"),
-                value=LORA_STRENGTH,
-                step=0.05,
-                label=fixed("LoRA strength"),
-                info=help_line(mode, "lora_strength"),
-                buttons=[],
-            )
+            strength = Fields(mode).add("lora_strength")
         slot = cls(use, file, strength, about, words)
 
-        def look(path: str | None, chosen: Model, visitor: gr.Request) -> Update:
-            return slot._looked_at(engine, mode, path, chosen, say_to(visitor))
+        def look(path: str | None, situation: Situation, visitor: gr.Request) -> Update:
+            return slot._looked_at(engine, mode, path, situation.kind, say_to(visitor))
 
-        chosen = gr.State(model) if choice is None else choice
         use.change(lambda on: gr.Column(visible=on), use, inside, **QUIET)
-        gr.on([file.upload, file.clear, about.input], look, [file, chosen], [about, words], **QUIET)
+        gr.on([file.upload, file.clear, about.input], look, [file, situation], [about, words], **QUIET)
         words.click(_with_word, [prompt, words], prompt, **QUIET)
         if choice is not None:
             choice.input(lambda chosen: gr.File(**_label(chosen)), choice, file, **QUIET)
-            choice.input(look, [file, choice], [about, words], **QUIET)
+            situation.change(look, [file, situation], [about, words], **QUIET)
         return slot
 
     @property
@@ -93,28 +93,23 @@ class LoraSlot:
         return [self.use, self.file, self.strength]
 
     @staticmethod
-    def fields(use: bool, file: str | dict[str, Any] | None, strength: float) -> dict[str, Any]:
-        """Return the request's fields for what the components hold.
+    def fields(use: bool, file: dict[str, Any] | None, strength: float) -> dict[str, Any]:
+        """Return the request's fields for what the components hold, as a listener without preprocessing gets it."""
+        return {"lora": uploaded(file, "lora"), "lora_strength": strength} if use and file is not None else {}
 
-        The file comes as its path, or as Gradio has it where a listener takes its inputs without Gradio's own reading.
-        """
-        if not use or file is None:
-            return {}
-        return {"lora": file if isinstance(file, str) else uploaded(file, "lora"), "lora_strength": strength}
-
-    def _looked_at(self, engine: Engine, mode: type[Request], path: str | None, model: Model, say: Say) -> Update:
-        """Say what a file is, or why it cannot be used, by its header alone."""
+    def _looked_at(self, engine: Engine, mode: type[Request], path: str | None, kind: WeightsKind, say: Say) -> Update:
+        """Return what shows what a file is, or why it cannot be used, by its header alone."""
         found: tuple[str, ...]
         if path is None:
-            said, found = f'<p class="hint">{help_line(mode, "lora")}</p>', ()
+            shown, found = f'<p class="hint">{help_line(mode, "lora")}</p>', ()
         else:
             try:
                 report = engine.inspect_lora(Path(path))
-                report.check_fits(Situation.of(engine, mode, model).kind)
-                said, found = _described(report, say), report.trigger_words
+                report.check_fits(kind)
+                shown, found = _described(report, say), report.trigger_words
             except RequestError as error:
-                said, found = failed(error, say), ()
-        return {self.about: said, self.words: gr.Dataset(samples=[[word] for word in found], visible=bool(found))}
+                shown, found = failed(error, say), ()
+        return {self.about: shown, self.words: gr.Dataset(samples=[[word] for word in found], visible=bool(found))}
 
 
 def _label(model: Model) -> dict[str, Any]:

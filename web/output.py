@@ -37,8 +37,8 @@ class Output:
     status: gr.HTML
     cancel: gr.Button
     preview: gr.HTML
-    mend: gr.Button
-    mending: gr.State
+    fix: gr.Button
+    change: gr.State  # what `fix` makes: a field's name and value
     words: gr.State  # what the status says, once nothing is under way: `Words`
     downloads: gr.Row
     png_file: gr.DownloadButton
@@ -46,7 +46,7 @@ class Output:
     details: gr.Accordion
     parameters: gr.HTML
     strip: Strip
-    mendable: set[str] = field(default_factory=set)  # fields that the button `mend` can change; see `web.form`
+    fixable: set[str] = field(default_factory=set)  # fields that the button `fix` can change; see `web.form`
 
     @classmethod
     def lay_out(cls, mode: type[Request], idle: str) -> "Output":
@@ -66,9 +66,9 @@ class Output:
         with gr.Row(**named("now")):
             status = gr.HTML(idle, js_on_load=STATUS_JS, **named("status"))
             cancel = gr.Button(fixed("Cancel"), size="sm", scale=0, **named("cancel"))
-        mend, mending = gr.Button(visible=False, size="sm", **named("mend")), gr.State()
+        fix, change = gr.Button(visible=False, size="sm", **named("fix")), gr.State()
         words = gr.State()
-        status.input(_said_again, [words, mending], [status, mend], **QUIET)
+        status.input(_reworded, [words, change], [status, fix], **QUIET)
         with gr.Row(visible=False, **named("downloads")) as downloads:
             png_file, json_file = (
                 gr.DownloadButton(fixed(label), size="sm")  # type: ignore[arg-type]  # Gradio translates it here too
@@ -78,7 +78,7 @@ class Output:
         with gr.Accordion(fixed("Parameters"), open=False, visible=False) as details:
             parameters = gr.HTML(**named("parameters"))
         about = downloads, png_file, json_file, details, parameters, Strip.lay_out(mode)
-        output = cls(picture, status, cancel, preview, mend, mending, words, *about)
+        output = cls(picture, status, cancel, preview, fix, change, words, *about)
         output.strip.gallery.select(output._look_back, output.strip.past, output.shown, **QUIET)
         return output
 
@@ -90,8 +90,8 @@ class Output:
             self.status,
             self.cancel,
             self.preview,
-            self.mend,
-            self.mending,
+            self.fix,
+            self.change,
             self.words,
             self.downloads,
             self.png_file,
@@ -109,10 +109,11 @@ class Output:
         past: list[Past],
         say: Say = english,
         count: int = 1,
+        source: str = "",
     ) -> Iterator[Update]:
         """Show each event of `count` pictures, until the last one or until `stopped`, worded by `say`.
 
-        `past` is what lies in the strip; each new picture joins it.
+        `past` is what lies in the strip; each new picture joins it, with the image `source` that it was made from.
 
         Only this writes what is shown: Gradio's own way to cancel lets two listeners write at once, and the loser of
         that race would leave a page that seems to work on something, or calls the cancelled run a failure.
@@ -122,7 +123,7 @@ class Output:
             self.status: shown,
             self.cancel: gr.Button(say("Cancel"), interactive=True),
             self.preview: "",
-            self.mend: gr.Button(visible=False),
+            self.fix: gr.Button(visible=False),
             self.words: None,
         }
         for event in events:
@@ -136,7 +137,7 @@ class Output:
                     facts = replace(event, png=b"", sidecar={})  # these are kept as long as the words are
                     try:
                         with files(event) as (png, sidecar):
-                            new = Past(self._cached(png), self._cached(sidecar), partial(done_with, facts))
+                            new = Past(self._cached(png), self._cached(sidecar), partial(done_with, facts), source)
                     except NotWritten as error:
                         events.close()
                         yield self.tell(partial(failed, Failure.of(error)), say) | {self.preview: ""}
@@ -190,22 +191,22 @@ class Output:
         }
 
     def _offer(self, failure: Failure, say: Say) -> Update:
-        """Offer the one change that mends a failed form, where there is one and the form can make it."""
+        """Offer the one change that fixes a failed form, where there is one and the form can make it."""
         name, nearest = failure.values.get("field"), failure.values.get("nearest")
-        if name not in self.mendable:
+        if name not in self.fixable:
             return {}  # also where nothing is named
         value = {"lora": None, "seed": 0}.get(name, nearest)
         if value is None and name != "lora":
             return {}
-        return {self.mend: gr.Button(_offered(name, value, say), visible=True), self.mending: (name, value)}
+        return {self.fix: gr.Button(_offered(name, value, say), visible=True), self.change: (name, value)}
 
     def tell(self, words: Words, say: Say) -> Update:
         """Say in the status how a run ended, or what was done, so that it can be said again in another language."""
         return {self.status: words(say), self.words: words}
 
 
-def _said_again(words: Words | None, change: tuple[str, Any] | None, visitor: gr.Request) -> tuple[Any, Any]:
-    """Return the status and the name of the mending button in the visitor's language."""
+def _reworded(words: Words | None, change: tuple[str, Any] | None, visitor: gr.Request) -> tuple[Any, Any]:
+    """Return the status, and the name of the button that fixes the form, in the visitor's language."""
     say = say_to(visitor)
     return gr.skip() if words is None else words(say), gr.Button(_offered(*change, say)) if change else gr.skip()
 

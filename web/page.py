@@ -6,10 +6,11 @@ shows. Each tab is a module of its own.
 
 import gradio as gr
 
-from core.request import MODES, ControlNet, Model, Request, TextToImage, Upscale
+from core.request import MODES, ControlNet, Model, TextToImage, Upscale
 from engine import Engine
 from web import situation, tab_controlnet, tab_generate, tab_upscale, theme
 from web.fields import QUIET, Field
+from web.form import Form
 from web.language import fixed, say_to
 from web.output import Output
 from web.restore import lay_out, wire
@@ -38,16 +39,16 @@ def build(engine: Engine) -> gr.Blocks:
             restore, restored = lay_out()
         with gr.Tabs() as tabs:
             with gr.Tab(fixed("Text to Image"), id=TextToImage.mode) as tab:
-                drawn, form = tab_generate.lay_out(engine, tab, weights_line)
+                generate = tab_generate.lay_out(engine, tab, weights_line)
             with gr.Tab("ControlNet", id=ControlNet.mode) as tab:
-                image_field, controlled, control_form = tab_controlnet.lay_out(engine, tab, weights_line)
+                controlnet = tab_controlnet.lay_out(engine, tab, weights_line)
             with gr.Tab(fixed("Upscale"), id=Upscale.mode) as upscale_tab:
-                small_field, enlarged, upscale_form = tab_upscale.lay_out(engine, upscale_tab, weights_line)
-        for output in (drawn, controlled, enlarged):
-            _hand_over(output, "Use as control image", tabs, ControlNet, image_field)
-            _hand_over(output, "Upscale this", tabs, Upscale, small_field)
-        _reword_weights(engine, weights_line, form.fields["model"], upscale_tab)
-        forms = [(form, drawn), (control_form, controlled), (upscale_form, enlarged)]
+                upscale = tab_upscale.lay_out(engine, upscale_tab, weights_line)
+        forms = generate, controlnet, upscale
+        for form in forms:
+            _hand_over(form.output, "Use as control image", tabs, controlnet)
+            _hand_over(form.output, "Upscale this", tabs, upscale)
+        _reword_weights(engine, weights_line, generate.fields["model"], upscale_tab)
         wire(page, restore, restored, tabs, forms)
         tab_generate.endpoint(engine)
         tab_controlnet.endpoints(engine)
@@ -57,11 +58,12 @@ def build(engine: Engine) -> gr.Blocks:
     return page
 
 
-def _hand_over(drawn: Output, label: str, tabs: gr.Tabs, mode: type[Request], image_field: gr.Image) -> None:
-    """Offer a finished picture to another tab."""
+def _hand_over(drawn: Output, label: str, tabs: gr.Tabs, to: Form) -> None:
+    """Offer a finished picture to another tab, whose mode starts from an image."""
     with drawn.downloads:
         use = gr.Button(fixed(label), size="sm")
-    use.click(lambda picture: (gr.Tabs(selected=mode.mode), picture), drawn.picture, [tabs, image_field], **QUIET)
+    assert to.image is not None
+    use.click(lambda picture: (gr.Tabs(selected=to.mode.mode), picture), drawn.picture, [tabs, to.image], **QUIET)
 
 
 def _reword_weights(engine: Engine, weights_line: gr.HTML, model_field: Field, unopened: gr.Tab) -> None:

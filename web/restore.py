@@ -15,7 +15,6 @@ from web.endpoints import uploaded
 from web.fields import QUIET, REWORD_JS, Update
 from web.form import READY_JS, Form
 from web.language import Say, fixed, say_to
-from web.output import Output
 from web.words import failed, field_name
 
 MOST_TOLD = 24  # things that were not restored; a hostile picture has thousands
@@ -43,13 +42,13 @@ def wire(
     button: gr.UploadButton,
     told: gr.HTML,
     tabs: gr.Tabs,
-    forms: Sequence[tuple[Form, Output]],
+    forms: Sequence[Form],
 ) -> None:
     """Wire every way into the forms. To be called outside of the tabs."""
-    for form, _ in forms:
+    for form in forms:
         form.kept.render()  # type: ignore[no-untyped-call]  # Gradio leaves it untyped
-    by_mode = {form.mode.mode: form for form, _ in forms}
-    changed = [block for form, _ in forms for block in form.changed]
+    by_mode = {form.mode.mode: form for form in forms}
+    changed = [block for form in forms for block in form.changed]
 
     def restore(picture: dict[str, Any] | None, visitor: gr.Request) -> Update:
         """Fill in the form that a picture was made with."""
@@ -90,10 +89,10 @@ def wire(
 
     outputs = [told, tabs, *changed]
     button.upload(restore, button, outputs, preprocess=False, **QUIET)
-    for _, output in forms:
-        with output.downloads:
-            again = gr.Button(fixed("Restore settings"), size="sm")
-        again.click(restore, output.picture, outputs, preprocess=False, **QUIET)
+    for form in forms:
+        with form.output.downloads:
+            button = gr.Button(fixed("Restore settings"), size="sm")
+        button.click(restore, form.output.picture, outputs, preprocess=False, **QUIET)
     arrived = page.load(arrive, [form.kept for form in by_mode.values()], outputs, **QUIET)
     for form in by_mode.values():
         if form.refresh:

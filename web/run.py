@@ -46,7 +46,7 @@ def carry_out(
 
 
 def pointed(failure: Failure, engine: Engine, request: DrawRequest) -> Failure:
-    """Name the field whose change likely mends a failure that names none itself: a smaller size, or no LoRA."""
+    """Return a failure with the change that likely fixes it, where it names none itself: a smaller size, or no LoRA."""
     found: dict[str, Any] = {}
     if failure.code in ("out_of_memory", "broken_picture") and getattr(request, "lora", None):
         found = {"field": "lora"}

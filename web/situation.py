@@ -1,6 +1,7 @@
-"""What the page says and offers for one model, given the weights on this machine."""
+"""What the page shows and offers for one model, given the weights on this machine."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from core.errors import StudioError
 from core.messages import Message
@@ -11,11 +12,19 @@ from engine import Engine
 
 @dataclass(frozen=True)
 class Situation:
-    """What the page says and offers for one model, given the weights on this machine."""
+    """What the page shows and offers for one model, given the weights on this machine.
+
+    Attributes:
+        kind: of the weights that would draw.
+        complete: whether they could.
+        texts: which they are, and why.
+        tokenizer: the file that counts a prompt's tokens, where there is one.
+    """
 
     kind: WeightsKind
     complete: bool
     texts: tuple[Message | str, ...]
+    tokenizer: Path | None = None
 
     @property
     def sizes(self) -> ImageSizes:
@@ -24,9 +33,10 @@ class Situation:
 
     @classmethod
     def of(cls, engine: Engine, mode: type[Request], model: Model) -> "Situation":
-        """Look at which weights a request would use now; missing ones are a sentence, not an error."""
+        """Look at which weights a request would use now; missing ones are a text, not an error."""
         try:
             chosen = engine.weights_in_use(mode.mode, model)
         except StudioError as error:
             return cls("full", False, (error.message,))
-        return cls(chosen.kind, True, tuple(text for text in (chosen.reason, engine.worker.memory()) if text))
+        texts = tuple(text for text in (chosen.reason, engine.worker.memory()) if text)
+        return cls(chosen.kind, True, texts, next(iter(chosen.files.get("tokenizer", ())), None))

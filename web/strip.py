@@ -1,4 +1,4 @@
-"""The strip of this visit's last pictures: it is gone when the page is loaded anew."""
+"""The strip of this visit's last pictures: it is gone when the page is loaded again."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,19 @@ KEPT = 12  # pictures
 
 @dataclass(frozen=True)
 class Past:
-    """A picture of this visit: the paths of its two files in Gradio's cache, and what was said of it."""
+    """A picture of this visit.
+
+    Attributes:
+        picture: the PNG file in Gradio's cache.
+        sidecar: the file of its parameters there.
+        words: what is shown about it.
+        source: the image file that it was made from; empty where there was none.
+    """
 
     picture: str
     sidecar: str
     words: Words
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,9 +56,9 @@ class Strip:
 
     def show(self, past: list[Past]) -> dict[Block, Any]:
         """Return what shows the pictures; one alone is on the page anyway."""
-        return {self.past: past, self.gallery: gr.Gallery([one.picture for one in past], visible=len(past) > 1)}
+        return {self.past: past, self.gallery: gr.Gallery([shown.picture for shown in past], visible=len(past) > 1)}
 
 
 def joined(past: list[Past], new: Past) -> list[Past]:
     """Put a picture at the front of those that are kept; the same one drawn again moves there."""
-    return [new, *(one for one in past if one.picture != new.picture)][:KEPT]
+    return [new, *(earlier for earlier in past if earlier.picture != new.picture)][:KEPT]

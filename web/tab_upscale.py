@@ -1,74 +1,47 @@
 """The Upscale tab and the endpoint `/upscale`: a small picture becomes a large one."""
 
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
-from core import metadata
 from core.errors import RequestError, StudioError
-from core.request import UPSCALE_DENOISE, UPSCALE_STEPS, UPSCALERS, Upscale, Upscaler, WeightsChoice
+from core.request import UPSCALE_DENOISE, UPSCALE_STEPS, UPSCALERS, Upscale
 from engine import Engine, mode_upscale
 from web import endpoints, words
-from web.fields import QUIET, REWORD_JS, Field, Seed, Update, bounds, help_line, picture_field
-from web.form import Form
+from web.fields import QUIET, REWORD_JS, Fields, Inputs, Update, image_field, titles
+from web.form import RAW, Form, seen_on_opening
 from web.language import Say, fixed, say_to
-from web.output import Output, Stopping
-from web.run import broken, carry_out
-from web.situation import Situation
+from web.output import Output
 from web.strip import Past
 from web.words import paragraph
 
+DESCRIPTION = """Enlarge a picture to exactly twice its width and height. Returns the PNG file and its parameters.
 
-def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Image, Output, Form]:
-    """Lay out the tab and wire it; return the field for the picture, which other tabs may fill, its output and form.
+The uploaded image has up to 2048 pixels a side. While it works it gives no file, and how far it is in place of
+the parameters.
+"""
 
-    `weights_line` stands above all tabs and says which weights draw.
+
+def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
+    """Lay out the tab and wire it; return its form.
+
+    `weights_line` stands above all tabs: which weights draw.
     """
-    declared = Upscale.model_fields
-    usual = UPSCALE_DENOISE[Situation.of(engine, Upscale, Upscale.model).kind]
+    usual = UPSCALE_DENOISE[seen_on_opening(engine, Upscale, tab, weights_line).value.kind]
+    fields = Fields(Upscale)
     with gr.Row(elem_classes=["columns"]):
         with gr.Column(elem_id="upscale-controls", min_width=280):
-            image_field = picture_field(Upscale)
+            image = image_field(Upscale)
             about = gr.HTML(js_on_load=REWORD_JS, elem_id="upscale-estimate", elem_classes=["status"])
-            upscaler_field = gr.Radio(
-                choices=[(fixed(facts.title), name) for name, facts in UPSCALERS.items()],
-                value=declared["upscaler"].default,
-                label=fixed("Upscaler"),
-                info=help_line(Upscale, "upscaler"),
-                elem_id="upscaler",
-            )
-            denoise_field = gr.Slider(
-                *bounds(Upscale, "denoise"),
-                value=usual,
-                step=0.01,
-                label=fixed("Denoise"),
-                info=help_line(Upscale, "denoise"),
-                buttons=[],
-                elem_id="denoise",
-            )
+            fields.add("upscaler", choices=titles(UPSCALERS), elem_id="upscaler")
+            fields.add("denoise", value=usual, step=0.01, elem_id="denoise")
             # They mean nothing to a picture that is not refined.
             with gr.Column(visible=usual > 0) as refinement:
-                prompt_field = gr.Textbox(
-                    declared["prompt"].default,
-                    label=fixed("Prompt"),
-                    info=help_line(Upscale, "prompt"),
-                    lines=1,
-                    max_lines=10,
-                    elem_id="upscale-prompt",
-                )
+                fields.add("prompt", lines=1, max_lines=10, elem_id="upscale-prompt")
                 with gr.Accordion(fixed("Advanced"), open=False):
-                    steps_field = gr.Slider(
-                        *bounds(Upscale, "steps"),
-                        value=UPSCALE_STEPS,
-                        step=1,
-                        label=fixed("Steps"),
-                        info=help_line(Upscale, "steps"),
-                        buttons=[],
-                    )
-                    seed = Seed.lay_out(Upscale)
+                    fields.add("steps", value=UPSCALE_STEPS)
+                    fields.add_seed()
             start = gr.Button(
                 fixed("Upscale"), variant="primary", interactive=False, elem_id="upscale-start", elem_classes=["go"]
             )
@@ -86,88 +59,43 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> tuple[gr.Imag
             # It is shown beside what it was made from, not alone. Where it is not, its changes would not be seen.
             output.picture.visible = "hidden"
 
-    stopping = Stopping(output)
-    sources = gr.State({})  # by digest: the uploaded files that this visit's pictures were made from
+    form = Form.of(Upscale, fields, output, image=image)
 
-    # Listeners that take the picture do so without Gradio's own reading of it, whose complaints are not sentences.
-    raw = QUIET | {"preprocess": False}
-
-    def foresee(
-        image: dict[str, Any] | None, upscaler: Upscaler, denoise: float, steps: int, visitor: gr.Request
-    ) -> Update:
-        """Say what a picture will become, and how long that will take about."""
-        say = say_to(visitor)
-        shown: Update = {start: gr.Button(interactive=image is not None), about: ""}
-        if image is None:
+    def foresee(inputs: Inputs, visitor: gr.Request) -> Update:
+        """Show what a picture will become, and about how long that will take."""
+        say, chosen = say_to(visitor), inputs[image] is not None
+        shown: Update = {start: gr.Button(interactive=chosen), about: ""}
+        if not chosen:
             return shown
         try:
-            request = Upscale.parse(image=endpoints.uploaded(image), upscaler=upscaler, denoise=denoise, steps=steps)
+            request = Upscale.parse(**form.values(inputs))
             return shown | {about: paragraph(_foreseen(engine.upscale_estimate(request), say))}
         except StudioError as error:
             return shown | {about: words.failed(error, say), start: gr.Button(interactive=False)}
 
-    def draw(
-        image: dict[str, Any] | None,
-        upscaler: Upscaler,
-        denoise: float,
-        prompt: str,
-        steps: int,
-        seed: float | None,
-        known: dict[str, str],
-        past: list[Past],
-        visitor: gr.Request,
-    ) -> Iterator[Update]:
-        """Carry out the form, showing each event."""
-        values: dict[str, Any] = {"upscaler": upscaler, "denoise": denoise, "prompt": prompt, "steps": steps}
-        values["seed"] = seed
-        if image is not None:
-            values["image"] = endpoints.uploaded(image)
-        with closing(carry_out(engine, Upscale, visitor, values)) as events:
-            for update in output.follow(events, stopping.begin(visitor), past, say_to(visitor)):
-                if png := update.get(output.png_file):
-                    digest = metadata.read_png(Path(png)).inputs["image"]
-                    update |= {sources: {**known, digest: values["image"]}}
-                yield update
-
-    def compare(picture: dict[str, Any] | None, known: dict[str, str]) -> Any:
+    def compare(picture: dict[str, Any] | None, past: list[Past]) -> Any:
         """Show the picture, a new one or one of the strip, beside a plain enlargement of what it was made from."""
-        if picture is None:
+        after = "" if picture is None else endpoints.uploaded(picture)
+        source = next((earlier.source for earlier in past if earlier.picture == after), "")
+        if not source:
             return gr.skip()
-        after = endpoints.uploaded(picture)
         try:
-            source = known[metadata.read_png(Path(after)).inputs["image"]]
             before = engine.plain_enlargement(Upscale.parse(image=source))
         except RequestError:  # swept away after a day
             return gr.skip()
         return gr.ImageSlider((before, after), visible=True)
 
-    fields: dict[str, Field] = {
-        "upscaler": upscaler_field,
-        "denoise": denoise_field,
-        "prompt": prompt_field,
-        "steps": steps_field,
-        "seed": seed.field,
-    }
-    run = start.click(
-        draw, [image_field, *fields.values(), sources, output.strip.past], [*output.shown, sources], **raw
-    )
-    output.picture.change(compare, [output.picture, sources], compared, **raw)
-    seed.wire(output.picture)
-    run.failure(broken, None, output.status, **QUIET)
-    foreseen: list[gr.Image | Field] = [image_field, upscaler_field, denoise_field, steps_field]
-    changes = [field.change for field in foreseen] + [about.input]
-    gr.on(changes, foresee, foreseen, [start, about], trigger_mode="always_last", **raw)
-    denoise_field.change(lambda denoise: gr.Column(visible=denoise > 0), denoise_field, refinement, **QUIET)
-
-    def by_weights(visitor: gr.Request) -> str:
-        return words.weights_sentence(Situation.of(engine, Upscale, Upscale.model), say_to(visitor))
-
-    tab.select(by_weights, None, weights_line, **QUIET)
-    return image_field, output, Form.of(Upscale, fields, None, output)
+    form.draws_on(start, engine)
+    output.picture.change(compare, [output.picture, output.strip.past], compared, **RAW)
+    foreseen = [image, *(fields[name] for name in ("upscaler", "denoise", "steps"))]
+    changes = [*(field.change for field in foreseen), about.input]
+    gr.on(changes, foresee, set(foreseen), [start, about], trigger_mode="always_last", **RAW)
+    fields["denoise"].change(lambda denoise: gr.Column(visible=denoise > 0), fields["denoise"], refinement, **QUIET)
+    return form
 
 
 def _foreseen(estimate: mode_upscale.Foreseen, say: Say) -> str:
-    """Put an estimate into words."""
+    """Return an estimate in words."""
     before, after = (f"{width} × {height}" for width, height in (estimate.before, estimate.after))
 
     def pieces(count: int) -> str:
@@ -188,31 +116,4 @@ def _foreseen(estimate: mode_upscale.Foreseen, say: Say) -> str:
 
 def endpoint(engine: Engine) -> None:
     """Add the endpoint, which programs call by name."""
-
-    def upscale(
-        visitor: gr.Request,
-        image: gr.FileData,
-        prompt: str = Upscale.model_fields["prompt"].default,
-        steps: int | None = None,
-        denoise: float | None = None,
-        upscaler: Upscaler = "best",
-        seed: int = 0,
-        weights: WeightsChoice = "auto",
-    ) -> endpoints.Answers:
-        """Enlarge a picture to exactly twice its width and height. Returns the PNG file and its parameters.
-
-        The uploaded image has up to 2048 pixels a side. While it works it gives no file, and how far it is in place of
-        the parameters.
-        """
-        values = {
-            "image": endpoints.uploaded(image),
-            "prompt": prompt,
-            "steps": steps,
-            "denoise": denoise,
-            "upscaler": upscaler,
-            "seed": seed,
-            "weights": weights,
-        }
-        yield from endpoints.stream(engine, Upscale, visitor, values)
-
-    endpoints.publish(upscale, Upscale)
+    endpoints.publish(Upscale, DESCRIPTION, partial(endpoints.stream, engine, Upscale))

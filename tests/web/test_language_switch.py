@@ -61,10 +61,10 @@ def test_the_language_can_be_changed_and_what_was_said_changes_too(open_page: Op
     expect(page.get_by_role("tab", name="放大")).to_be_visible()
     page.locator("#generate-controls").get_by_label("种子").fill("1.5")
     page.locator("#generate").click()
-    expect(page.locator("#generate-mend")).to_have_text("使用随机种子")
+    expect(page.locator("#generate-fix")).to_have_text("使用随机种子")
     choose_language(page, "English")
     expect(page.locator("#generate-status .failed")).to_contain_text("Seed takes a whole number")
-    expect(page.locator("#generate-mend")).to_have_text("Use a random seed")
+    expect(page.locator("#generate-fix")).to_have_text("Use a random seed")
     shoot(page, "36-language-dialog")
 
 

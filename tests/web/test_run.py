@@ -82,13 +82,13 @@ def test_several_pictures_with_consecutive_seeds_and_a_strip(open_page: Open, si
 
 
 @SIZES
-def test_an_error_comes_with_a_button_that_mends_it(open_page: Open, size: tuple[int, int]) -> None:
+def test_an_error_comes_with_a_button_that_fixes_it(open_page: Open, size: tuple[int, int]) -> None:
     page = open_page(size)
     write(page, PROMPT)
     set_seed(page, "1.5")
     generate(page)
     expect(page.locator("#generate-status .failed")).to_contain_text("Seed takes a whole number")
-    shoot(page, "33-mend")
+    shoot(page, "33-fix")
     page.get_by_role("button", name="Use a random seed").click()
     expect(seed_field(page)).to_have_value("0")
     expect(page.get_by_role("button", name="Use a random seed")).to_be_hidden()

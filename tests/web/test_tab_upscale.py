@@ -139,7 +139,7 @@ def test_a_dropped_result_restores_the_form(open_page: Open, engine: Engine, pho
     expect(page.locator("#upscale-controls").get_by_label("Seed")).to_have_value("77")
 
 
-def test_an_error_comes_with_a_button_that_mends_it(visit: Open, photo: Path) -> None:
+def test_an_error_comes_with_a_button_that_fixes_it(visit: Open, photo: Path) -> None:
     page = visit()
     choose(page, photo)
     refine(page)

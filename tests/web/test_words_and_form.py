@@ -330,7 +330,7 @@ def test_the_look_stays_small_and_fetches_nothing() -> None:
     assert "url(" not in rules
 
 
-# --- what mends a failure
+# --- what fixes a failure
 
 
 def offered(error: StudioError, engine: Engine, **fields: object) -> dict[str, Any]:
