@@ -173,10 +173,10 @@ def seen_on_opening(engine: Engine, mode: type[Request], tab: gr.Tab, weights_li
 
     For a mode without a choice of models.
     """
-    now = gr.State(Situation.of(engine, mode, mode.model))
+    now = gr.State(Situation.of(engine, mode, mode.usual_model()))
 
     def look(visitor: gr.Request) -> Update:
-        found = Situation.of(engine, mode, mode.model)
+        found = Situation.of(engine, mode, mode.usual_model())
         return {now: found, weights_line: weights_sentence(found, say_to(visitor))}
 
     tab.select(look, None, [now, weights_line], **QUIET)
