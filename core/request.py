@@ -45,6 +45,9 @@ MODELS: Mapping[Model, ModelDefaults] = {
 }
 
 
+SHARED = ("text_encoder", "vae", "tokenizer")  # parts of the weights that every drawing needs, by `hub.parts`
+
+
 @dataclass(frozen=True)
 class PreprocessorFacts:
     """What a choice of preprocessor is called, and what it takes from a picture."""
@@ -76,7 +79,7 @@ class Request(BaseModel):
     """What every request has in common. Instances are frozen, picklable and JSON-serialisable.
 
     Attributes:
-        mode: the request's name, everywhere: command, endpoint, metadata, `hub.parts.NEEDS`.
+        mode: the request's name, everywhere: command, endpoint, metadata.
         help: the mode in a few words.
         files: the fields that name an image file of the user's.
         model: which transformer draws: a field or, where there is no choice, a class variable.
@@ -154,10 +157,17 @@ class Request(BaseModel):
             raise RequestError(name, value, cls.allowed(name)) from None
 
 
+MODES: dict[str, type[DrawRequest]] = {}  # by name, every request that a picture comes of
+
+
 class DrawRequest(Request):
-    """A request that a picture comes of: it has a `prompt`, a `seed` and, where they may be chosen, `steps`."""
+    """A request that a picture comes of: it has a `prompt`, a `seed` and, where they may be chosen, `steps`.
+
+    A subclass that names a `mode` is found in MODES from then on.
+    """
 
     stem: ClassVar[str]  # how a picture's file begins by default; its seed follows
+    needs: ClassVar[Mapping[Model, tuple[str, ...]]]  # for each model that the mode runs with, parts of `hub.parts`
 
     if TYPE_CHECKING:
 
@@ -167,6 +177,11 @@ class DrawRequest(Request):
         def steps(self) -> int | None: ...
         @property
         def seed(self) -> int: ...
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        if "mode" in vars(cls):
+            MODES[cls.mode] = cls
 
     def _filled(self, **values: Any) -> dict[str, Any]:
         """Return the values of the fields, with those that were open."""
@@ -276,6 +291,7 @@ class TextToImage(DrawRequest):
 
     mode: ClassVar[str] = "generate"
     stem: ClassVar[str] = "z-image"
+    needs: ClassVar[Mapping[Model, tuple[str, ...]]] = {"turbo": ("turbo", *SHARED), "base": ("base", *SHARED)}
     help: ClassVar[str] = "text to image"
 
     prompt: Prompt
@@ -390,6 +406,7 @@ class ControlNet(Preprocess, DrawRequest):
 
     mode: ClassVar[str] = "controlnet"
     stem: ClassVar[str] = "z-image-controlnet"
+    needs: ClassVar[Mapping[Model, tuple[str, ...]]] = {"turbo": ("turbo", *SHARED, "controlnet")}
     help: ClassVar[str] = "structure to image"
 
     prompt: Prompt
@@ -459,6 +476,8 @@ class Upscale(DrawRequest):
 
     mode: ClassVar[str] = "upscale"
     stem: ClassVar[str] = "z-image-upscale"
+    # And Real-ESRGAN, which is no part of a kind of weights: `upscaler.weights`.
+    needs: ClassVar[Mapping[Model, tuple[str, ...]]] = {"turbo": ("turbo", *SHARED)}
     help: ClassVar[str] = "small picture to large: exactly twice the width and height"
     files: ClassVar[tuple[str, ...]] = ("image",)
     model: ClassVar[Model] = "turbo"
@@ -504,10 +523,6 @@ class ResolvedUpscale(Upscale, Resolved):
     def gallery_pairs(self) -> Mapping[str, str]:
         """What A1111's line of parameters holds besides what every mode has, by its names there."""
         return {"Denoising strength": f"{self.denoise:g}"}
-
-
-# By name, every mode that draws.
-MODES: dict[str, type[DrawRequest]] = {request.mode: request for request in (TextToImage, ControlNet, Upscale)}
 
 
 def random_seed() -> int:

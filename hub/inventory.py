@@ -17,9 +17,10 @@ from pathlib import Path
 
 from core.errors import RequestError, WeightsMissing
 from core.messages import Message
+from core.request import TextToImage
 from core.sizes import WeightsKind
 from hub.checkpoint import MAX_HEADER, UnusableError, entries, flat, model_hash, read_header, unreadable
-from hub.parts import FETCH, KNOWN_HASHES, MINI_ROOT, NEEDS, PARTS, Part, all_of, needs, size_text
+from hub.parts import FETCH, KNOWN_HASHES, MINI_ROOT, PARTS, Part, all_of, needs, size_text
 from hub.places import PLACES, Place, explicit_root
 
 MINIATURE = "embedded miniature"  # as a source
@@ -127,7 +128,7 @@ class _Look:
     def some_model_is_real(self) -> bool:
         """Whether any model could draw with real weights."""
         present = {found.part.name for found in self.found if found.present}
-        return any(present.issuperset(parts) for (mode, _), parts in NEEDS.items() if mode == "generate")
+        return any(present.issuperset(parts) for parts in TextToImage.needs.values())
 
 
 @dataclass(frozen=True)

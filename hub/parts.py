@@ -10,6 +10,7 @@ from pathlib import Path
 
 from core.errors import RequestError
 from core.messages import Message
+from core.request import MODES
 
 ROOT = Path(__file__).resolve().parent.parent
 MINI_ROOT = ROOT / "weights" / "mini"
@@ -93,15 +94,6 @@ PARTS: Mapping[str, Part] = {
     )
 }
 
-_SHARED = ("text_encoder", "vae", "tokenizer")
-# What each mode needs with each model; a pair that is not here does not exist.
-NEEDS: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("generate", "turbo"): ("turbo", *_SHARED),
-    ("generate", "base"): ("base", *_SHARED),
-    ("controlnet", "turbo"): ("turbo", *_SHARED, "controlnet"),
-    ("upscale", "turbo"): ("turbo", *_SHARED),  # and Real-ESRGAN, which is no part of a kind: `upscaler.weights`
-}
-
 
 def needs(mode: str, model: str) -> tuple[str, ...]:
     """Return the names of the parts that a mode ("generate", "controlnet", "upscale") needs with a model.
@@ -109,13 +101,13 @@ def needs(mode: str, model: str) -> tuple[str, ...]:
     Raises:
         RequestError: there is no such mode, or it does not run with that model.
     """
-    if (mode, model) in NEEDS:
-        return NEEDS[mode, model]
-    models = [known for of, known in NEEDS if of == mode]
-    if models:
-        allowed = Message("models_of_mode", "{models} in mode {mode}", models=any_of(models), mode=mode)
+    if mode not in MODES:
+        raise RequestError("mode", mode, ", ".join(sorted(MODES)))
+    by_model: Mapping[str, tuple[str, ...]] = MODES[mode].needs
+    if model not in by_model:
+        allowed = Message("models_of_mode", "{models} in mode {mode}", models=any_of(list(by_model)), mode=mode)
         raise RequestError("model", model, allowed)
-    raise RequestError("mode", mode, ", ".join(sorted({of for of, _ in NEEDS})))
+    return by_model[model]
 
 
 # --- texts -------------------------------------------------------------------------------------------------------

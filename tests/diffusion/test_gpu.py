@@ -88,11 +88,10 @@ def picture(tmp_path: Path) -> str:
 def requests(picture: str) -> list[DrawRequest]:
     """Return a small request of every mode that draws."""
     from core.request import MODES
-    from hub.parts import NEEDS
 
     found: list[DrawRequest] = []
     for mode in MODES.values():
-        for model in (model for of, model in NEEDS if of == mode.mode):
+        for model in mode.needs:
             values = {"prompt": "a lighthouse in a storm", "seed": 7, "width": SIDE, "height": SIDE, "model": model}
             values |= {"image": picture, "preprocessor": "canny"}
             found.append(mode.parse(**{name: value for name, value in values.items() if name in mode.model_fields}))

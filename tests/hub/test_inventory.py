@@ -16,6 +16,7 @@ import pytest
 
 from core.errors import RequestError, WeightsMissing
 from core.messages import Message, plain
+from core.request import MODES
 from hub import checkpoint, inventory, parts, places
 from tests.helpers import sparse
 from tests.helpers.sparse import COMMIT, write_hub_snapshot, write_part, write_sparse
@@ -149,7 +150,7 @@ def test_the_sparse_files_are_the_published_ones_but_for_their_data(full_cache: 
 
 def test_auto_takes_the_real_weights_from_the_hugging_face_cache(full_cache: Path, environ: dict[str, str]) -> None:
     environ["HF_HOME"] = str(full_cache.parent)
-    for mode, model in parts.NEEDS:
+    for mode, model in [(mode, model) for mode, request in MODES.items() for model in request.needs]:
         chosen = inventory.choose("auto", mode, model, environ=environ)
         assert (chosen.kind, chosen.source) == ("full", "Hugging Face cache")
         assert tuple(chosen.files) == parts.needs(mode, model)

@@ -313,10 +313,12 @@ def test_a_file_that_lacks_tensors_is_no_depth_model(tmp_path: Path) -> None:
 def test_an_unused_preprocessor_costs_no_import() -> None:
     code = f"""
 import os, sys
+from pathlib import Path
 from core import environment; environment.prepare_environment(os.environ)
 from images import preprocess
 from core.request import Preprocess
-from core.sizes import IMAGE_SIZES, WeightsKind
+from core.sizes import IMAGE_SIZES
+from core.upload import Upload
 print([name for name in ("cv2", "torch", "transformers", "ai_edge_litert") if name in sys.modules])
 request = Preprocess.parse(image={str(PORTRAIT)!r})
 preprocess.control(request, Upload.open(Path(request.image)), IMAGE_SIZES["mini"])
