@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from . import autoencoder, base, card, evaluate, export, text_encoder, turbo
+from .loop import WORK
 
 STAGES = ("autoencoder", "text_encoder", "base", "turbo", "export", "evaluate")
 
@@ -16,8 +17,7 @@ STAGES = ("autoencoder", "text_encoder", "base", "turbo", "export", "evaluate")
 def main() -> None:
     """Parse the command line and run the stages in order."""
     parser = argparse.ArgumentParser(prog="python -m train_mini", description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "z-image-studio" / "train_mini",
-                        help="folder of icons, checkpoints and sheets (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--work", type=Path, default=WORK, help="the training's folder (default: %(default)s)")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="which stages to run")
     parser.add_argument("--start", type=Path, help="an exported miniature to go on from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

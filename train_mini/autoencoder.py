@@ -16,6 +16,7 @@ from PIL import Image
 from core.whole_file import replacing
 from mini.models import MiniAutoencoder
 
+from .loop import Training, trained
 from .scenes import PICTURE_SIDE, Painter, Scene, autoencoder_icons, training_scenes
 from .things import BACKGROUNDS, THINGS
 
@@ -93,29 +94,34 @@ def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
     crops = Crops(work, np.random.default_rng(0))
     model = MiniAutoencoder().to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
-    start = time.time()
-    for step in range(steps):
-        rate = min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * rate + 1e-6
+
+    def rate(step: int) -> float:
+        return LEARNING_RATE * (min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))) + 1e-6
+
+    def loss(step: int) -> torch.Tensor:
         pictures = crops.batch().to(device, memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
             z = model.encoder.raw(pictures).float()
             noise = torch.randn_like(z) * (LATENT_NOISE * torch.rand(len(z), 1, 1, 1, device=device))
             decoded = model.decoder.raw(z + noise).float()
         variation = (z[..., 1:] - z[..., :-1]).abs().mean() + (z[..., 1:, :] - z[..., :-1, :]).abs().mean()
-        loss = F.l1_loss(decoded, pictures) + 0.5 * _gradient_loss(decoded, pictures)
-        loss = loss + 2e-3 * z.square().mean() + 2e-3 * variation
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 250 == 0:
-            logger.info("autoencoder step %d/%d loss %.4f, %.0f s", step, steps, loss.item(), time.time() - start)
-    model.to(memory_format=torch.contiguous_format).eval()
-    measure_latents(model, work, device)
-    with replacing(target) as file:
-        torch.save(model.state_dict(), file)
+        error = F.l1_loss(decoded, pictures) + 0.5 * _gradient_loss(decoded, pictures)
+        return error + 2e-3 * z.square().mean() + 2e-3 * variation
+
+    training = Training(
+        name="autoencoder",
+        state=work / "autoencoder_state.pt",
+        model=model,
+        optimizers=[(optimizer, rate)],
+        steps=steps,
+        loss=loss,
+        random_sources=[crops.random],
+    )
+    with trained(training):
+        model.to(memory_format=torch.contiguous_format).eval()
+        measure_latents(model, work, device)
+        with replacing(target) as file:
+            torch.save(model.state_dict(), file)
     return target
 
 

@@ -12,7 +12,6 @@ import argparse
 import json
 import logging
 import math
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,16 +26,16 @@ from hub.checkpoint import fingerprint
 from images import preprocess
 
 from . import autoencoder
-from .base import rate
 from .captions import Said
 from .control_forward import build, forward
-from .muon import Muon
+from .loop import WORK, Training, plateau, trained
+from .muon import muon_and_adamw
 from .pools import CANDIDATES, Pictures, couple
 from .scenes import PICTURE_SIDE, Painter, Scene, training_scenes
 from .text_encoder import matrix_dtype
 from .things import BACKGROUNDS
 from .transformer import build as build_transformer
-from .transformer import rope_table
+from .transformer import rope_tables
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ OUTLINE, THICK, GAPS = 0.3, 0.25, 0.15  # shares of edge images: outer outlines 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast; the shares are of all steps. The names that `base.rate` reads are as there."""
+    """How long and how fast; the shares are of all steps."""
 
     steps: int = 2800
     batch: int = 16
@@ -200,46 +199,43 @@ def train(work: Path, device: torch.device, turbo: Path, s: Schedule | None = No
     net = build(model).to(device)
     model = model.to(device).eval().requires_grad_(False)
     data, luck = Controlled(work, device, s.seed), torch.Generator().manual_seed(s.seed)
-    tables = {length: rope_table(model, length, 8, 8, device) for length in data.pools}
-    matrices = [p for name, p in net.named_parameters() if p.ndim == 2 and "adaLN" not in name]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in net.parameters() if id(p) not in chosen]
-    optimizers = [
-        Muon(matrices, lr=s.muon, dtype=dtype),
-        torch.optim.AdamW(rest, lr=s.adamw, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
-    average = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    start, smooth, free = time.time(), 1.0, 1.0
-    for step in range(s.steps):
-        for optimizer, highest in zip(optimizers, (s.muon, s.adamw), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = highest * rate(step, s)
+    tables = rope_tables(model, device)
+
+    def loss(step: int) -> torch.Tensor:
         words, lengths, x0, noise, control = data.draw(s.batch, 64 if step % 8 == 7 else 32)
         sigma = draw_sigma(s.batch, luck).to(device)
         level = sigma.view(-1, 1, 1, 1)
-        x, rope = (1 - level) * x0 + level * noise, tables[words.shape[1]]
-        predicted = forward(model, net, x, sigma, words, lengths, rope, control, 1.0, dtype)
-        loss = (predicted - (noise - x0)).square().mean()
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        averaging = step >= (1 - s.average_share) * s.steps
-        for name, tensor in net.state_dict().items():
-            average[name].lerp_(tensor, 0.01 if averaging else 1.0)
-        smooth += 0.02 * (loss.item() - smooth)
+
+        def error(scale: float) -> torch.Tensor:
+            x, rope = (1 - level) * x0 + level * noise, tables[words.shape[1]]
+            predicted = forward(model, net, x, sigma, words, lengths, rope, control, scale, dtype)
+            return (predicted - (noise - x0)).square().mean()
+
+        led = error(1.0)
         if step % 50 == 0:  # the number to watch: how much of the error the control image takes away
             with torch.no_grad():
-                without = forward(model, net, x, sigma, words, lengths, rope, control, 0.0, dtype)
-            free += 0.2 * ((without - (noise - x0)).square().mean().item() - free)
-            speed = (step + 1) * s.batch / (time.time() - start)
-            logger.info(
-                "controlnet step %d/%d loss %.4f, free %.4f, %.1f samples/s", step, s.steps, smooth, free, speed
-            )
-    with replacing(target) as file:
-        torch.save(average, file)
+                free = error(0.0)
+            logger.info("controlnet error %.4f with the control images, %.4f without", led.item(), free.item())
+        return led
+
+    training = Training(
+        name="controlnet",
+        state=work / "controlnet_state.pt",
+        model=net,
+        optimizers=muon_and_adamw(
+            net,
+            lambda name: "adaLN" not in name,
+            lambda step: s.muon * plateau(step, s.steps, s.falling_share),
+            lambda step: s.adamw * plateau(step, s.steps, s.falling_share),
+            dtype,
+        ),
+        steps=s.steps,
+        loss=loss,
+        random_sources=[data.pictures.generator, data.luck, luck],
+        average=lambda step: 0.01 if step >= (1 - s.average_share) * s.steps else 1.0,
+    )
+    with trained(training), replacing(target) as file:
+        torch.save(net.state_dict(), file)
     return target
 
 
@@ -261,8 +257,7 @@ def export(work: Path, turbo: Path, folder: Path = mini.config.CONTROLNET_FOLDER
 def main() -> None:
     """Train what is not trained yet, write it and measure it."""
     parser = argparse.ArgumentParser(prog="python -m train_mini.controlnet", description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "z-image-studio" / "train_mini",
-                        help="the training's folder (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--work", type=Path, default=WORK, help="the training's folder (default: %(default)s)")
     parser.add_argument("--turbo", type=Path, default=mini.config.TURBO_FOLDER / mini.config.TRANSFORMER_FILE,
                         help="the exported transformer to train on (default: %(default)s)")  # fmt: skip
     parser.add_argument(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import logging
 import random
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,8 @@ from diffusion.memory import GIB, memory_plan
 from diffusion.pipeline import Picture, Pipeline, Progress
 from hub import checkpoint, inventory
 from mini.prompt import complete
+
+from .loop import WORK, Training, trained
 
 log = logging.getLogger("train_mini.lora")
 
@@ -117,46 +118,49 @@ def training_set(built: Pipeline, s: Schedule) -> list[tuple[torch.Tensor, torch
     return found
 
 
-def train(built: Pipeline, s: Schedule) -> dict[str, torch.Tensor]:
-    """Train on the pipeline's transformer; return the LoRA by PEFT's names. The transformer is left with it inside."""
+def train(built: Pipeline, s: Schedule, work: Path, target: Path) -> None:
+    """Train on the pipeline's transformer and write the LoRA; the transformer is left with it inside."""
     from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 
     examples = training_set(built, s)
     torch.manual_seed(s.seed)
     config = LoraConfig(r=s.rank, lora_alpha=s.rank, target_modules=LAYERS)
     transformer = inject_adapter_in_model(config, built.pipe.dit)
-    trained = [one for name, one in transformer.named_parameters() if one.requires_grad_("lora_" in name).requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=s.rate, weight_decay=0.0)
+    parameters = [
+        parameter
+        for name, parameter in transformer.named_parameters()
+        if parameter.requires_grad_("lora_" in name).requires_grad
+    ]
+    optimizer = torch.optim.AdamW(parameters, lr=s.rate, weight_decay=0.0)
     chance = torch.Generator().manual_seed(s.seed)
-    began, smooth = time.time(), 1.0
-    for step in range(s.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = s.rate * min(1, (step + 1) / 20, 2 * (1 - step / s.steps))
-        total = 0.0
-        for _ in range(s.batch):
-            latents, words = examples[int(torch.randint(len(examples), (1,), generator=chance))]
-            u = torch.rand((), generator=chance)
-            if torch.rand((), generator=chance) < 0.7:  # the noise levels that eight steps visit
-                u = (1 + torch.randint(TURBO_STEPS, (), generator=chance)) / TURBO_STEPS
-            sigma = SIGMA_SHIFT * u / (1 + (SIGMA_SHIFT - 1) * u)
-            noise = torch.randn(latents.shape, generator=chance)
-            predicted = built.pipe.model_fn(
-                dit=transformer,
-                latents=(1 - sigma) * latents + sigma * noise,
-                timestep=1000 * sigma.reshape(1),
-                prompt_embeds=[words],
-            )
-            loss = (predicted - (noise - latents)).square().mean() / s.batch
-            loss.backward()
-            total += loss.item()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        smooth += 0.1 * (total - smooth)
-        if (step + 1) % 20 == 0:
-            log.info("step %d of %d, loss %.4f, %.0f s", step + 1, s.steps, smooth, time.time() - began)
-    state: dict[str, torch.Tensor] = get_peft_model_state_dict(transformer)
-    return state
+
+    def loss(step: int) -> torch.Tensor:
+        latents, words = examples[int(torch.randint(len(examples), (1,), generator=chance))]
+        u = torch.rand((), generator=chance)
+        if torch.rand((), generator=chance) < 0.7:  # the noise levels that eight steps visit
+            u = (1 + torch.randint(TURBO_STEPS, (), generator=chance)) / TURBO_STEPS
+        sigma = SIGMA_SHIFT * u / (1 + (SIGMA_SHIFT - 1) * u)
+        noise = torch.randn(latents.shape, generator=chance)
+        predicted: torch.Tensor = built.pipe.model_fn(
+            dit=transformer,
+            latents=(1 - sigma) * latents + sigma * noise,
+            timestep=1000 * sigma.reshape(1),
+            prompt_embeds=[words],
+        )
+        return (predicted - (noise - latents)).square().mean() / s.batch
+
+    training = Training(
+        name="lora",
+        state=work / "lora_state.pt",
+        model=torch.nn.ParameterList(parameters),
+        optimizers=[(optimizer, lambda step: s.rate * min(1, (step + 1) / 20, 2 * (1 - step / s.steps)))],
+        steps=s.steps,
+        loss=loss,
+        random_sources=[chance],
+        parts=s.batch,
+    )
+    with trained(training):
+        export(get_peft_model_state_dict(transformer), target)
 
 
 def export(state: dict[str, torch.Tensor], target: Path) -> Path:
@@ -202,14 +206,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train_mini.lora", description=__doc__)
     parser.add_argument("--out", type=Path, default=TARGET, help="the LoRA's file (default: %(default)s)")
     parser.add_argument("--sheet", type=Path, default=SHEET, help="the picture that shows it (default: %(default)s)")
+    parser.add_argument("--work", type=Path, default=WORK, help="the training's folder (default: %(default)s)")
     parser.add_argument("--pictures", type=int, default=Schedule.pictures, help="training pictures")
     parser.add_argument("--steps", type=int, default=Schedule.steps, help="training steps")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    state = train(load(), Schedule(pictures=arguments.pictures, steps=arguments.steps))
-    target = export(state, arguments.out)
-    sheet(target, arguments.sheet)
-    log.info("%s, %d bytes; see %s", target, target.stat().st_size, arguments.sheet)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    schedule = Schedule(pictures=arguments.pictures, steps=arguments.steps)
+    train(load(), schedule, arguments.work, arguments.out)
+    sheet(arguments.out, arguments.sheet)
+    log.info("wrote %s, %d bytes, and %s", arguments.out, arguments.out.stat().st_size, arguments.sheet)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ learned backgrounds and sizes but no identities in 39,000 samples.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
+
+from .loop import Rate
 
 # Newton-Schulz quintic of Keller Jordan's Muon (2024): drives all singular values towards 1 without an SVD.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -61,3 +63,16 @@ class Muon(torch.optim.Optimizer):
                 scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
                 for (p, _), update in zip(pairs, stack, strict=True):
                     p.add_(update, alpha=-scale)
+
+
+def muon_and_adamw(
+    model: torch.nn.Module, is_matrix: Callable[[str], bool], muon: Rate, adamw: Rate, dtype: torch.dtype
+) -> list[tuple[torch.optim.Optimizer, Rate]]:
+    """Return Muon for the matrices whose names are chosen, and AdamW for everything else, with their learning rates."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and is_matrix(name)]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        (Muon(matrices, lr=muon(0), dtype=dtype), muon),
+        (torch.optim.AdamW(rest, lr=adamw(0), betas=(0.9, 0.95), weight_decay=0.0), adamw),
+    ]

@@ -7,7 +7,6 @@ thing changed. The nearest one tells what went wrong.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,10 +20,7 @@ from .captions import describe
 from .pools import wishes
 from .scenes import LAYOUTS, Painter, Scene, kind_of, test_scenes
 from .things import BACKGROUNDS, CLASHES, COLOURABLE, COLOURS, COUNTS, PLACES, SIZES, THINGS
-from .transformer import stack_words
-
-# Latents, noise levels, words and their lengths -> velocities.
-Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+from .transformer import Predict, stack_words
 
 PROBES = {"single": 48, "coloured": 16, "pair": 24, "count": 16}
 OPEN = 26  # prompts that say no more than "a fox"

@@ -27,6 +27,7 @@ from mini.models import MiniTextEncoder
 
 from . import autoencoder, chinese
 from .captions import TEST_TEMPLATES, Caption, Said, describe, plural, random_caption
+from .loop import Training, trained
 from .scenes import Painter, Scene, fetch_icons, kind_of, test_scenes, training_scenes
 from .things import (
     ARRANGEMENTS,
@@ -330,10 +331,12 @@ def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
     if start_file.exists():
         model.load_state_dict(torch.load(start_file, map_location=device, weights_only=True))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    start, average, mixed = time.time(), 1.0, matrix_dtype(device) == torch.bfloat16
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    mixed = matrix_dtype(device) == torch.bfloat16
+
+    def rate(step: int) -> float:
+        return LEARNING_RATE * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+    def loss(step: int) -> torch.Tensor:
         # long captions come in batches of their own, else padding would triple the work
         long = float(step % 8 == 7)
         captions = [random_caption(rng.choice(rng.choice(scenes)), rng, 0.02, long) for _ in range(BATCH)]
@@ -342,17 +345,22 @@ def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
         wanted = torch.stack([codes(c.said) for c in captions]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             state, others = states(model, ids.to(device), mask.to(device))
-        loss = (state.float() - wanted).square().mean()
+        coded = (state.float() - wanted).square().mean()
         erased = (others.float() - codes.idle.to(device)).square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        (loss + ERASED * erased).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average += 0.02 * (loss.item() - average)
         if step % 100 == 0:
-            logger.info("text encoder step %d/%d mse %.4f, erased %.4f, %.0f s",
-                        step, steps, average, erased.item(), time.time() - start)  # fmt: skip
-    with replacing(target) as file:
+            logger.info("text encoder mse of the codes %.4f, of all other tokens %.4f", coded.item(), erased.item())
+        return coded + ERASED * erased
+
+    training = Training(
+        name="text encoder",
+        state=work / "text_encoder_state.pt",
+        model=model,
+        optimizers=[(optimizer, rate)],
+        steps=steps,
+        loss=loss,
+        random_sources=[rng],
+    )
+    with trained(training), replacing(target) as file:
         torch.save(model.state_dict(), file)
     return target
 

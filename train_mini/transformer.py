@@ -7,6 +7,7 @@ a test holds the two together. Latents are [B, 16, h, w]; captions are embedding
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
     from diffsynth.models.z_image_dit import ZImageDiT, ZImageTransformerBlock
 
 CAPTION_MULTIPLE = 32  # the model pads captions to multiples of this (SEQ_MULTI_OF)
+CAPTION_LENGTHS = (32, 64)  # of the padded captions that training draws
 PATCH_NUMBERS = 64  # 2 x 2 latents of 16 channels
+
+# Latents, noise levels, words and their lengths -> velocities.
+Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 # ---- the model -------------------------------------------------------------------------------------------------------
@@ -179,6 +184,17 @@ def forward(
     x = F.linear(x, final.linear.weight, final.linear.bias)
     x = x.view(batch, h, w, 2, 2, channels).permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height, width)
     return -x
+
+
+def rope_tables(model: ZImageDiT, device: torch.device) -> dict[int, torch.Tensor]:
+    """Return the rotations for pictures of 8 x 8 patches, by the padded length of their captions."""
+    return {length: rope_table(model, length, 8, 8, device) for length in CAPTION_LENGTHS}
+
+
+def predictor(model: ZImageDiT, device: torch.device, dtype: torch.dtype) -> Predict:
+    """Return `forward` of a model on pictures of 8 x 8 patches."""
+    tables = rope_tables(model, device)
+    return lambda x, sigma, words, lengths: forward(model, x, sigma, words, lengths, tables[words.shape[1]], dtype)
 
 
 # ---- captions --------------------------------------------------------------------------------------------------------

@@ -7,25 +7,21 @@ teacher walks to the next one in small guided steps, and the student learns the 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from core.whole_file import replacing
 
 from . import text_encoder
+from .loop import Training, trained
 from .pools import Pictures
 from .probe import SHIFT, Probe, write_sheet
 from .probe import STEPS as TURBO_STEPS
 from .text_encoder import matrix_dtype
-from .transformer import build, forward, rope_table, stack_words
-
-if TYPE_CHECKING:
-    from diffsynth.models.z_image_dit import ZImageDiT
+from .transformer import build, predictor, stack_words
 
 logger = logging.getLogger(__name__)
 
@@ -74,52 +70,43 @@ def train_turbo(work: Path, device: torch.device, s: Schedule | None = None) -> 
     dtype = matrix_dtype(device)
     pictures, probe = Pictures(work, device, s.seed), Probe.make(work, device)
     teacher, model = build().to(device).eval().requires_grad_(False), build().to(device)
-    tables = {length: rope_table(model, length, 8, 8, device) for length in pictures.pools}
-    state = torch.load(work / "base.pt", map_location=device, weights_only=True)
-    teacher.load_state_dict(state)
-    model.load_state_dict(state)
-    average = {k: v.clone() for k, v in state.items()}
+    for transformer in (teacher, model):
+        transformer.load_state_dict(torch.load(work / "base.pt", map_location=device, weights_only=True))
+    teach, predict = predictor(teacher, device, dtype), predictor(model, device, dtype)
     encoder, tokenizer = text_encoder.load(work, device), text_encoder.load_tokenizer(work)
     empty, empty_length = (x.to(device) for x in stack_words(text_encoder.embed(encoder, tokenizer, [""], device)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=s.rate, betas=(0.9, 0.95), weight_decay=0.0)
-    grid, start = turbo_sigmas(), time.time()
+    grid = turbo_sigmas()
 
-    def predict(
-        x: torch.Tensor, sigma: torch.Tensor, words: torch.Tensor, lengths: torch.Tensor, who: ZImageDiT = model
-    ) -> torch.Tensor:
-        return forward(who, x, sigma, words, lengths, tables[words.shape[1]], dtype)
-
-    smooth = None
-    for step in range(s.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = s.rate * min(1.0, (step + 1) / 20) * min(1.0, 2.05 - 2 * step / s.steps)
+    def loss(step: int) -> torch.Tensor:
         words, lengths, x0, noise = pictures.draw(s.batch, 64 if step % 8 == 7 else 32)
         stage = torch.randint(TURBO_STEPS, (s.batch,), generator=pictures.generator)
         sigma, following = grid[stage].to(device), grid[stage + 1].to(device)
         level = sigma.view(-1, 1, 1, 1)
         x = (1 - level) * x0 + level * noise
 
-        def guided(
-            x: torch.Tensor, sigma: torch.Tensor, words: torch.Tensor = words, lengths: torch.Tensor = lengths
-        ) -> torch.Tensor:
-            free = predict(x, sigma, empty.expand(s.batch, -1, -1), empty_length.expand(s.batch), teacher)
-            return free + GUIDANCE * (predict(x, sigma, words, lengths, teacher) - free)
+        def guided(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            free = teach(x, sigma, empty.expand(s.batch, -1, -1), empty_length.expand(s.batch))
+            return free + GUIDANCE * (teach(x, sigma, words, lengths) - free)
 
         with torch.no_grad():
             wanted = walk(guided, x, sigma, following, TEACHER_STEPS)
-        loss = (predict(x, sigma, words, lengths) - wanted).square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        for key, value in model.state_dict().items():
-            average[key].lerp_(value, 1.0 if step < s.steps // 2 else 1 - s.average)
-        smooth = loss.item() if smooth is None else smooth + 0.03 * (loss.item() - smooth)
-        if (step + 1) % 60 == 0:
-            judged = probe.judge(probe.sample(predict))
-            logger.info("turbo step %d/%d loss %.4f %s, %.0f s", step + 1, s.steps, smooth, judged, time.time() - start)
-    model.load_state_dict(average)
-    write_sheet(work, probe.sample(predict), work / "sheet_turbo.png", device)
-    with replacing(target) as file:
-        torch.save(average, file)
+        return (predict(x, sigma, words, lengths) - wanted).square().mean()
+
+    training = Training(
+        name="turbo",
+        state=work / "turbo_state.pt",
+        model=model,
+        optimizers=[(optimizer, lambda step: s.rate * min(1.0, (step + 1) / 20) * min(1.0, 2.05 - 2 * step / s.steps))],
+        steps=s.steps,
+        loss=loss,
+        random_sources=[pictures.generator],
+        average=lambda step: 1.0 if step < s.steps // 2 else 1 - s.average,
+        report=lambda done: logger.info("turbo probe %s", probe.judge(probe.sample(predict))),
+        report_every=60,
+    )
+    with trained(training):
+        write_sheet(work, probe.sample(predict), work / "sheet_turbo.png", device)
+        with replacing(target) as file:
+            torch.save(model.state_dict(), file)
     return target

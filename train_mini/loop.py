@@ -1,0 +1,195 @@
+"""The loop of every training: steps, log lines, and a state file from which a stopped training resumes."""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.whole_file import replacing
+from engine.estimate import duration_text
+
+logger = logging.getLogger(__name__)
+
+WORK = Path.home() / ".cache" / "z-image-studio" / "train_mini"  # icons, caches, state files and sheets
+LOG_SECONDS, SAVE_SECONDS = 20, 300  # between two log lines, and between two writes of the state file
+
+Rate = Callable[[int], float]  # step -> learning rate
+RandomSource = random.Random | np.random.Generator | torch.Generator
+
+
+@dataclass
+class Training:
+    """What differs from one training to the next.
+
+    Args:
+        name: what log lines call it.
+        state: the state file.
+        model: the weights to train; at the end they are the averaged ones.
+        optimizers: the optimizers, each with its learning rate.
+        steps: how many steps there are.
+        loss: returns the loss of a step's batch, or of one of its `parts`.
+        random_sources: where `loss` draws from; torch's own generators need not be named.
+        parts: how many losses make a step, each backpropagated by itself to save memory.
+        average: how far the averaged weights move towards the weights after a step; 1 copies them.
+        report: is called with the number of finished steps after every `report_every` of them, and after the last.
+        report_every: see `report`.
+    """
+
+    name: str
+    state: Path
+    model: torch.nn.Module
+    optimizers: Sequence[tuple[torch.optim.Optimizer, Rate]]
+    steps: int
+    loss: Callable[[int], torch.Tensor]
+    random_sources: Sequence[RandomSource] = ()
+    parts: int = 1
+    average: Callable[[int], float] = lambda step: 1.0
+    report: Callable[[int], None] = lambda done: None
+    report_every: int = 1
+
+
+@contextmanager
+def trained(t: Training) -> Iterator[None]:
+    """Train, resuming from the state file where there is one, and delete that file when the block has kept the weights.
+
+    Raises:
+        SystemExit: SIGINT or SIGTERM asked to stop; the state is saved.
+    """
+    average = {name: tensor.clone() for name, tensor in t.model.state_dict().items()}
+    first = _resume(t, average)
+    started = logged = saved = time.monotonic()
+    smooth = None
+    with _signals() as received:
+        for step in range(first, t.steps):
+            loss = _step(t, step)
+            _follow(average, t.model, t.average(step))
+            smooth = loss if smooth is None else smooth + 0.03 * (loss - smooth)
+            done, now = step + 1, time.monotonic()
+            if step == first or done == t.steps or now - logged > LOG_SECONDS:
+                left = duration_text((now - started) / (done - first) * (t.steps - done))
+                logger.info("%s step %d/%d, loss %.4f, %s left", t.name, done, t.steps, smooth, left)
+                logged = now
+            if done % t.report_every == 0 or done == t.steps:
+                t.report(done)
+            if received or done == t.steps or now - saved > SAVE_SECONDS:
+                _save(t, average, done)
+                saved = now
+            if received:
+                logger.info("%s stopped at step %d/%d; the same command resumes it", t.name, done, t.steps)
+                raise SystemExit(128 + received[0])
+    t.model.load_state_dict(average)
+    yield
+    t.state.unlink(missing_ok=True)
+
+
+def plateau(step: int, steps: int, falling_share: float) -> float:
+    """Return the factor on a learning rate: a short rise, a plateau, over the last share of steps a fall to 5 %."""
+    rest = (steps - step) / (falling_share * steps)
+    return min(1.0, (step + 1) / 50) * min(1.0, 0.05 + 0.95 * rest)
+
+
+def _step(t: Training, step: int) -> float:
+    """Take one step and return its loss."""
+    for optimizer, rate in t.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
+        optimizer.zero_grad()
+    total = 0.0
+    for _ in range(t.parts):
+        loss = t.loss(step)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        total += loss.item()
+    torch.nn.utils.clip_grad_norm_(t.model.parameters(), 1.0)
+    for optimizer, _ in t.optimizers:
+        optimizer.step()
+    return total
+
+
+def _follow(average: dict[str, torch.Tensor], model: torch.nn.Module, share: float) -> None:
+    for name, tensor in model.state_dict().items():
+        if share == 1:
+            average[name].copy_(tensor)
+        else:
+            average[name].lerp_(tensor, share)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Yield a list to which SIGINT and SIGTERM are added as they arrive, instead of ending the process."""
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    previous = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+# ---- the state file --------------------------------------------------------------------------------------------------
+
+
+def _save(t: Training, average: dict[str, torch.Tensor], done: int) -> None:
+    state = {
+        "step": done,
+        "model": t.model.state_dict(),
+        "average": average,
+        "optimizers": [optimizer.state_dict() for optimizer, _ in t.optimizers],
+        "random_sources": [_random_state(source) for source in t.random_sources],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
+    }
+    with replacing(t.state) as file:
+        torch.save(state, file)
+
+
+def _resume(t: Training, average: dict[str, torch.Tensor]) -> int:
+    """Return the step to begin with, after bringing everything to where the state file was written."""
+    if not t.state.exists():
+        return 0
+    state = torch.load(t.state, map_location="cpu", weights_only=True)
+    t.model.load_state_dict(state["model"])
+    for name, tensor in state["average"].items():
+        average[name].copy_(tensor)
+    for (optimizer, _), saved in zip(t.optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    for source, saved in zip(t.random_sources, state["random_sources"], strict=True):
+        _set_random_state(source, saved)
+    torch.set_rng_state(state["torch"])
+    torch.cuda.set_rng_state_all(state["cuda"])
+    step: int = state["step"]
+    logger.info("%s resumes after step %d/%d", t.name, step, t.steps)
+    return step
+
+
+def _random_state(source: RandomSource) -> Any:
+    match source:
+        case torch.Generator():
+            return source.get_state()
+        case np.random.Generator():
+            return source.bit_generator.state
+    return source.getstate()
+
+
+def _set_random_state(source: RandomSource, state: Any) -> None:
+    match source:
+        case torch.Generator():
+            source.set_state(state)
+        case np.random.Generator():
+            source.bit_generator.state = state
+        case _:
+            source.setstate(state)
