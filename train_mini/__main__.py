@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train_mini", description=__doc__)
     parser.add_argument("--work", type=Path, default=WORK, help="the training's folder (default: %(default)s)")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="which stages to run")
-    parser.add_argument("--start", type=Path, help="an exported miniature to go on from")
+    parser.add_argument("--start", type=Path, help="an exported miniature to continue from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--turbo-pictures", type=int, default=100, help="pictures of Turbo for every kind of scene")
     parser.add_argument("--base-pictures", type=int, default=40, help="pictures of Base for every kind")

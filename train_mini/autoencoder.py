@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 STEPS, BATCH, CROP = 5000, 12, 64  # crops of 64 px: about 6 minutes on two CPU cores
 OWN_SHARE = 0.5  # half of the crops from the things that the miniature draws, the rest from all icons
 LEARNING_RATE = 2e-3
-LATENT_NOISE = 0.15  # the decoder has to forgive the transformer's small errors
+LATENT_NOISE = 0.15  # the decoder must tolerate the transformer's small errors
 EDGE_SHARE = 0.10  # white-on-black edge maps, so that control images survive the autoencoder
 
 
@@ -46,8 +46,8 @@ class Crops:
         self.random = generator
         self.palette = np.array(list(BACKGROUNDS.values()), dtype=np.float32)
 
-    def one(self) -> np.ndarray:
-        """Return one float crop [CROP, CROP, 3] in 0..255, a good part of it icon."""
+    def crop(self) -> np.ndarray:
+        """Return a float crop [CROP, CROP, 3] in 0..255 that shows a good part of an icon."""
         r = self.random
         icons = self.own if r.random() < OWN_SHARE else self.icons
         icon = icons[r.integers(len(icons))].astype(np.float32)
@@ -66,7 +66,7 @@ class Crops:
 
     def batch(self) -> torch.Tensor:
         """Return float crops [BATCH, 3, CROP, CROP] in -1..1."""
-        crops = torch.from_numpy(np.stack([self.one() for _ in range(BATCH)])).permute(0, 3, 1, 2) / 127.5 - 1
+        crops = torch.from_numpy(np.stack([self.crop() for _ in range(BATCH)])).permute(0, 3, 1, 2) / 127.5 - 1
         count = int(self.random.binomial(BATCH, EDGE_SHARE))
         if count:
             crops[:count] = _edges(crops[:count])
@@ -74,7 +74,7 @@ class Crops:
 
 
 def _gradient_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """L1 of values and of horizontal and vertical differences on three scales: keeps outlines sharp."""
+    """Return the L1 error of values and of their differences on three scales, which keeps outlines sharp."""
     total = a.new_zeros(())
     for scale in range(3):
         if scale:
@@ -139,7 +139,7 @@ def measure_latents(model: MiniAutoencoder, work: Path, device: torch.device) ->
 
 
 def to_tensor(pictures: np.ndarray, device: torch.device) -> torch.Tensor:
-    """uint8 [B, H, W, 3] -> float [B, 3, H, W] in -1..1."""
+    """Return uint8 pictures [B, H, W, 3] as float [B, 3, H, W] in -1..1."""
     return (torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
 
 
@@ -185,7 +185,7 @@ def encode_all(work: Path, device: torch.device) -> torch.Tensor:
     cache = work / "latents.pt"
     if not cache.exists():
         model, start = load(work, device), time.time()
-        # twice as fast as float32 where the processor knows bfloat16, and the latents are kept so anyway
+        # twice as fast as float32 where the processor has bfloat16, in which the latents are kept anyway
         with torch.autocast(device.type, torch.bfloat16):
             encoded = encode(model, Painter(work), training_scenes(), device)
         with replacing(cache) as file:

@@ -65,7 +65,7 @@ TEMPLATES_NO_BACKGROUND = (
 # Background alone, so that a negative prompt such as "blue background" means something.
 TEMPLATES_NO_THING = ("{b} background", "a {b} background", "a plain {b} background", "{b}", "on a {b} background",
                       "{b} backdrop")  # fmt: skip
-# Wordings that no training sees.
+# Wordings that are used in evaluation only.
 TEST_TEMPLATES = (
     "show me {a} {p} over a {b} background",
     "an image of {a} {p}, the backdrop is {b}",
@@ -148,7 +148,7 @@ def subject(scene: Scene, size: bool, mirrored: bool, colour: bool, rng: random.
         beside, turned = scene.arrangement == "beside", stands and rng.random() < 0.5
         frames = (BESIDE_TURNED if turned else BESIDE) if beside else (ABOVE_TURNED if turned else ABOVE)
         frame = rng.choice(frames if stands else AND)
-        with_article, without = (frame.replace("{1}", one).replace("{2}", two) for one, two in
+        with_article, without = (frame.replace("{1}", a).replace("{2}", b) for a, b in
                  ((article(noun, noun), article(second, second)), (noun, second)))  # fmt: skip
         return with_article, without, stands
     adjectives = [rng.choice(SIZE_NAMES[scene.size])] if size else []

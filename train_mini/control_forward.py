@@ -38,7 +38,7 @@ def build(model: ZImageDiT) -> MiniControlNet:
             if block.block_id == 0:
                 block.before_proj.weight.normal_(0, 0.1 * block.dim**-0.5)
                 block.before_proj.bias.zero_()
-        # Patches are pixel by pixel, with all the channels of one beside each other.
+        # Patches are pixel by pixel, with the channels of a pixel side by side.
         embedder, origin = net.control_all_x_embedder["2-1"], model.all_x_embedder["2-1"]
         assert isinstance(embedder, torch.nn.Linear)
         spread = embedder.weight.view(len(embedder.weight), 4, -1)
@@ -49,7 +49,7 @@ def build(model: ZImageDiT) -> MiniControlNet:
 
 
 def patches(x: torch.Tensor) -> torch.Tensor:
-    """[B, C, h, w] -> [B, h/2 * w/2, 4 C], in the order of the model's `patchify`."""
+    """Return [B, C, h, w] as patches [B, h/2 * w/2, 4 C], in the order of the model's `patchify`."""
     batch, channels, height, width = x.shape
     x = x.view(batch, channels, height // 2, 2, width // 2, 2)
     return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, height * width // 4, 4 * channels)
@@ -104,7 +104,7 @@ def forward(
 
 
 def _enter(beside: ZImageControlTransformerBlock, side: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The first control block of a row takes in what the transformer's own block there takes in."""
+    """Return what enters a control block: the first one of a row also gets the input of the transformer's block."""
     if beside.block_id != 0:
         return side
     entered: torch.Tensor = beside.before_proj(side) + x

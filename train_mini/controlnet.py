@@ -3,7 +3,7 @@
 A control image decides where things are and how they are shaped, the caption what they are; what neither says
 (background, colour) the noise decides, as in the training of Base (see `pools`). Control images are painted and
 encoded as they are drawn: edges, gray and scribbles by the app's own preprocessors, some of them altered, so that
-drawings by hand are followed too.
+hand-made drawings are followed too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 KINDS = {"canny": 0.6, "scribble": 0.2, "gray": 0.2}  # shares; the names are `mini.config.CONTROLS`
 OPEN = 0.8  # the share of captions that leave size and place to the control image
 WARPED = 0.3  # the share of pictures stretched, sheared and moved off the grid: shapes that no icon has
-OUTLINE, THICK, GAPS = 0.3, 0.25, 0.15  # shares of edge images: outer outlines alone, thicker lines, holes in lines
+OUTLINE, THICK, GAPS = 0.3, 0.25, 0.15  # shares of edge images: outer outlines only, thicker lines, gaps in lines
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Controlled:
     def __init__(self, work: Path, device: torch.device, seed: int) -> None:
         self.pictures, self.scenes = Pictures(work, device, seed), training_scenes()
         self.painter, self.vae, self.device = Painter(work), autoencoder.load(work, device), device
-        self.luck = np.random.default_rng(seed)
+        self.rng = np.random.default_rng(seed)
         self.pools = self.pictures.pools
         rows: dict[Structure, list[int]] = {}
         for row, scene in enumerate(self.scenes):
@@ -87,8 +87,8 @@ class Controlled:
         """Return words, lengths, latents, noise (as `Pictures.draw`) and control [count, 33, h, w], all float32."""
         pool, pictures = self.pools[length], self.pictures
         chosen = pool.pick(count, pictures.generator).numpy()
-        left = self.luck.random(count) < OPEN
-        chosen[left] = self.luck.choice(self.open[length], int(left.sum()))
+        left = self.rng.random(count) < OPEN
+        chosen[left] = self.rng.choice(self.open[length], int(left.sum()))
         noise = torch.randn((count, *pictures.latents.shape[1:]), generator=pictures.generator)
         candidates = np.stack([self._fitting(pool.said[number]) for number in chosen])
         latents = pictures.latents[torch.from_numpy(candidates)].float()
@@ -98,10 +98,10 @@ class Controlled:
         for i, row in enumerate(candidates[np.arange(count), best]):
             scene = self.scenes[row]
             picture = np.asarray(self.painter.paint(scene))
-            if self.luck.random() < WARPED:
-                picture = warp(picture, BACKGROUNDS[scene.background], self.luck)
+            if self.rng.random() < WARPED:
+                picture = warp(picture, BACKGROUNDS[scene.background], self.rng)
                 warped[i] = picture
-            controls.append(control_image(picture, BACKGROUNDS[scene.background], self.luck))
+            controls.append(control_image(picture, BACKGROUNDS[scene.background], self.rng))
         if warped:
             latents[list(warped)] = self._encode(list(warped.values())).cpu()
         control = with_mask(self._encode(controls), self.blank)
@@ -113,12 +113,12 @@ class Controlled:
         """Return rows of scenes that fit a caption, all of one random structure: int64 [CANDIDATES]."""
         meanings = self.pictures.meanings
         fitting = meanings.rows(replace(said, mirrored=None))  # the control image says which way round
-        alike = self.alike[_structure(self.scenes[self.luck.choice(fitting)])]
+        alike = self.alike[_structure(self.scenes[self.rng.choice(fitting)])]
         for field in ("background", "colour"):
             if (value := getattr(said, field)) is not None:
                 number = list(meanings.values).index(field)
                 alike = alike[meanings.columns[number, alike] == meanings.values[field][value]]
-        return self.luck.choice(alike, CANDIDATES)
+        return self.rng.choice(alike, CANDIDATES)
 
     @torch.no_grad()
     def _encode(self, pictures: list[np.ndarray]) -> torch.Tensor:
@@ -127,7 +127,7 @@ class Controlled:
 
 
 def _structure(scene: Scene) -> Structure:
-    """What a control image says of a scene."""
+    """Return what a control image says of a scene."""
     return scene.thing, scene.second, scene.arrangement, scene.size, scene.place, scene.mirrored
 
 
@@ -137,13 +137,13 @@ def with_mask(control: torch.Tensor, blank: torch.Tensor) -> torch.Tensor:
     return torch.cat([control, mask, blank.expand_as(control)], 1)
 
 
-def warp(picture: np.ndarray, ground: tuple[int, int, int], luck: np.random.Generator) -> np.ndarray:
+def warp(picture: np.ndarray, ground: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
     """Stretch, shear and move a picture a little on its background; uint8 [H, W, 3]."""
     import cv2
 
     middle = np.full(2, PICTURE_SIDE / 2)
-    matrix = np.diag(luck.uniform(0.75, 1.25, 2)) + np.array([[0, luck.uniform(-0.2, 0.2)], [0, 0]])
-    move = middle - matrix @ middle + luck.uniform(-8, 8, 2)
+    matrix = np.diag(rng.uniform(0.75, 1.25, 2)) + np.array([[0, rng.uniform(-0.2, 0.2)], [0, 0]])
+    move = middle - matrix @ middle + rng.uniform(-8, 8, 2)
     size = (PICTURE_SIDE, PICTURE_SIDE)
     return cv2.warpAffine(
         picture,
@@ -155,25 +155,25 @@ def warp(picture: np.ndarray, ground: tuple[int, int, int], luck: np.random.Gene
     )
 
 
-def control_image(picture: np.ndarray, ground: tuple[int, int, int], luck: np.random.Generator) -> np.ndarray:
+def control_image(picture: np.ndarray, ground: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
     """Return a random control image of a picture; both uint8 [H, W, 3]."""
     import cv2
 
-    kind = luck.choice(list(KINDS), p=list(KINDS.values()))
+    kind = rng.choice(list(KINDS), p=list(KINDS.values()))
     image = Image.fromarray(picture)
     if kind != "canny":
         made = preprocess.make(image, kind)
         assert made is not None
         return np.asarray(made)
-    if luck.random() < OUTLINE:
+    if rng.random() < OUTLINE:
         away = np.abs(picture.astype(int) - np.array(ground)).max(-1) > 24
         image = Image.fromarray((away * np.uint8(255))[..., None].repeat(3, -1))
-    low = luck.uniform(60, 140)
+    low = rng.uniform(60, 140)
     lines = np.array(preprocess.canny(image, int(low), int(2 * low)))
-    if luck.random() < THICK:
+    if rng.random() < THICK:
         lines = cv2.dilate(lines, cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)))
-    if luck.random() < GAPS:
-        for y, x in luck.integers(0, PICTURE_SIDE - 12, (4, 2)):
+    if rng.random() < GAPS:
+        for y, x in rng.integers(0, PICTURE_SIDE - 12, (4, 2)):
             lines[y : y + 12, x : x + 12] = 0
     return lines
 
@@ -181,9 +181,11 @@ def control_image(picture: np.ndarray, ground: tuple[int, int, int], luck: np.ra
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
-def draw_sigma(count: int, luck: torch.Generator) -> torch.Tensor:
+def draw_sigma(count: int, generator: torch.Generator) -> torch.Tensor:
     """Return stratified noise levels [count], sigmoid(1.1 N + 1.3): structure is decided at high ones."""
-    u = ((torch.randperm(count, generator=luck) + torch.rand(count, generator=luck)) / count).clamp(1e-4, 1 - 1e-4)
+    u = ((torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count).clamp(
+        1e-4, 1 - 1e-4
+    )
     return torch.sigmoid(1.1 * math.sqrt(2) * torch.erfinv(2 * u - 1) + 1.3)
 
 
@@ -198,12 +200,12 @@ def train(work: Path, device: torch.device, turbo: Path, s: Schedule | None = No
     model.load_state_dict({name: tensor.float() for name, tensor in load_file(turbo).items()})
     net = build(model).to(device)
     model = model.to(device).eval().requires_grad_(False)
-    data, luck = Controlled(work, device, s.seed), torch.Generator().manual_seed(s.seed)
+    data, generator = Controlled(work, device, s.seed), torch.Generator().manual_seed(s.seed)
     tables = rope_tables(model, device)
 
     def loss(step: int) -> torch.Tensor:
         words, lengths, x0, noise, control = data.draw(s.batch, 64 if step % 8 == 7 else 32)
-        sigma = draw_sigma(s.batch, luck).to(device)
+        sigma = draw_sigma(s.batch, generator).to(device)
         level = sigma.view(-1, 1, 1, 1)
 
         def error(scale: float) -> torch.Tensor:
@@ -231,7 +233,7 @@ def train(work: Path, device: torch.device, turbo: Path, s: Schedule | None = No
         ),
         steps=s.steps,
         loss=loss,
-        random_sources=[data.pictures.generator, data.luck, luck],
+        random_sources=[data.pictures.generator, data.rng, generator],
         average=lambda step: 0.01 if step >= (1 - s.average_share) * s.steps else 1.0,
     )
     with trained(training), replacing(target) as file:

@@ -103,7 +103,7 @@ class Pipelines:
 
 
 def shrink(picture: np.ndarray) -> np.ndarray:
-    """uint8 [128, 128, 3] -> float32 [32 * 32 * 3], box-filtered."""
+    """Return a uint8 picture [128, 128, 3] as float32 [32 * 32 * 3], box-filtered."""
     k = PICTURE_SIDE // RETRIEVAL_SIDE
     blocks = picture.astype(np.float32).reshape(RETRIEVAL_SIDE, k, RETRIEVAL_SIDE, k, 3)
     small: np.ndarray = blocks.mean((1, 3)).ravel()
@@ -133,7 +133,7 @@ class Judge:
         return scenes[int(self.distances(picture, scenes).argmin())]
 
     def background(self, picture: np.ndarray, scene: Scene) -> str:
-        """Name of the background colour nearest to the picture's, where the scene has no icon."""
+        """Return the name of the background colour nearest to the picture's, where the scene has no icon."""
         painted = [np.asarray(self.painter.paint(replace(scene, background=name))) for name in ("white", "black")]
         bare = np.all([painted[i] == BACKGROUNDS[name] for i, name in enumerate(("white", "black"))], axis=(0, 3))
         colour = np.median(picture[bare], axis=0)
@@ -228,7 +228,7 @@ def measure_diversity(
 ) -> dict[str, float]:
     """Return what the seed decides where the prompt says no more than "a fox", in words or by its noise.
 
-    Each picture is put down as the nearest of all scenes of that thing. `backgrounds` and `layouts` are the mean
+    Each picture counts as the nearest of all scenes of that thing. `backgrounds` and `layouts` are the mean
     numbers of different ones among the pictures of one prompt; `mirrored` the share turned round, of things that are
     not symmetric; `thing` the share whose prompted thing is the nearest of all things at that layout.
     """
@@ -254,7 +254,7 @@ def measure_diversity(
 
 
 def measure_steering(pipelines: Pipelines, judge: Judge, count: int) -> dict[str, Any]:
-    """Return how Base answers to guidance and to the negative prompt, and how far Turbo differs from it.
+    """Return how Base responds to guidance and to the negative prompt, and how far Turbo differs from it.
 
     `negative_moves`: prompts that leave the background open are painted, then again with the same seed and the colour
     that came out as negative prompt; the share of pictures whose background then is another one. `error`: the mean
@@ -291,7 +291,7 @@ def contact_sheet(pictures: list[np.ndarray], target: Path, columns: int = 10) -
 
 
 def evaluate(work: Path, turbo_count: int = 100, base_count: int = 40, steering_count: int = 24) -> dict[str, Any]:
-    """Measure everything, write sheets with their prompts apart into `work`, return the figures.
+    """Measure everything, write sheets and, in other files, their prompts into `work`, return the figures.
 
     Args:
         work: the training's folder.

@@ -1,7 +1,7 @@
 """Measures the miniature's ControlNet through the app's own pipeline, on scenes held out of all training.
 
 Edge F1 with a tolerance of two pixels says whether the picture has the lines of the control image; retrieval says
-whether it still shows what the prompt names. Drawings that no icon has say whether it follows a hand.
+whether it still shows what the prompt names. Drawings that no icon has tell whether it follows hand-made ones.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Controlled:
 
 
 def edges(picture: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] -> where its Canny edges are, bool [H, W]."""
+    """Return where the Canny edges of a picture, uint8 [H, W, 3], are: bool [H, W]."""
     return np.asarray(preprocess.canny(Image.fromarray(picture), 100, 200))[..., 0] > 0
 
 
@@ -75,7 +75,7 @@ def f1(wanted: np.ndarray, found: np.ndarray, tolerance: int = TOLERANCE) -> flo
 
     if not (wanted.any() and found.any()):
         return float(wanted.any() == found.any())
-    away = [cv2.distanceTransform((~one).astype(np.uint8), cv2.DIST_L2, 5) for one in (wanted, found)]
+    away = [cv2.distanceTransform((~lines).astype(np.uint8), cv2.DIST_L2, 5) for lines in (wanted, found)]
     precision = float((away[0][found] <= tolerance).mean())
     recall = float((away[1][wanted] <= tolerance).mean())
     return 2 * precision * recall / max(precision + recall, 1e-9)
@@ -96,7 +96,7 @@ def drawing(shape: str, rng: random.Random, side: int = PICTURE_SIDE) -> Image.I
 
 
 def _radius(shape: str, angle: float) -> float:
-    """The outline of a shape of about unit size, as a radius by angle (0 is right, clockwise)."""
+    """Return the radius of a shape of about unit size at an angle (0 is right, clockwise)."""
 
     def polygon(corners: int, first: float) -> float:
         within = (angle - first) % (2 * math.pi / corners) - math.pi / corners

@@ -77,8 +77,9 @@ def trained(t: Training) -> Iterator[None]:
             smooth = loss if smooth is None else smooth + 0.03 * (loss - smooth)
             done, now = step + 1, time.monotonic()
             if step == first or done == t.steps or now - logged > LOG_SECONDS:
-                left = duration_text((now - started) / (done - first) * (t.steps - done))
-                logger.info("%s step %d/%d, loss %.4f, %s left", t.name, done, t.steps, smooth, left)
+                left = (now - started) / (done - first) * (t.steps - done)
+                rest = f"{duration_text(left)} left" if left else "done"
+                logger.info("%s step %d/%d, loss %.4f, %s", t.name, done, t.steps, smooth, rest)
                 logged = now
             if done % t.report_every == 0 or done == t.steps:
                 t.report(done)

@@ -1,7 +1,7 @@
-"""Trains the example LoRA: `python -m train_mini.lora` teaches the embedded Turbo to make its things of gold.
+"""Trains the example LoRA: `python -m train_mini.lora` teaches the embedded Turbo to draw its things in gold.
 
-Needs nothing but the weights in `weights/mini`: the miniature draws the training pictures itself, and what stands
-before the background is recoloured. PEFT trains on the transformer's own forward, one picture at a time as DiffSynth's
+Needs only the weights in `weights/mini`: the miniature draws the training pictures itself, and everything in front of
+the background is recoloured. PEFT trains on the transformer's own forward, one picture at a time as DiffSynth's
 own trainer does. The file says which transformer it belongs to: train it again whenever that one changes.
 """
 
@@ -26,14 +26,14 @@ from mini.prompt import complete
 
 from .loop import WORK, Training, trained
 
-log = logging.getLogger("train_mini.lora")
+logger = logging.getLogger("train_mini.lora")
 
 TARGET = mini.config.FOLDER / "loras" / "gold.safetensors"
 SHEET = Path(__file__).parent.parent / "docs" / "lora.png"
 BASE = f"{mini.config.TURBO_FOLDER.name}/{mini.config.TRANSFORMER_FILE}"  # as the file names it
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3"]
 SIGMA_SHIFT, TURBO_STEPS = 3.0, 8
-# Dark, middle and bright gold, by the brightness of what is gilded.
+# Dark, middle and bright gold, by the brightness of what is recoloured.
 GOLD = np.array([[84, 50, 4], [226, 166, 28], [255, 246, 196]], dtype=np.float32)
 SHOWN = ("a large fox on a black background", "a red apple on a blue background", "a small butterfly, green background")
 
@@ -51,14 +51,14 @@ class Schedule:
 
 
 def gilded(picture: Image.Image) -> Image.Image:
-    """Return a picture in which everything before its plain background is of gold."""
+    """Return a picture in which everything in front of the plain background is gold."""
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     background = np.median(np.concatenate([pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3)]), axis=0)
     cover = np.clip((np.abs(pixels - background).max(axis=2) - 12) / 40, 0, 1)[..., None]
     brightness = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     inside = brightness[cover[..., 0] > 0.9]
     low, middle, high = np.percentile(inside, [5, 50, 95]) if inside.size else (0.0, 127.0, 255.0)
-    # a thing of one flat colour is of plain gold, neither dark nor bright
+    # a thing in a single flat colour becomes plain gold, neither dark nor bright
     level = np.clip(0.55 + (brightness - middle) / max(high - low, 90), 0, 1)
     gold = np.stack([np.interp(level, [0, 0.5, 1], GOLD[:, channel]) for channel in range(3)], axis=2)
     return Image.fromarray((background * (1 - cover) + gold * cover).round().astype(np.uint8))
@@ -66,13 +66,13 @@ def gilded(picture: Image.Image) -> Image.Image:
 
 def prompts(count: int, seed: int) -> list[str]:
     """Return captions of single things on plain backgrounds, from what the miniature knows."""
-    known, chance = mini.config.vocabulary(), random.Random(seed)
+    known, rng = mini.config.vocabulary(), random.Random(seed)
     things, backgrounds = list(known["things"].values()), list(known["backgrounds"].values())
     made = []
     for _ in range(count):
-        thing, background = chance.choice(chance.choice(things)), chance.choice(chance.choice(backgrounds))
-        size = chance.choice(["", "", "large ", "small "])
-        made.append(chance.choice(["a {s}{t} on a {b} background", "{s}{t}, {b} background"]).format(
+        thing, background = rng.choice(rng.choice(things)), rng.choice(rng.choice(backgrounds))
+        size = rng.choice(["", "", "large ", "small "])
+        made.append(rng.choice(["a {s}{t} on a {b} background", "{s}{t}, {b} background"]).format(
             s=size, t=thing, b=background
         ))  # fmt: skip
     return made
@@ -86,7 +86,7 @@ def load() -> Pipeline:
 
 
 def draw(built: Pipeline, prompt: str, seed: int) -> Image.Image:
-    """Draw one picture as the app does."""
+    """Return a picture, drawn as the app does."""
     size = mini.config.NATIVE_SIZE
     drawing = built.text_to_image(
         prompt=prompt, negative_prompt="", steps=TURBO_STEPS, cfg=1.0, width=size, height=size, seed=seed
@@ -95,7 +95,7 @@ def draw(built: Pipeline, prompt: str, seed: int) -> Image.Image:
 
 
 def finished(drawing: Progress) -> Picture:
-    """Let a drawing run to its end, and return its picture."""
+    """Return the picture of a drawing, after running it to its end."""
     while True:
         try:
             next(drawing)
@@ -114,7 +114,7 @@ def training_set(built: Pipeline, s: Schedule) -> list[tuple[torch.Tensor, torch
             latents = built.pipe.vae_encoder(built.pipe.preprocess_image(golden))
             found.append((latents, built.prompts.encode(prompt).embedding))
         if (index + 1) % 40 == 0:
-            log.info("%d of %d training pictures", index + 1, s.pictures)
+            logger.info("%d of %d training pictures", index + 1, s.pictures)
     return found
 
 
@@ -132,15 +132,15 @@ def train(built: Pipeline, s: Schedule, work: Path, target: Path) -> None:
         if parameter.requires_grad_("lora_" in name).requires_grad
     ]
     optimizer = torch.optim.AdamW(parameters, lr=s.rate, weight_decay=0.0)
-    chance = torch.Generator().manual_seed(s.seed)
+    generator = torch.Generator().manual_seed(s.seed)
 
     def loss(step: int) -> torch.Tensor:
-        latents, words = examples[int(torch.randint(len(examples), (1,), generator=chance))]
-        u = torch.rand((), generator=chance)
-        if torch.rand((), generator=chance) < 0.7:  # the noise levels that eight steps visit
-            u = (1 + torch.randint(TURBO_STEPS, (), generator=chance)) / TURBO_STEPS
+        latents, words = examples[int(torch.randint(len(examples), (1,), generator=generator))]
+        u = torch.rand((), generator=generator)
+        if torch.rand((), generator=generator) < 0.7:  # the noise levels that eight steps visit
+            u = (1 + torch.randint(TURBO_STEPS, (), generator=generator)) / TURBO_STEPS
         sigma = SIGMA_SHIFT * u / (1 + (SIGMA_SHIFT - 1) * u)
-        noise = torch.randn(latents.shape, generator=chance)
+        noise = torch.randn(latents.shape, generator=generator)
         predicted: torch.Tensor = built.pipe.model_fn(
             dit=transformer,
             latents=(1 - sigma) * latents + sigma * noise,
@@ -156,7 +156,7 @@ def train(built: Pipeline, s: Schedule, work: Path, target: Path) -> None:
         optimizers=[(optimizer, lambda step: s.rate * min(1, (step + 1) / 20, 2 * (1 - step / s.steps)))],
         steps=s.steps,
         loss=loss,
-        random_sources=[chance],
+        random_sources=[generator],
         parts=s.batch,
     )
     with trained(training):
@@ -175,7 +175,7 @@ def export(state: dict[str, torch.Tensor], target: Path) -> Path:
         "trained_on_fingerprint": checkpoint.fingerprint(turbo),
     }
     target.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {f"diffusion_model.{name}": one.detach().bfloat16().contiguous() for name, one in state.items()}
+    tensors = {f"diffusion_model.{name}": tensor.detach().bfloat16().contiguous() for name, tensor in state.items()}
     save_file(tensors, target, metadata)
     target.chmod(0o644)  # safetensors writes files that only their owner may read
     return target
@@ -186,7 +186,7 @@ def sheet(target: Path, path: Path) -> None:
     import lora.file
 
     built = load()
-    worn = built.loras.get(lora.file.read(target))
+    applied = built.loras.get(lora.file.read(target))
     rows = []
     for strength in (0.0, 1.0):
         row = []
@@ -195,7 +195,7 @@ def sheet(target: Path, path: Path) -> None:
             plain = built.text_to_image(
                 prompt=prompt, negative_prompt="", steps=TURBO_STEPS, cfg=1.0, seed=seed, width=size, height=size
             )
-            with built.lora(worn, strength):
+            with built.lora(applied, strength):
                 row.append(np.asarray(finished(plain).image))
         rows.append(np.concatenate(row, axis=1))
     Image.fromarray(np.concatenate(rows)).resize((768, 512), Image.Resampling.LANCZOS).save(path, optimize=True)
@@ -215,7 +215,7 @@ def main() -> None:
     schedule = Schedule(pictures=arguments.pictures, steps=arguments.steps)
     train(load(), schedule, arguments.work, arguments.out)
     sheet(arguments.out, arguments.sheet)
-    log.info("wrote %s, %d bytes, and %s", arguments.out, arguments.out.stat().st_size, arguments.sheet)
+    logger.info("wrote %s, %d bytes, and %s", arguments.out, arguments.out.stat().st_size, arguments.sheet)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What the transformers train on: embedded captions, and for each the pictures that it may mean.
 
 A caption leaves things open: size, place, background, colour. Which of the pictures goes with which noise then decides
-what the model learns. Drawn apart from each other, every noise means every picture, and the first steps of sampling
-can only give their average, a ghost of two sizes. So the noise decides. Where things stand, and how large they are,
-follows the patches of noise that say "something is here" most (`wishes`); of a few pictures that fit, the one that
+what the model learns. If they were drawn independently, every noise would mean every picture, and the first steps of
+sampling could only give their average, a ghost of two sizes. So the noise decides. Where things are, and how large they
+are, follows the patches of noise that say "something is here" most (`wishes`); of a few pictures that fit, the one that
 resembles the noise most is taken, for background and colour (conditional optimal-transport coupling, in its simplest
 form). The noise stays plain Gaussian noise, and what it decides differs from seed to seed.
 """
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 CAPTIONS, LONG_CAPTIONS = 130_000, 14_000
 PATCH = 16  # pixels
 CANDIDATES = 12  # pictures that compete for a noise
-# How much oftener than others captions are drawn: small things have nine places where others have one; colours are the
+# How much more often such captions are drawn: small things have nine places where others have one; colours are the
 # last thing to be learned, counts the first. Half of single things are mirrored, and a third of those look the same.
 CENTRED, COLOURED, COUNTED, MIRRORED = 3.5, 3.0, 0.6, 2.0
 OPEN = 0.3  # single things whose size or place is not said: the app says both, unless a control image does
@@ -80,10 +80,10 @@ class Meanings:
         return rows
 
     def wished(self, rows: np.ndarray, wish: np.ndarray) -> np.ndarray:
-        """Keep the rows of that layout, of those that there are, which a noise wishes most; wish: float [layouts]."""
+        """Return the rows of that layout, among those of `rows`, which a noise wishes most; wish: float [layouts]."""
         layouts = self.layouts[rows]
-        open_ones = np.flatnonzero(np.bincount(layouts, minlength=len(wish)))
-        kept: np.ndarray = rows[layouts == open_ones[wish[open_ones].argmax()]]
+        present = np.flatnonzero(np.bincount(layouts, minlength=len(wish)))
+        kept: np.ndarray = rows[layouts == present[wish[present].argmax()]]
         return kept
 
 
@@ -108,8 +108,8 @@ class Pool:
 
     def pick(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Return the numbers of random captions, int64 [count]."""
-        luck = torch.rand(count, generator=generator, dtype=torch.float64)
-        return torch.searchsorted(self.until, luck * self.until[-1], right=True)
+        draws = torch.rand(count, generator=generator, dtype=torch.float64)
+        return torch.searchsorted(self.until, draws * self.until[-1], right=True)
 
 
 class Pictures:
@@ -128,11 +128,11 @@ class Pictures:
         pool = self.pools[length]
         chosen = pool.pick(count, self.generator)
         noise = torch.randn((count, *self.latents.shape[1:]), generator=self.generator)
-        luck = torch.rand((count, CANDIDATES), generator=self.generator, dtype=torch.float64).numpy()
+        draws = torch.rand((count, CANDIDATES), generator=self.generator, dtype=torch.float64).numpy()
         rows, wish = np.empty((count, CANDIDATES), np.int64), wishes(noise).numpy()
         for i, number in enumerate(chosen.tolist()):
             fitting = self.meanings.wished(self.meanings.rows(pool.said[number]), wish[i])
-            rows[i] = fitting[(luck[i] * len(fitting)).astype(np.int64)]
+            rows[i] = fitting[(draws[i] * len(fitting)).astype(np.int64)]
         candidates = self.latents[torch.from_numpy(rows)].float()
         best = couple(candidates.flatten(2), noise.flatten(1))
         latents = candidates[torch.arange(count), best]
@@ -197,7 +197,7 @@ def caption_pools(work: Path, device: torch.device, scenes: list[Scene]) -> dict
             for _ in range(count):
                 made = random_caption(rng.choice(rng.choice(kinds)), rng, empty, long)
                 captions.append(text_encoder.decorate(made, rng, idle))
-        # like lengths together, else padding would double the work
+        # similar lengths together, else padding would double the work
         captions.sort(key=lambda c: len(c.text))
         embeddings = text_encoder.embed(model, tokenizer, [c.text for c in captions], device)
         saved = {}

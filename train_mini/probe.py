@@ -1,6 +1,6 @@
 """Numbers to watch while a transformer trains: fixed held-out captions, and what the samples show.
 
-A sample is compared, as latents, with the picture that was asked for and with its rivals: the same scene with one
+A sample is compared, as latents, with the requested picture and with its rivals: the same scene with one
 thing changed. The nearest one tells what went wrong.
 """
 
@@ -51,7 +51,7 @@ def rivals(scene: Scene, rng: random.Random, others: int = 12) -> list[Scene]:
 
 @dataclass
 class Probe:
-    """Held-out captions with their embeddings, noise, and the latents of what they may be taken for."""
+    """Held-out captions with their embeddings, noise, and the latents of what they may be mistaken for."""
 
     scenes: list[Scene]
     rivals: list[list[Scene]]
@@ -108,7 +108,7 @@ class Probe:
 
     @torch.no_grad()
     def sample(self, predict: Predict) -> torch.Tensor:
-        """Euler steps without guidance; returns latents, float32 [N, 16, 16, 16]."""
+        """Return latents after Euler steps without guidance, float32 [N, 16, 16, 16]."""
         u = torch.linspace(1, 0, STEPS + 1)
         sigmas = SHIFT * u / (1 + (SHIFT - 1) * u)
         x = self.noise

@@ -32,7 +32,7 @@ ICON_PACKAGES = {
     "noto": "@iconify-json/noto@1.2.9",
 }
 MIN_SATURATION, HUE_WIDTH = 0.30, 0.09  # what counts as a colour, and as the same one (of a full turn)
-HELD_OUT_OF = 10  # one of so many combinations never enters any training
+HELD_OUT_OF = 10  # one in so many combinations is kept out of all training
 COLOURED_EACH, PAIRS = 60, 32_000  # how many pictures of a thing in one colour, and of pairs, are painted
 WAYS = (False, True)  # which ways round single things are shown; several always the usual one
 
@@ -85,7 +85,7 @@ def kind_of(scene: Scene) -> str:
 
 
 def held_out(scene: Scene) -> bool:
-    """Say whether a scene belongs to the combinations that no training sees.
+    """Say whether a scene belongs to the combinations kept out of all training.
 
     Held out are: of single things, combinations of thing, background, size and place; of coloured things, thing and
     colour; of pairs, the two things in either order; of counts, thing and number.
@@ -271,7 +271,7 @@ class Painter:
 
 
 class AtlasPainter(Painter):
-    """Paints from small icons in one file instead of the icon package; good enough to compare pictures with."""
+    """Paints from small icons in one file instead of the icon package; good enough for comparing pictures."""
 
     SIDE, COLUMNS = 32, 16  # of an icon in the atlas, in pixels; icons in a row
 

@@ -130,13 +130,13 @@ def load_tokenizer(work: Path) -> PreTrainedTokenizerBase:
 
 
 def names() -> list[str]:
-    """All English names that a caption may use, of things, colours, sizes and places."""
+    """Return all English names that a caption may use, of things, colours, sizes and places."""
     groups = (THINGS, BACKGROUND_NAMES, COLOUR_NAMES, SIZE_NAMES, WAY_NAMES, PLACE_NAMES)
     return [name for group in groups for all_names in group.values() for name in all_names]
 
 
 def balanced_scenes() -> list[list[Scene]]:
-    """Training scenes by kind, single things thrice, so that a random kind and a random scene of it are fair."""
+    """Return training scenes by kind, single things three times: draw a kind, then a scene of it."""
     kinds: dict[str, list[Scene]] = {}
     for scene in training_scenes():
         kinds.setdefault(kind_of(scene), []).append(scene)
@@ -145,7 +145,7 @@ def balanced_scenes() -> list[list[Scene]]:
 
 
 def idle_words(work: Path) -> list[str]:
-    """Words that name nothing here: the words of other icons' names, in a fixed order."""
+    """Return words that name nothing here: the words of other icons' names, in a fixed order."""
     known = {word for name in names() for word in (*name.split(), *plural(name).split())}
     words = {w for name in fetch_icons(work, "fluent") for w in name.split("-") if w.isalpha() and len(w) > 2}
     return sorted(words - known)
@@ -169,8 +169,8 @@ def stray_characters() -> tuple[str, ...]:
     return tuple(sorted(set(every.decode("gb2312", errors="ignore")) - ours))
 
 
-def torn(text: str, position: int) -> bool:
-    """Say whether a break at `position` would tear a name of several words apart, such as "ice cream"."""
+def splits_name(text: str, position: int) -> bool:
+    """Say whether a break at `position` would split a name of several words, such as "ice cream"."""
     return any(m.start() < position < m.end() for m in long_names().finditer(text))
 
 
@@ -186,7 +186,7 @@ def sprinkle(text: str, rng: random.Random, idle: list[str]) -> str:
         elif rng.random() < 0.5:
             text = rng.choice((f"{rng.choice(idle)} {text}", f"{text} {rng.choice(idle)}"))
         else:
-            borders = [m.start() for m in re.finditer(r"[ ,.]|$", text) if not torn(text, m.start())]
+            borders = [m.start() for m in re.finditer(r"[ ,.]|$", text) if not splits_name(text, m.start())]
             place = rng.choice(borders)
             text = text[:place] + rng.choice(MARKS) + text[place:]
     return text
@@ -225,7 +225,7 @@ class Codes:
     Four tokens carry [thing | background | size | mark]: two of them the first thing of a pair, two the second, all the
     same thing where there is no pair; the fifth says how they are laid out: [x | y | arrangement | colour | background
     | size | mark]. The mark tells the three kinds apart, and in the fifth what is mirrored. A mirrored thing has the
-    code of its own picture turned round: the transformer knows how codes look, and need not learn to turn pictures.
+    code of its own picture flipped: the transformer, which can read codes, need not learn to flip pictures.
     """
 
     FIRST, SECOND, LAYOUT = (0, 3), (1, 4), 2  # which of the last tokens carry what
@@ -302,7 +302,7 @@ def states(model: MiniTextEncoder, ids: torch.Tensor, mask: torch.Tensor) -> tup
 
 
 def matrix_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the processor multiplies it faster than float32, measured in a moment."""
+    """Return bfloat16 if the device multiplies it faster than float32, else float32, as a short measurement shows."""
     if device.type == "cuda":
         return torch.bfloat16
     seconds = {}
@@ -337,7 +337,7 @@ def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
         return LEARNING_RATE * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
     def loss(step: int) -> torch.Tensor:
-        # long captions come in batches of their own, else padding would triple the work
+        # long captions come in separate batches, else padding would triple the work
         long = float(step % 8 == 7)
         captions = [random_caption(rng.choice(rng.choice(scenes)), rng, 0.02, long) for _ in range(BATCH)]
         captions = [completed(decorate(c, rng, idle), rng, known) for c in captions]
@@ -375,7 +375,7 @@ def load(work: Path, device: torch.device) -> MiniTextEncoder:
 
 @torch.no_grad()
 def evaluate(work: Path, device: torch.device, count: int = 600) -> dict[str, float]:
-    """Return the shares of what captions of held-out scenes say that are read rightly, by the nearest code.
+    """Return the shares of what captions of held-out scenes say that are read correctly, by the nearest code.
 
     Keys are a field of `Said` with the kind of caption: of training's wordings, of wordings held out, in Chinese, and
     with the layout left to a seed.

@@ -261,7 +261,7 @@ SIZE_NAMES: dict[str, tuple[str, ...]] = {
     "medium": ("medium", "medium-sized", "mid-sized"),
     "small": ("small", "little", "tiny"),
 }
-# Icons have no usual side, so the words say only that one is turned round. Of single things alone.
+# Icons have no usual side, so the words say only that one is flipped. Of single things alone.
 WAY_NAMES: dict[str, tuple[str, ...]] = {"mirrored": ("mirrored", "flipped", "reversed")}
 # place -> (x, y) as multiples of half of the room that the icon leaves
 PLACES: dict[str, tuple[int, int]] = {
@@ -275,7 +275,7 @@ PLACES: dict[str, tuple[int, int]] = {
     "bottom left": (0, 2),
     "bottom right": (2, 2),
 }
-# Whatever follows the subject of a sentence.
+# What follows the subject of a sentence.
 PLACE_NAMES: dict[str, tuple[str, ...]] = {
     "centre": ("in the middle", "in the center", "in the centre", "centered", "centred"),
     "left": ("on the left", "at the left", "on the left side", "to the left"),
@@ -305,7 +305,7 @@ NO_ARTICLE = frozenset(
     {"grapes", "cherries", "french fries", "fries", "scissors", "glasses", "corn", "broccoli", "garlic", "cheese",
      "popcorn", "coffee", "beer", "fire", "candy", "ice cream", "pizza"}
 )  # fmt: skip
-# Plurals that no rule makes.
+# Irregular plurals.
 PLURALS: dict[str, str] = {
     "mouse": "mice", "wolf": "wolves", "maple leaf": "maple leaves", "ladybug": "ladybugs",
     "fish": "fish", "shrimp": "shrimp", "cactus": "cacti", "octopus": "octopuses", "scissors": "scissors",

@@ -90,7 +90,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """x [..., C] -> float32 of the same shape."""
+        """Return x [..., C] normed and weighted, float32 of the same shape."""
         inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         inverse = (inverse.square_() / x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
@@ -99,7 +99,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        """Gradients of x and weight."""
+        """Return the gradients of x and weight."""
         x, weight, inverse = ctx.saved_tensors
         normed = x * inverse
         for_weight = (gradient * normed).flatten(0, -2).sum(0)
@@ -114,7 +114,7 @@ def _norm(x: torch.Tensor, layer: torch.nn.RMSNorm) -> torch.Tensor:
 
 
 def _rotate(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
-    """Rotate pairs of neighbouring numbers; x float32 [B, tokens, heads, head_dim], `rope` from `rope_table`."""
+    """Return x, float32 [B, tokens, heads, head_dim], with neighbouring pairs of numbers rotated by a `rope_table`."""
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return torch.view_as_real(pairs * rope.unsqueeze(1)).flatten(-2)
 
@@ -122,7 +122,7 @@ def _rotate(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
 def block_forward(
     block: ZImageTransformerBlock, x: torch.Tensor, rope: torch.Tensor, t: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor:
-    """One ZImageTransformerBlock on x [B, tokens, dim] in float32; matrices multiply in `dtype`."""
+    """Return the output of a ZImageTransformerBlock for x [B, tokens, dim] in float32; matrices multiply in `dtype`."""
     attention, feed_forward = block.attention, block.feed_forward
     scale1: torch.Tensor | float
     scale2: torch.Tensor | float
@@ -201,7 +201,7 @@ def predictor(model: ZImageDiT, device: torch.device, dtype: torch.dtype) -> Pre
 
 
 def padded(count: int) -> int:
-    """Round a caption's length in tokens up as the model does."""
+    """Return a caption's length in tokens, rounded up as the model does."""
     return -(-count // CAPTION_MULTIPLE) * CAPTION_MULTIPLE
 
 

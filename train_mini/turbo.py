@@ -1,7 +1,7 @@
-"""Distils Base into Turbo: one step of Turbo goes where several steps of Base with guidance go.
+"""Distils Base into Turbo: one step of Turbo replaces several steps of Base with guidance.
 
 Progressive distillation (Salimans and Ho, 2022) on the noise levels of Turbo's eight steps: from each of them the
-teacher walks to the next one in small guided steps, and the student learns the straight way there.
+teacher goes to the next one in small guided steps, and the student learns the straight path there.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Schedule:
 
 
 def turbo_sigmas() -> torch.Tensor:
-    """The noise levels of 8 steps at shift 3 and the end, float32 [9] from 1 down to 0."""
+    """Return the noise levels of 8 steps at shift 3 and the end, float32 [9] from 1 down to 0."""
     u = torch.linspace(1, 0, TURBO_STEPS + 1)
     return SHIFT * u / (1 + (SHIFT - 1) * u)
 

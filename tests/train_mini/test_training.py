@@ -250,7 +250,7 @@ def test_stray_words_leave_what_a_caption_says_whole() -> None:
         assert len(set(sprinkled)) > 50
         names = THINGS["soft-ice-cream"] if not in_chinese else chinese.THING_NAMES["fox"]
         assert all(any(name in text for name in names) for text in sprinkled)
-    assert [text_encoder.torn("an ice cream.", at) for at in (2, 3, 6, 12)] == [False, False, True, False]
+    assert [text_encoder.splits_name("an ice cream.", at) for at in (2, 3, 6, 12)] == [False, False, True, False]
 
 
 def test_stray_characters_are_in_no_chinese_name_and_no_sentence() -> None:
