@@ -19,7 +19,6 @@ from .scenes import AtlasPainter, Painter
 from .things import THINGS
 from .vocabulary import vocabulary
 
-ATLAS = Path(__file__).parent.parent / "tests" / "data" / "mini_icons.png"
 SCHEDULER_CONFIG = {  # as in the official repositories
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "num_train_timesteps": 1000,
@@ -92,18 +91,17 @@ def export_autoencoder(folder: Path, work: Path) -> None:
 
 
 def export_atlas(path: Path, work: Path) -> None:
-    """Write every thing's icon, small, into one picture: what the tests compare with."""
+    """Write every thing's icon, small, into one picture, from which `AtlasPainter` paints."""
     painter, side, columns = Painter(work), AtlasPainter.SIDE, AtlasPainter.COLUMNS
     atlas = Image.new("RGBA", (columns * side, -(-len(THINGS) // columns) * side))
     for i, thing in enumerate(THINGS):
         icon = painter.icon(thing, 128).resize((side, side), Image.Resampling.BOX)
         atlas.paste(icon, (i % columns * side, i // columns * side))
-    path.parent.mkdir(parents=True, exist_ok=True)
     atlas.save(path, optimize=True)
 
 
 def take_back(folder: Path, work: Path) -> None:
-    """Put the parts of an exported miniature into `work`, to go on from; files there are kept.
+    """Put the parts of an exported miniature into `work`, to continue from; files there are kept.
 
     Autoencoder and tokenizer are final; text encoder and Base are where their training starts.
     """
@@ -121,7 +119,10 @@ def take_back(folder: Path, work: Path) -> None:
 
 
 def export(work: Path, folder: Path = mini.config.FOLDER) -> None:
-    """Write everything; a transformer that is not trained yet is taken from the last checkpoint."""
+    """Write the miniature into `folder` and its atlas of icons into `work`.
+
+    A transformer that is not trained yet is taken from its state file.
+    """
     turbo, base = folder / mini.config.TURBO_FOLDER.name, folder / mini.config.BASE_FOLDER.name
     states = {}
     for name in ("base", "turbo"):
@@ -141,4 +142,4 @@ def export(work: Path, folder: Path = mini.config.FOLDER) -> None:
     export_text_encoder(turbo, work)
     export_autoencoder(turbo, work)
     _write_json(folder / mini.config.VOCABULARY_FILE, vocabulary())
-    export_atlas(ATLAS, work)
+    export_atlas(work / "icons.png", work)

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 import mini.config
 from mini.config import TEXT_ENCODER_CONFIG
@@ -270,6 +272,26 @@ def test_training_goes_on_from_an_exported_miniature(tmp_path: Path) -> None:
     assert len(ids) == 2
     assert (tmp_path / "autoencoder.pt").exists()
     assert (tmp_path / "start.pt").read_bytes() == b"kept"
+
+
+def test_what_was_exported_and_taken_back_is_exported_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, folder = tmp_path / "work", tmp_path / "mini"
+    work.mkdir()
+    export.take_back(mini.config.FOLDER, work)
+    for start, name in (("text_encoder_start.pt", "text_encoder.pt"), ("start.pt", "base.pt")):
+        (work / start).rename(work / name)
+    monkeypatch.setattr(export, "Painter", lambda work: AtlasPainter(ATLAS))
+    atlas = ATLAS.stat().st_mtime_ns
+    export.export(work, folder)
+    for path in folder.rglob("*.safetensors"):
+        original = mini.config.FOLDER / path.relative_to(folder)
+        if path.relative_to(folder).parts[:2] == ("Z-Image-Turbo", "transformer"):
+            original = mini.config.FOLDER / "Z-Image" / path.relative_to(folder / "Z-Image-Turbo")  # no Turbo was there
+        written, expected = load_file(path), load_file(original)
+        assert written.keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in written.items())
+    assert ATLAS.stat().st_mtime_ns == atlas
+    assert Image.open(work / "icons.png").size == Image.open(ATLAS).size
 
 
 # ---- couplings -------------------------------------------------------------------------------------------------------
