@@ -291,7 +291,8 @@ def test_what_was_exported_and_taken_back_is_exported_the_same(tmp_path: Path, m
         assert written.keys() == expected.keys()
         assert all(torch.equal(tensor, expected[name]) for name, tensor in written.items())
     assert ATLAS.stat().st_mtime_ns == atlas
-    assert Image.open(work / "icons.png").size == Image.open(ATLAS).size
+    with Image.open(work / "icons.png") as made, Image.open(ATLAS) as expected_atlas:
+        assert made.size == expected_atlas.size
 
 
 # ---- couplings -------------------------------------------------------------------------------------------------------
