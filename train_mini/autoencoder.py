@@ -16,7 +16,7 @@ from PIL import Image
 from core.whole_file import replacing
 from mini.models import MiniAutoencoder
 
-from .loop import Training, trained
+from .loop import Training, load_rounded, trained
 from .scenes import PICTURE_SIDE, Painter, Scene, autoencoder_icons, training_scenes
 from .things import BACKGROUNDS, THINGS
 
@@ -108,16 +108,7 @@ def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
         error = F.l1_loss(decoded, pictures) + 0.5 * _gradient_loss(decoded, pictures)
         return error + 2e-3 * z.square().mean() + 2e-3 * variation
 
-    training = Training(
-        name="autoencoder",
-        state=work / "autoencoder_state.pt",
-        model=model,
-        optimizers=[(optimizer, rate)],
-        steps=steps,
-        loss=loss,
-        random_sources=[crops.random],
-    )
-    with trained(training):
+    with trained(Training(target, model, [(optimizer, rate)], steps, loss, [crops.random])):
         model.to(memory_format=torch.contiguous_format).eval()
         measure_latents(model, work, device)
         with replacing(target) as file:
@@ -145,10 +136,7 @@ def to_tensor(pictures: np.ndarray, device: torch.device) -> torch.Tensor:
 
 def load(work: Path, device: torch.device) -> MiniAutoencoder:
     """Load the trained autoencoder with weights rounded to bf16, as the exported file holds them."""
-    model = MiniAutoencoder()
-    state = torch.load(work / "autoencoder.pt", map_location="cpu", weights_only=True)
-    model.load_state_dict({k: v.bfloat16().float() for k, v in state.items()})
-    return model.to(device).eval().requires_grad_(False)
+    return load_rounded(MiniAutoencoder(), work / "autoencoder.pt", device)
 
 
 @torch.no_grad()

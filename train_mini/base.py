@@ -73,24 +73,15 @@ def train_base(work: Path, device: torch.device, s: Schedule | None = None) -> P
         level = sigma.view(-1, 1, 1, 1)
         return (predict((1 - level) * x0 + level * noise, sigma, words, lengths) - (noise - x0)).square().mean()
 
+    def falling(step: int) -> float:
+        return plateau(step, s.steps, s.falling_share)
+
     training = Training(
-        name="base",
-        state=work / "base_state.pt",
-        model=model,
-        optimizers=muon_and_adamw(
-            model,
-            is_matrix,
-            lambda step: s.muon * plateau(step, s.steps, s.falling_share),
-            lambda step: s.adamw * plateau(step, s.steps, s.falling_share),
-            dtype,
-        ),
-        steps=s.steps,
-        loss=loss,
+        target, model, muon_and_adamw(model, is_matrix, s.muon, s.adamw, falling, dtype), s.steps, loss,
         random_sources=[pictures.generator],
         average=lambda step: 0.005 if step >= (1 - s.average_share) * s.steps else 1.0,
-        report=lambda done: report(work, predict, probe, device, done, s.steps),
-        report_every=250,
-    )
+        report=lambda done: report(work, predict, probe, device, done, s.steps), report_every=250,
+    )  # fmt: skip
     with trained(training), replacing(target) as file:
         torch.save(model.state_dict(), file)
     return target

@@ -85,6 +85,7 @@ FILLERS = (
     "bright colors", "no text", "sharp", "detailed", "best quality", "vector art", "emoji", "flat style", "cute",
     "illustration", "masterpiece", "8k", "isolated", "simple", "cartoon", "beautiful", "colorful", "highly detailed",
 )  # fmt: skip
+EVERYTHING = frozenset(("background", "size", "place", "colour"))  # what `describe` can mention
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional as F
 
 from mini.models import MiniControlNet
 
-from .transformer import block_forward
+from .transformer import block_forward, patches, velocity
 
 if TYPE_CHECKING:
     from diffsynth.models.z_image_controlnet import ZImageControlTransformerBlock
@@ -48,13 +47,6 @@ def build(model: ZImageDiT) -> MiniControlNet:
     return net
 
 
-def patches(x: torch.Tensor) -> torch.Tensor:
-    """Return [B, C, h, w] as patches [B, h/2 * w/2, 4 C], in the order of the model's `patchify`."""
-    batch, channels, height, width = x.shape
-    x = x.view(batch, channels, height // 2, 2, width // 2, 2)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, height * width // 4, 4 * channels)
-
-
 def forward(
     model: ZImageDiT,
     net: MiniControlNet,
@@ -71,8 +63,7 @@ def forward(
 
     `control` is [B, 33, h, w]; everything else is as for `transformer.forward`.
     """
-    batch, channels, height, width = latents.shape
-    tokens = height * width // 4
+    tokens = latents.shape[2] * latents.shape[3] // 4
     frequencies = model.t_embedder.timestep_embedding(1000 - 1000 * sigma, model.t_embedder.frequency_embedding_size)
     t = model.t_embedder.mlp(frequencies)
     x = model.all_x_embedder["2-1"](patches(latents))
@@ -95,12 +86,7 @@ def forward(
             side = block_forward(beside, _enter(beside, side, x), rope, t, dtype)
             hint = scale * beside.after_proj(side)
         x = block_forward(block, x, rope, t, dtype) + hint
-    final = model.all_final_layer["2-1"]
-    x = x[:, :tokens]
-    x = F.layer_norm(x, (x.shape[-1],), eps=final.norm_final.eps) * (1 + final.adaLN_modulation(t)).unsqueeze(1)
-    x = final.linear(x).view(batch, height // 2, width // 2, 2, 2, channels)
-    velocity: torch.Tensor = -x.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height, width)
-    return velocity
+    return velocity(model, x[:, :tokens], t, latents.shape)
 
 
 def _enter(beside: ZImageControlTransformerBlock, side: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

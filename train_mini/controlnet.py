@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import mini.config
 from core.whole_file import replacing
@@ -28,6 +28,7 @@ from images import preprocess
 from . import autoencoder
 from .captions import Said
 from .control_forward import build, forward
+from .export import write_weights
 from .loop import WORK, Training, plateau, trained
 from .muon import muon_and_adamw
 from .pools import CANDIDATES, Pictures, couple
@@ -220,22 +221,14 @@ def train(work: Path, device: torch.device, turbo: Path, s: Schedule | None = No
             logger.info("controlnet error %.4f with the control images, %.4f without", led.item(), free.item())
         return led
 
+    def falling(step: int) -> float:
+        return plateau(step, s.steps, s.falling_share)
+
+    optimizers = muon_and_adamw(net, lambda name: "adaLN" not in name, s.muon, s.adamw, falling, dtype)
     training = Training(
-        name="controlnet",
-        state=work / "controlnet_state.pt",
-        model=net,
-        optimizers=muon_and_adamw(
-            net,
-            lambda name: "adaLN" not in name,
-            lambda step: s.muon * plateau(step, s.steps, s.falling_share),
-            lambda step: s.adamw * plateau(step, s.steps, s.falling_share),
-            dtype,
-        ),
-        steps=s.steps,
-        loss=loss,
-        random_sources=[data.pictures.generator, data.rng, generator],
+        target, net, optimizers, s.steps, loss, random_sources=[data.pictures.generator, data.rng, generator],
         average=lambda step: 0.01 if step >= (1 - s.average_share) * s.steps else 1.0,
-    )
+    )  # fmt: skip
     with trained(training), replacing(target) as file:
         torch.save(net.state_dict(), file)
     return target
@@ -245,14 +238,8 @@ def export(work: Path, turbo: Path, folder: Path = mini.config.CONTROLNET_FOLDER
     """Write the ControlNet in bfloat16; its file names the transformer that it was trained on."""
     state = torch.load(work / "controlnet.pt", map_location="cpu", weights_only=True)
     path = folder / mini.config.CONTROLNET_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {
-        "format": "pt",
-        "trained_on": f"{mini.config.TURBO_FOLDER.name}/{mini.config.TRANSFORMER_FILE}",
-        "trained_on_fingerprint": fingerprint([turbo]),
-    }
-    save_file({name: tensor.bfloat16().contiguous() for name, tensor in state.items()}, path, metadata)
-    path.chmod(0o644)  # safetensors writes files that only their owner may read
+    trained_on = f"{mini.config.TURBO_FOLDER.name}/{mini.config.TRANSFORMER_FILE}"
+    write_weights(path, state, trained_on=trained_on, trained_on_fingerprint=fingerprint([turbo]))
     return path
 
 

@@ -22,7 +22,7 @@ import mini.config
 from mini.prompt import complete
 
 from . import chinese
-from .captions import TEST_TEMPLATES, describe
+from .captions import EVERYTHING, TEST_TEMPLATES, describe
 from .scenes import LAYOUTS, PICTURE_SIDE, Painter, Scene, kind_of, test_scenes
 from .things import BACKGROUNDS, COLOURABLE, COLOURS, COUNTS, THINGS
 
@@ -44,7 +44,6 @@ THRESHOLDS = {
 WORDING_LOSS = 0.05  # by how much held-out wordings may be worse
 RETRIEVAL_SIDE = 32  # pixels: outlines and colours, not single pixels
 SYMMETRIC = 8.0  # of 255: below this mean difference from its mirror image an icon looks the same both ways round
-EVERYTHING = frozenset(("background", "size", "place", "colour"))
 
 
 class Pipelines:

@@ -24,6 +24,7 @@ from images import preprocess
 
 from .captions import describe
 from .evaluate import Judge, contact_sheet
+from .lora import finished
 from .scenes import PICTURE_SIDE, Painter, test_scenes
 from .things import THINGS
 
@@ -57,11 +58,7 @@ class Controlled:
             seed=seed,
             control=(control, scale),
         )
-        while True:
-            try:
-                next(drawing)
-            except StopIteration as done:
-                return np.asarray(done.value.image)
+        return np.asarray(finished(drawing).image)
 
 
 def edges(picture: np.ndarray) -> np.ndarray:

@@ -40,15 +40,17 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
+def write_weights(path: Path, state: dict[str, torch.Tensor], **metadata: str) -> None:
+    """Write weights in bfloat16."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.bfloat16().contiguous().clone() for k, v in state.items()}, path, metadata={"format": "pt"})
+    tensors = {name: tensor.detach().bfloat16().contiguous().clone() for name, tensor in state.items()}
+    save_file(tensors, path, {"format": "pt", **metadata})
     path.chmod(0o644)  # safetensors writes files that only their owner may read
 
 
 def export_transformer(folder: Path, state: dict[str, torch.Tensor]) -> None:
     """Write `transformer/`, `scheduler/` and `model_index.json` of one of the two repositories."""
-    _write_weights(folder / mini.config.TRANSFORMER_FILE, state)
+    write_weights(folder / mini.config.TRANSFORMER_FILE, state)
     config = {
         "_class_name": "ZImageTransformer2DModel",
         "all_patch_size": [2],
@@ -70,7 +72,7 @@ def export_text_encoder(folder: Path, work: Path) -> None:
     from transformers import Qwen3Config
 
     model = text_encoder.load(work, torch.device("cpu"))
-    _write_weights(folder / mini.config.TEXT_ENCODER_FILE, model.state_dict())
+    write_weights(folder / mini.config.TEXT_ENCODER_FILE, model.state_dict())
     config = Qwen3Config(**mini.config.TEXT_ENCODER_CONFIG).to_dict()
     config |= {"architectures": ["Qwen3ForCausalLM"], "dtype": "bfloat16"}
     _write_json(folder / "text_encoder" / "config.json", config)
@@ -79,7 +81,7 @@ def export_text_encoder(folder: Path, work: Path) -> None:
 
 def export_autoencoder(folder: Path, work: Path) -> None:
     """Write `vae/`, encoder and decoder in one file."""
-    _write_weights(folder / mini.config.VAE_FILE, autoencoder.load(work, torch.device("cpu")).state_dict())
+    write_weights(folder / mini.config.VAE_FILE, autoencoder.load(work, torch.device("cpu")).state_dict())
     config = {
         "_class_name": "MiniAutoencoder",
         "latent_channels": 16,

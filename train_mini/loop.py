@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,43 +25,41 @@ WORK = Path.home() / ".cache" / "z-image-studio" / "train_mini"  # icons, caches
 LOG_SECONDS, SAVE_SECONDS = 20, 300  # between two log lines, and between two writes of the state file
 
 Rate = Callable[[int], float]  # step -> learning rate
+Model = TypeVar("Model", bound=torch.nn.Module)
 RandomSource = random.Random | np.random.Generator | torch.Generator
 
 
 @dataclass
 class Training:
-    """What differs from one training to the next.
+    """What differs from one training to the next."""
 
-    Args:
-        name: what log lines call it.
-        state: the state file.
-        model: the weights to train; at the end they are the averaged ones.
-        optimizers: the optimizers, each with its learning rate.
-        steps: how many steps there are.
-        loss: returns the loss of a step's batch, or of one of its `parts`.
-        random_sources: where `loss` draws from; torch's own generators need not be named.
-        parts: how many losses make a step, each backpropagated by itself to save memory.
-        average: how far the averaged weights move towards the weights after a step; 1 copies them.
-        report: is called with the number of finished steps after every `report_every` of them, and after the last.
-        report_every: see `report`.
-    """
-
-    name: str
-    state: Path
+    target: Path  # where the weights will be; the state file is beside it
     model: torch.nn.Module
     optimizers: Sequence[tuple[torch.optim.Optimizer, Rate]]
     steps: int
-    loss: Callable[[int], torch.Tensor]
-    random_sources: Sequence[RandomSource] = ()
-    parts: int = 1
-    average: Callable[[int], float] = lambda step: 1.0
-    report: Callable[[int], None] = lambda done: None
+    loss: Callable[[int], torch.Tensor]  # step -> the loss of its batch, or of one of its `parts`
+    random_sources: Sequence[RandomSource] = ()  # which `loss` draws from, besides torch's own
+    parts: int = 1  # each is backpropagated separately, to save memory
+    average: Callable[[int], float] = lambda step: 1.0  # how far the averaged weights follow; 1 copies the weights
+    report: Callable[[int], None] = lambda done: None  # called after every `report_every` steps and the last
     report_every: int = 1
+
+    @property
+    def name(self) -> str:
+        """What log lines call it."""
+        return self.target.stem
+
+    @property
+    def state(self) -> Path:
+        """The state file."""
+        return self.target.with_name(f"{self.name}_state.pt")
 
 
 @contextmanager
 def trained(t: Training) -> Iterator[None]:
-    """Train, resuming from the state file where there is one, and delete that file when the block has kept the weights.
+    """Train, resuming from the state file where there is one, then delete it after the block, which keeps the weights.
+
+    The model then has the averaged weights.
 
     Raises:
         SystemExit: SIGINT or SIGTERM asked to stop; the state is saved.
@@ -98,6 +96,13 @@ def plateau(step: int, steps: int, falling_share: float) -> float:
     """Return the factor on a learning rate: a short rise, a plateau, over the last share of steps a fall to 5 %."""
     rest = (steps - step) / (falling_share * steps)
     return min(1.0, (step + 1) / 50) * min(1.0, 0.05 + 0.95 * rest)
+
+
+def load_rounded(model: Model, path: Path, device: torch.device) -> Model:
+    """Return a frozen model with trained weights, rounded to bfloat16 as the exported file holds them."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict({name: tensor.bfloat16().float() for name, tensor in state.items()})
+    return model.to(device).eval().requires_grad_(False)
 
 
 def _step(t: Training, step: int) -> float:
@@ -178,19 +183,15 @@ def _resume(t: Training, average: dict[str, torch.Tensor]) -> int:
 
 
 def _random_state(source: RandomSource) -> Any:
-    match source:
-        case torch.Generator():
-            return source.get_state()
-        case np.random.Generator():
-            return source.bit_generator.state
-    return source.getstate()
+    if isinstance(source, np.random.Generator):
+        return source.bit_generator.state
+    return source.get_state() if isinstance(source, torch.Generator) else source.getstate()
 
 
 def _set_random_state(source: RandomSource, state: Any) -> None:
-    match source:
-        case torch.Generator():
-            source.set_state(state)
-        case np.random.Generator():
-            source.bit_generator.state = state
-        case _:
-            source.setstate(state)
+    if isinstance(source, np.random.Generator):
+        source.bit_generator.state = state
+    elif isinstance(source, torch.Generator):
+        source.set_state(state)
+    else:
+        source.setstate(state)

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 import mini.config
 from diffusion.memory import GIB, memory_plan
@@ -24,6 +23,7 @@ from diffusion.pipeline import Picture, Pipeline, Progress
 from hub import checkpoint, inventory
 from mini.prompt import complete
 
+from .export import write_weights
 from .loop import WORK, Training, trained
 
 logger = logging.getLogger("train_mini.lora")
@@ -149,17 +149,11 @@ def train(built: Pipeline, s: Schedule, work: Path, target: Path) -> None:
         )
         return (predicted - (noise - latents)).square().mean() / s.batch
 
-    training = Training(
-        name="lora",
-        state=work / "lora_state.pt",
-        model=torch.nn.ParameterList(parameters),
-        optimizers=[(optimizer, lambda step: s.rate * min(1, (step + 1) / 20, 2 * (1 - step / s.steps)))],
-        steps=s.steps,
-        loss=loss,
-        random_sources=[generator],
-        parts=s.batch,
-    )
-    with trained(training):
+    def rate(step: int) -> float:
+        return s.rate * min(1, (step + 1) / 20, 2 * (1 - step / s.steps))
+
+    model = torch.nn.ParameterList(parameters)
+    with trained(Training(work / "lora.pt", model, [(optimizer, rate)], s.steps, loss, [generator], parts=s.batch)):
         export(get_peft_model_state_dict(transformer), target)
 
 
@@ -167,17 +161,13 @@ def export(state: dict[str, torch.Tensor], target: Path) -> Path:
     """Write the LoRA as ComfyUI and DiffSynth name it, in bfloat16, with the digest of what it was trained on."""
     turbo = inventory.choose("mini", "generate", "turbo").files["turbo"]
     metadata = {
-        "format": "pt",
         "modelspec.title": "Gold",
         "modelspec.architecture": "z-image",
         "base_model": "the embedded miniature of Z-Image-Turbo",
         "trained_on": BASE,
         "trained_on_fingerprint": checkpoint.fingerprint(turbo),
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {f"diffusion_model.{name}": tensor.detach().bfloat16().contiguous() for name, tensor in state.items()}
-    save_file(tensors, target, metadata)
-    target.chmod(0o644)  # safetensors writes files that only their owner may read
+    write_weights(target, {f"diffusion_model.{name}": tensor for name, tensor in state.items()}, **metadata)
     return target
 
 

@@ -66,13 +66,13 @@ class Muon(torch.optim.Optimizer):
 
 
 def muon_and_adamw(
-    model: torch.nn.Module, is_matrix: Callable[[str], bool], muon: Rate, adamw: Rate, dtype: torch.dtype
+    model: torch.nn.Module, is_matrix: Callable[[str], bool], muon: float, adamw: float, rate: Rate, dtype: torch.dtype
 ) -> list[tuple[torch.optim.Optimizer, Rate]]:
-    """Return Muon for the matrices whose names are chosen, and AdamW for everything else, with their learning rates."""
+    """Return Muon for the matrices whose names are chosen, AdamW for the rest; `rate` is a factor on both rates."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and is_matrix(name)]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        (Muon(matrices, lr=muon(0), dtype=dtype), muon),
-        (torch.optim.AdamW(rest, lr=adamw(0), betas=(0.9, 0.95), weight_decay=0.0), adamw),
+        (Muon(matrices, lr=muon, dtype=dtype), lambda step: muon * rate(step)),
+        (torch.optim.AdamW(rest, lr=adamw, betas=(0.9, 0.95), weight_decay=0.0), lambda step: adamw * rate(step)),
     ]

@@ -16,7 +16,7 @@ from PIL import Image
 from core.whole_file import replacing
 
 from . import autoencoder, text_encoder
-from .captions import describe
+from .captions import EVERYTHING, describe
 from .pools import wishes
 from .scenes import LAYOUTS, Painter, Scene, kind_of, test_scenes
 from .things import BACKGROUNDS, CLASHES, COLOURABLE, COLOURS, COUNTS, PLACES, SIZES, THINGS
@@ -25,7 +25,6 @@ from .transformer import Predict, stack_words
 PROBES = {"single": 48, "coloured": 16, "pair": 24, "count": 16}
 OPEN = 26  # prompts that say no more than "a fox"
 STEPS, SHIFT = 8, 3.0  # of the samples: Turbo's official settings
-EVERYTHING = frozenset(("background", "size", "place", "colour"))
 
 
 def rivals(scene: Scene, rng: random.Random, others: int = 12) -> list[Scene]:

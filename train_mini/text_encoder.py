@@ -26,8 +26,8 @@ from mini.config import TEXT_ENCODER_CONFIG
 from mini.models import MiniTextEncoder
 
 from . import autoencoder, chinese
-from .captions import TEST_TEMPLATES, Caption, Said, describe, plural, random_caption
-from .loop import Training, trained
+from .captions import EVERYTHING, TEST_TEMPLATES, Caption, Said, describe, plural, random_caption
+from .loop import Training, load_rounded, trained
 from .scenes import Painter, Scene, fetch_icons, kind_of, test_scenes, training_scenes
 from .things import (
     ARRANGEMENTS,
@@ -351,26 +351,14 @@ def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
             logger.info("text encoder mse of the codes %.4f, of all other tokens %.4f", coded.item(), erased.item())
         return coded + ERASED * erased
 
-    training = Training(
-        name="text encoder",
-        state=work / "text_encoder_state.pt",
-        model=model,
-        optimizers=[(optimizer, rate)],
-        steps=steps,
-        loss=loss,
-        random_sources=[rng],
-    )
-    with trained(training), replacing(target) as file:
+    with trained(Training(target, model, [(optimizer, rate)], steps, loss, [rng])), replacing(target) as file:
         torch.save(model.state_dict(), file)
     return target
 
 
 def load(work: Path, device: torch.device) -> MiniTextEncoder:
     """Load the trained text encoder with weights rounded to bf16, as the exported file holds them."""
-    model = MiniTextEncoder()
-    state = torch.load(work / "text_encoder.pt", map_location="cpu", weights_only=True)
-    model.load_state_dict({k: v.bfloat16().float() for k, v in state.items()})
-    return model.to(device).eval().requires_grad_(False)
+    return load_rounded(MiniTextEncoder(), work / "text_encoder.pt", device)
 
 
 @torch.no_grad()
@@ -382,7 +370,6 @@ def evaluate(work: Path, device: torch.device, count: int = 600) -> dict[str, fl
     """
     rng = random.Random(3)
     tokenizer, codes, model = load_tokenizer(work), Codes(work), load(work, device)
-    everything = frozenset(("background", "size", "place", "colour"))
     scenes = [scene for kind in ("single", "coloured", "pair", "count") for scene in test_scenes(kind, count // 4)]
     layout: dict[str, tuple[int, Mapping[Any, torch.Tensor]]] = {
         "arrangement": (32, codes.arrangement),
@@ -399,9 +386,9 @@ def evaluate(work: Path, device: torch.device, count: int = 600) -> dict[str, fl
         ("completed", None, False),
         ("completed Chinese", None, True),
     ):
-        says = everything if not wording.startswith("completed") else frozenset(("background", "colour"))
+        says = EVERYTHING if not wording.startswith("completed") else frozenset(("background", "colour"))
         captions = [describe(scene, rng, says, templates, in_chinese) for scene in scenes]
-        if says != everything:
+        if says != EVERYTHING:
             captions = [completed(caption, rng, known, 1.0) for caption in captions]
         found = []
         for i in range(0, len(captions), 100):

@@ -147,6 +147,22 @@ def block_forward(
     return x + gate2 * _norm(_linear(h, feed_forward.w2, dtype), block.ffn_norm2)
 
 
+def patches(x: torch.Tensor) -> torch.Tensor:
+    """Return [B, C, h, w] as patches [B, h/2 * w/2, 4 C], in the order of the model's `patchify`."""
+    batch, channels, height, width = x.shape
+    x = x.view(batch, channels, height // 2, 2, width // 2, 2)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, height * width // 4, 4 * channels)
+
+
+def velocity(model: ZImageDiT, x: torch.Tensor, t: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Return what the last layer makes of the picture's tokens x: the velocity of latents of a shape."""
+    batch, channels, height, width = shape
+    final = model.all_final_layer["2-1"]
+    x = F.layer_norm(x, (x.shape[-1],), eps=final.norm_final.eps) * (1 + final.adaLN_modulation(t)).unsqueeze(1)
+    x = final.linear(x).view(batch, height // 2, width // 2, 2, 2, channels)
+    return -x.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height, width)
+
+
 def forward(
     model: ZImageDiT,
     latents: torch.Tensor,
@@ -161,13 +177,10 @@ def forward(
     `sigma` [B] in 0..1; `words` [B, L, 128] with L a multiple of 32, of which `lengths` [B] tokens count and the rest
     become the model's pad token (and are attended, as in the original); `rope` from `rope_table`.
     """
-    batch, channels, height, width = latents.shape
-    h, w = height // 2, width // 2
-    tokens = h * w  # a multiple of 32, so the picture needs no padding
+    tokens = latents.shape[2] * latents.shape[3] // 4  # a multiple of 32, so the picture needs no padding
     frequencies = model.t_embedder.timestep_embedding(1000 - 1000 * sigma, model.t_embedder.frequency_embedding_size)
     t = model.t_embedder.mlp(frequencies)
-    x = latents.view(batch, channels, h, 2, w, 2).permute(0, 2, 4, 3, 5, 1).reshape(batch, tokens, -1)
-    x = F.linear(x, model.all_x_embedder["2-1"].weight, model.all_x_embedder["2-1"].bias)
+    x = model.all_x_embedder["2-1"](patches(latents))
     for block in model.noise_refiner:
         x = block_forward(block, x, rope[:tokens], t, dtype)
     c = _linear(_norm(words, model.cap_embedder[0]), model.cap_embedder[1], torch.float32)
@@ -178,12 +191,7 @@ def forward(
     x = torch.cat([x, c], 1)
     for block in model.layers:
         x = block_forward(block, x, rope, t, dtype)
-    final = model.all_final_layer["2-1"]
-    x = x[:, :tokens]
-    x = F.layer_norm(x, (x.shape[-1],), eps=final.norm_final.eps) * (1 + final.adaLN_modulation(t)).unsqueeze(1)
-    x = F.linear(x, final.linear.weight, final.linear.bias)
-    x = x.view(batch, h, w, 2, 2, channels).permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height, width)
-    return -x
+    return velocity(model, x[:, :tokens], t, latents.shape)
 
 
 def rope_tables(model: ZImageDiT, device: torch.device) -> dict[int, torch.Tensor]:

@@ -93,18 +93,14 @@ def train_turbo(work: Path, device: torch.device, s: Schedule | None = None) -> 
             wanted = walk(guided, x, sigma, following, TEACHER_STEPS)
         return (predict(x, sigma, words, lengths) - wanted).square().mean()
 
+    def rate(step: int) -> float:
+        return s.rate * min(1.0, (step + 1) / 20) * min(1.0, 2.05 - 2 * step / s.steps)
+
     training = Training(
-        name="turbo",
-        state=work / "turbo_state.pt",
-        model=model,
-        optimizers=[(optimizer, lambda step: s.rate * min(1.0, (step + 1) / 20) * min(1.0, 2.05 - 2 * step / s.steps))],
-        steps=s.steps,
-        loss=loss,
-        random_sources=[pictures.generator],
+        target, model, [(optimizer, rate)], s.steps, loss, random_sources=[pictures.generator],
         average=lambda step: 1.0 if step < s.steps // 2 else 1 - s.average,
-        report=lambda done: logger.info("turbo probe %s", probe.judge(probe.sample(predict))),
-        report_every=60,
-    )
+        report=lambda done: logger.info("turbo probe %s", probe.judge(probe.sample(predict))), report_every=60,
+    )  # fmt: skip
     with trained(training):
         write_sheet(work, probe.sample(predict), work / "sheet_turbo.png", device)
         with replacing(target) as file:

@@ -24,7 +24,7 @@ def kill() -> None:
     raise Killed
 
 
-def run(state: Path, stop_at: int | None = None, stop: Callable[[], None] = kill) -> tuple[torch.nn.Module, list[str]]:
+def run(target: Path, stop_at: int | None = None, stop: Callable[[], None] = kill) -> tuple[torch.nn.Module, list[str]]:
     """Train a few layers with every kind of random numbers; return the model and what its losses and reports were."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Dropout(0.2), torch.nn.Linear(8, 3))
@@ -40,11 +40,10 @@ def run(state: Path, stop_at: int | None = None, stop: Callable[[], None] = kill
         return value
 
     optimizers = muon_and_adamw(
-        model, lambda name: name.endswith("weight"), lambda step: 0.03 / (step + 1), lambda step: 1e-3, torch.float32
+        model, lambda name: name.endswith("weight"), 0.03, 1e-3, lambda step: 1 / (step + 1), torch.float32
     )
     training = Training(
-        "test",
-        state,
+        target,
         model,
         optimizers,
         STEPS,
@@ -56,7 +55,7 @@ def run(state: Path, stop_at: int | None = None, stop: Callable[[], None] = kill
         report_every=5,
     )
     with trained(training):
-        assert state.exists()
+        assert training.state.exists()
     return model, seen
 
 
@@ -68,10 +67,10 @@ def test_a_training_stopped_by_a_signal_resumes_to_the_bit(
     whole, expected = run(tmp_path / "whole.pt")
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(SystemExit) as stop:
-        run(tmp_path / "state.pt", stop_at, lambda: signal.raise_signal(number))
+        run(tmp_path / "resumed.pt", stop_at, lambda: signal.raise_signal(number))
     assert stop.value.code == 128 + number
     assert handlers == [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    stopped, seen = run(tmp_path / "state.pt")
+    stopped, seen = run(tmp_path / "resumed.pt")
     # The signal came within a step, which was finished first.
     first = next((place for place, line in enumerate(expected) if line.startswith(f"{stop_at + 1}: ")), len(expected))
     assert seen == [line for line in expected[first:] if line != f"report {stop_at + 1}"]
@@ -84,8 +83,8 @@ def test_a_killed_training_resumes_from_its_last_state(tmp_path: Path, monkeypat
     whole, _ = run(tmp_path / "whole.pt")
     monkeypatch.setattr(loop, "SAVE_SECONDS", -1)
     with pytest.raises(Killed):
-        run(tmp_path / "state.pt", 7)
-    resumed, seen = run(tmp_path / "state.pt")
+        run(tmp_path / "resumed.pt", 7)
+    resumed, seen = run(tmp_path / "resumed.pt")
     assert seen[0].startswith("7: ")
     assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
 
@@ -94,7 +93,7 @@ def test_the_state_is_kept_until_the_weights_are(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.AdamW(model.parameters())
     training = Training(
-        "test", tmp_path / "state.pt", model, [(optimizer, lambda step: 0.1)], 2, lambda step: model.weight.sum()
+        tmp_path / "resumed.pt", model, [(optimizer, lambda step: 0.1)], 2, lambda step: model.weight.sum()
     )
     with pytest.raises(Killed), trained(training):
         kill()
