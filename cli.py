@@ -276,7 +276,7 @@ def _doctor(args: argparse.Namespace) -> int:
     total, available = host_memory.total_and_free()
     plans = {
         kind: {
-            mode: list(memory.plan_for(on[kind], mode, kind, memory_gb=args.memory).reasons)
+            mode: [str(reason) for reason in memory.plan_for(on[kind], mode, kind, memory_gb=args.memory).reasons]
             for mode in (TextToImage.mode, ControlNet.mode)
         }
         for kind in get_args(WeightsKind)

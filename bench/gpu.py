@@ -334,7 +334,11 @@ def plans(bench: Bench, cards: list[int], case: Case) -> list[dict[str, Any]]:
             limit = room / GIB - VRAM_MARGIN_GIB if plan.offload else None
             plan = dataclasses.replace(plan, vram_limit_gb=limit)
         print(f"{gigabytes} GB: {plan.reasons[0]}", file=sys.stderr, flush=True)
-        facts = {"card_gb": gigabytes, "plan": list(plan.reasons), "resident_gb": round(plan.resident_bytes / 1e9, 1)}
+        facts = {
+            "card_gb": gigabytes,
+            "plan": [str(reason) for reason in plan.reasons],
+            "resident_gb": round(plan.resident_bytes / 1e9, 1),
+        }
         found.append(attempt(facts, partial(measured, plan)))
     if bench.on.kind == "cuda":
         torch.cuda.set_per_process_memory_fraction(1.0)
@@ -489,7 +493,7 @@ def main(argv: list[str] | None = None) -> None:
         cards = smaller if args.weights == "full" else [1]
         facts = {
             "date": time.strftime("%Y-%m-%d"),
-            "device": bench.on.reason,
+            "device": str(bench.on.reason),
             "torch": torch.__version__,
             "diffsynth": importlib.metadata.version("diffsynth"),
             "weights": args.weights,

@@ -96,7 +96,7 @@ def main() -> None:
 
     on = device.choose_device(args.device, "full")
     plan = memory.plan_for(on, args.mode, "full", memory_gb=args.memory)
-    print("\n".join((on.reason, *plan.reasons)), file=sys.stderr)
+    print("\n".join(map(str, (on.reason, *plan.reasons))), file=sys.stderr)
     peak = Peak()
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, peak.watched():
@@ -106,7 +106,7 @@ def main() -> None:
         built = draw(args, plan, on, chosen, seconds)
         seconds["total"] = round(time.perf_counter() - start, 1)
     facts = {
-        "device": on.reason,
+        "device": str(on.reason),
         "plan": {**asdict(plan), "resident_bytes": plan.resident_bytes},
         "request": {name: getattr(args, name) for name in ("model", "mode", "width", "height", "steps")},
         "seconds": seconds,

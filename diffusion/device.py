@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.errors import RequestError
+from core.messages import Message
 from core.sizes import WeightsKind
 from diffusion import host_memory, measure
 
@@ -33,7 +34,7 @@ class Device:
     total_bytes: int | None
     free_bytes: int | None
     dtype: Dtype
-    reason: str
+    reason: Message
     capability: tuple[int, int] | None = None
     vae_dtype: Dtype | None = None
     flops: float | None = None
@@ -81,7 +82,7 @@ def decide(asked: str, present: list[Accelerator], speeds: measure.Speeds | None
         RequestError: the device asked for is not among them.
     """
     one = _asked_for(asked, present)
-    why = "as asked" if asked != "auto" else _WHY_AUTO[one.kind]
+    why = _AS_ASKED if asked != "auto" else _WHY_AUTO[one.kind]
     dtype, why_dtype = _dtype(one, speeds)
     known = speeds if one.kind == "cpu" else None
     return Device(
@@ -90,7 +91,7 @@ def decide(asked: str, present: list[Accelerator], speeds: measure.Speeds | None
         one.total_bytes,
         one.free_bytes,
         dtype,
-        f"{one.name}, {why}; {why_dtype}",
+        Message("device", "{name}, {why}; {dtype}", name=one.name, why=why, dtype=why_dtype),
         one.capability,
         vae_dtype=_vae_dtype(dtype, known) if known else None,
         flops=getattr(known.products, dtype) * 1e9 if known else None,
@@ -102,45 +103,52 @@ def _asked_for(asked: str, present: list[Accelerator]) -> Accelerator:
     if asked == "auto":
         return present[0]
     if asked not in kinds:
-        raise RequestError("device", asked, f"{', '.join(('auto', *kinds))} on this machine")
+        raise RequestError("device", asked, Message("devices", "{names} on this machine", names=["auto", *kinds]))
     return present[kinds.index(asked)]
 
 
-_WHY_AUTO: Mapping[DeviceKind, str] = {
-    "cuda": "the CUDA card of this machine",
-    "mps": "Apple's GPU, since there is no CUDA card",
-    "cpu": "since torch sees neither a CUDA card nor Apple's GPU",
+_AS_ASKED = Message("as_asked", "as asked")
+_WHY_AUTO: Mapping[DeviceKind, Message] = {
+    "cuda": Message("best_device", "the CUDA card of this machine"),
+    "mps": Message("best_device", "Apple's GPU, since there is no CUDA card"),
+    "cpu": Message("best_device", "since torch sees neither a CUDA card nor Apple's GPU"),
 }
 
 
-def _dtype(one: Accelerator, speeds: measure.Speeds | None) -> tuple[Dtype, str]:
+def _dtype(one: Accelerator, speeds: measure.Speeds | None) -> tuple[Dtype, Message]:
     if one.kind == "mps":
-        return "bfloat16", "bf16, because fp16 overflows to black pictures on these models"
+        return "bfloat16", Message("dtype", "bf16, because fp16 overflows to black pictures on these models")
     if one.kind == "cpu":
         return ("float32", _WHY_FP32) if speeds is None else _measured_dtype(speeds)
     capability = one.capability or (0, 0)
     number = ".".join(map(str, capability))
     if capability >= BFLOAT16_CAPABILITY:
-        return "bfloat16", f"bf16, which compute capability {number} has; fp16 overflows to black pictures"
-    return "float32", (
-        f"fp32, because compute capability {number} has no bf16 (8.0 and up do) and fp16 overflows to black pictures"
-    )
+        text = "bf16, which compute capability {number} has; fp16 overflows to black pictures"
+        return "bfloat16", Message("dtype", text, number=number)
+    text = "fp32, because compute capability {number} has no bf16 (8.0 and up do) and fp16 overflows to black pictures"
+    return "float32", Message("dtype", text, number=number)
 
 
 def _vae_dtype(dtype: Dtype, speeds: measure.Speeds) -> Dtype:
     return dtype if speeds.bfloat16_vae else "float32"
 
 
-_WHY_FP32 = "fp32, so that a seed means one picture on all processors"
+_WHY_FP32 = Message("dtype", "fp32, so that a seed means one picture on all processors")
 
 
-def _measured_dtype(speeds: measure.Speeds) -> tuple[Dtype, str]:
-    figures = "; ".join(f"{work} {getattr(speeds, work)}" for work in ("products", "attention", "convolution"))
-    times = f"{speeds.step_ratio:.2g} times as fast as in fp32"
-    if not speeds.bfloat16_steps:
-        return "float32", f"fp32, because a step in bf16 is only {times}, as measured here ({figures})"
-    vae = "" if speeds.bfloat16_vae else "; the VAE in fp32"
-    return "bfloat16", f"bf16, because a step in it is {times}, as measured here ({figures}){vae}"
+def _measured_dtype(speeds: measure.Speeds) -> tuple[Dtype, Message]:
+    figures = [
+        Message("speed", "{work} {speeds}", work=work, speeds=getattr(speeds, work).message)
+        for work in ("products", "attention", "convolution")
+    ]
+    dtype: Dtype = "bfloat16" if speeds.bfloat16_steps else "float32"
+    if dtype == "float32":
+        text = "fp32, because a step in bf16 is only {times:.2g} times as fast as in fp32, as measured here ({figures})"
+    else:
+        text = "bf16, because a step in it is {times:.2g} times as fast as in fp32, as measured here ({figures})"
+        if not speeds.bfloat16_vae:
+            text += "; the VAE in fp32"
+    return dtype, Message("dtype", text, times=speeds.step_ratio, figures=figures)
 
 
 def _accelerators() -> Iterator[Accelerator]:

@@ -14,6 +14,7 @@ from diffsynth.pipelines.z_image import ZImagePipeline, ZImageUnit_InputImageEmb
 from PIL import Image
 
 from core.events import Stage, Step, TileDone
+from core.messages import Message
 from diffusion import vae_tiles
 from diffusion.vae_tiles import FACTOR, REDRAWN_SHARE
 
@@ -56,7 +57,7 @@ def redraw(
     cut = vae_tiles.cut((width, height), side, overlap)
     weights = [torch.from_numpy(tile.weight).to(pipe.device) for tile in cut]
 
-    yield Stage("encoding", "picture")
+    yield Stage("encoding", Message("stage", "picture"))
     pipe.load_models_to_device(["vae_encoder"])
     encoded = yield from _counted(
         "encoding", vae_tiles.encode(pipe.vae_encoder, pipe.preprocess_image(image), side, overlap)
@@ -65,7 +66,7 @@ def redraw(
     noise = pipe.generate_noise(shape, seed=seed, rand_device="cpu", rand_torch_dtype=pipe.torch_dtype)
     latents = pipe.scheduler.add_noise(encoded, noise, timestep=pipe.scheduler.timesteps[0])
 
-    yield Stage("denoising", "picture")
+    yield Stage("denoising", Message("stage", "picture"))
     pipe.load_models_to_device(["dit"])
     steps = len(pipe.scheduler.timesteps)
     for step, timestep in enumerate(pipe.scheduler.timesteps):

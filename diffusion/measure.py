@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.errors import NotWritten
+from core.messages import Message
 from core.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -52,8 +53,14 @@ class Pair:
         """How many times as fast bf16 is."""
         return self.bfloat16 / self.float32
 
+    @property
+    def message(self) -> Message:
+        """Both figures, for people."""
+        text = "{float32:.3g} GFLOP/s in fp32, {bfloat16:.3g} in bf16"
+        return Message("speed", text, float32=self.float32, bfloat16=self.bfloat16)
+
     def __str__(self) -> str:
-        return f"{self.float32:.3g} GFLOP/s in fp32, {self.bfloat16:.3g} in bf16"
+        return str(self.message)
 
 
 @dataclass(frozen=True)

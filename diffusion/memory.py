@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.errors import RequestError
+from core.messages import Message
 from core.sizes import WeightsKind
 from diffusion import host_memory
 from diffusion.device import Device, DeviceKind, Dtype
@@ -66,7 +67,7 @@ class MemoryPlan:
         tiled_vae_above: pixels above which the VAE works in tiles.
         vae_dtype: what the VAE is held and computed in.
         room: bytes of the device's memory that the plan counts with.
-        reasons: sentences for people.
+        reasons: why it is so, for people.
         fits: whether the plan is expected to run at all; where it is not, the last reason says what is short.
         lora_copies: bytes that changed copies of weights may take while a LoRA is used; see docs/adr/0010.
         tightest: whether there is nothing left to give up.
@@ -79,7 +80,7 @@ class MemoryPlan:
     tiled_vae_above: int
     vae_dtype: Dtype
     room: int
-    reasons: tuple[str, ...]
+    reasons: tuple[Message, ...]
     fits: bool = True
     lora_copies: int = 0
     tightest: bool = False
@@ -110,12 +111,20 @@ class _Row:
     resident: tuple[str, ...]
     held: Dtype
     transformers: int
-    sentence: str
+    stays: str
+    rest: str = ""
 
     def bytes(self, vae_dtype: Dtype) -> int:
         """Return what stays on the device."""
         parts = [part for part in self.resident if part != "vae"] + ["transformer"] * (self.transformers - 1)
         return sum(part_bytes(part, self.held) for part in parts) + part_bytes("vae", vae_dtype)
+
+    def messages(self, dtype: Dtype) -> list[Message]:
+        """Return what becomes of the parts, on a device that computes in `dtype`."""
+        stays = Message("memory", self.stays)
+        if self.held != dtype and self.resident != ("vae",):
+            stays = Message("memory", "{plan}, held in bf16 and computed in fp32", plan=stays)
+        return [stays, Message("memory", self.rest)] if self.rest else [stays]
 
 
 def part_bytes(part: str, dtype: Dtype) -> int:
@@ -127,26 +136,27 @@ def _rows(dtype: Dtype, control: bool) -> list[_Row]:
     rows = []
     extra = ("controlnet",) if control else ()
     for held in dict.fromkeys((dtype, "bfloat16")):
-        also = "" if held == dtype else ", held in bf16 and computed in fp32"
         rows += [
-            _Row((*_ALL, *extra), held, 2, f"Base and Turbo, text encoder and VAE stay in memory{also}"),
+            _Row((*_ALL, *extra), held, 2, "Base and Turbo, text encoder and VAE stay in memory"),
             _Row(
                 (*_ALL, *extra),
                 held,
                 1,
-                f"one transformer, text encoder and VAE stay in memory{also}; the other is loaded when asked for",
+                "one transformer, text encoder and VAE stay in memory",
+                "the other is loaded when asked for",
             ),
         ]
         if held != "bfloat16":  # before anything is fetched from elsewhere, it is held in bf16
             continue
         if control:
-            rows.append(_Row(_ALL, held, 1, f"transformer, text encoder and VAE stay in memory{also}"))
+            rows.append(_Row(_ALL, held, 1, "transformer, text encoder and VAE stay in memory"))
         rows.append(
             _Row(
                 ("transformer", "vae"),
                 held,
                 1,
-                f"the transformer stays in memory{also}; the text encoder is fetched for each new prompt",
+                "the transformer stays in memory",
+                "the text encoder is fetched for each new prompt",
             )
         )
     rows.append(_Row(("vae",), "bfloat16", 1, "transformer and text encoder are fetched layer by layer, in each step"))
@@ -210,28 +220,33 @@ def memory_plan(
     held = {part: Placement("device", vae_dtype if part == "vae" else row.held) for part in row.resident}
     parts = {part: held.get(part, Placement(at, "bfloat16")) for part in names}
 
-    source = "allowed" if allowed is not None else _WHOSE[device_kind]
-    reasons = [f"{room / 1e9:.0f} GB {source}: {row.sentence}"]
+    text = _ALLOWED if allowed is not None else _FREE[device_kind]
+    reasons = [Message("memory", text, room=round(room / 1e9), plan=row.messages(dtype))]
     if tighter:
-        reasons.append("tighter than estimated, because the memory did not suffice before")
+        reasons.append(Message("memory", "tighter than estimated, because the memory did not suffice before"))
     if control:
-        where = "stays in memory too" if "controlnet" in row.resident else "is fetched too"
-        reasons.append(f"ControlNet ({part_bytes('controlnet', row.held) / 1e9:.1f} GB) {where}")
+        text = "ControlNet ({size} GB) is fetched too"
+        if "controlnet" in row.resident:
+            text = "ControlNet ({size} GB) stays in memory too"
+        reasons.append(Message("memory", text, size=round(part_bytes("controlnet", row.held) / 1e9, 1)))
     both, limit = row.transformers == 2, None
     if waiting:
         if "transformer" in waiting:  # one that waits on the disk takes no memory
             both = at == "disk" or wait + PART_BYTES["transformer"] + HOST_RESERVE <= host_total
-        where = f"in the host's {host_total / 1e9:.0f} GB of memory" if at == "host" else "on the disk"
-        reasons.append(f"what does not stay waits {where}")
+        text = "what does not stay waits on the disk"
+        if at == "host":
+            text = "what does not stay waits in the host's {size} GB of memory"
+        reasons.append(Message("memory", text, size=round(host_total / 1e9)))
         if device_kind == "cuda":
             # The check behind it counts what everybody holds on the card, not only this process.
             taken = total - free if free is not None else 0
             limit = round(min(total, taken + room) / GIB - VRAM_MARGIN_GIB, 1)
     if device_kind == "cuda" and total < FLOOR:
-        reasons.append(f"a card of {total / 1e9:.1f} GB is below the 8 GB that this is made for: slow, and tight")
+        text = "a card of {size} GB is below the 8 GB that this is made for: slow, and tight"
+        reasons.append(Message("memory", text, size=round(total / 1e9, 1)))
     if not fits:
-        need = (row.bytes(vae_dtype) + headroom) / 1e9
-        reasons.append(f"even that needs about {need:.0f} GB: expect to run out of memory")
+        text = "even that needs about {size} GB: expect to run out of memory"
+        reasons.append(Message("memory", text, size=round((row.bytes(vae_dtype) + headroom) / 1e9)))
     left = room - row.bytes(vae_dtype)
     per_pixel = VAE_NUMBERS_PER_PIXEL * (4 if vae_dtype == "float32" else 2)
     tiled = TILED_AT_LEAST if tighter else min(max((left - headroom // 3) // per_pixel, TILED_AT_LEAST), TILED_AT_MOST)
@@ -280,7 +295,7 @@ def plan_for(
     except (ValueError, OverflowError):
         allowed = 0
     if allowed is not None and allowed <= 0:
-        raise RequestError("memory", given, "a number of GB above 0, such as 12")
+        raise RequestError("memory", given, Message("gigabytes", "a number of GB above 0, such as 12"))
     total, _ = host_memory.total_and_free()
     return memory_plan(
         on.kind,
@@ -300,17 +315,19 @@ def _mini_plan(names: tuple[str, ...], dtype: Dtype, room: int, tighter: int, ti
     """The miniature stays in memory as a whole; only after that did not suffice is it read from the disk."""
     if not tighter:
         parts = dict.fromkeys(names, Placement("device", dtype))
-        reasons = ("the miniature takes well under 1 GB: everything stays in memory",)
+        reasons = (Message("memory", "the miniature takes well under 1 GB: everything stays in memory"),)
         return MemoryPlan(parts, True, None, TILED_AT_MOST, dtype, room, reasons, lora_copies=GIB, upscaler_tile=tile)
     parts = {part: Placement("device" if part == "vae" else "disk", dtype) for part in names}
-    reasons = ("the miniature is read from the disk in each step, because the memory did not suffice before",)
+    text = "the miniature is read from the disk in each step, because the memory did not suffice before"
+    reasons = (Message("memory", text),)
     return MemoryPlan(parts, True, None, TILED_AT_MOST, dtype, room, reasons, tightest=True, upscaler_tile=tile)
 
 
-_WHOSE: Mapping[DeviceKind, str] = {
-    "cuda": "of video memory free",
-    "mps": "that Metal recommends at most",
-    "cpu": "of memory free",
+_ALLOWED = "{room} GB allowed: {plan}"
+_FREE: Mapping[DeviceKind, str] = {
+    "cuda": "{room} GB of video memory free: {plan}",
+    "mps": "{room} GB that Metal recommends at most: {plan}",
+    "cpu": "{room} GB of memory free: {plan}",
 }
 
 

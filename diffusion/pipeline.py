@@ -105,27 +105,27 @@ class Pipeline:
         if chosen.kind == "mini":
             mini.config.register()
         if pipe.tokenizer is None:
-            yield Stage("loading", "tokenizer")
+            yield Stage("loading", Message("stage", "tokenizer"))
             pipe.tokenizer = AutoTokenizer.from_pretrained(chosen.files["tokenizer"][0], local_files_only=True)
         if pipe.text_encoder is None:
-            yield Stage("loading", "text encoder")
+            yield Stage("loading", Message("stage", "text encoder"))
             pipe.text_encoder = self._read(chosen.files["text_encoder"], "text_encoder").fetch_model(
                 "z_image_text_encoder"
             )
         if pipe.vae_decoder is None:
-            yield Stage("loading", "autoencoder")
+            yield Stage("loading", Message("stage", "autoencoder"))
             pool = self._read(chosen.files["vae"], "vae")
             pipe.vae_encoder = pool.fetch_model("flux_vae_encoder")
             pipe.vae_decoder = pool.fetch_model("flux_vae_decoder")
             loader.keep_own_dtype(pipe.vae_encoder, answer=pipe.torch_dtype)
             loader.keep_own_dtype(pipe.vae_decoder)  # a picture is best rounded once
         if pipe.controlnet is None and "controlnet" in chosen.files:
-            yield Stage("loading", "ControlNet")
+            yield Stage("loading", Message("stage", "ControlNet"))
             pipe.controlnet = self._read(chosen.files["controlnet"], "controlnet").fetch_model("z_image_controlnet")
         if pipe.dit is not None and pipe.dit is not self.transformers.get(model):
             loader.offload(pipe.dit)  # from here on DiffSynth does not see it
         if model not in self.transformers:
-            yield Stage("loading", f"transformer ({model})")
+            yield Stage("loading", Message("stage", "transformer ({model})", model=model))
             if not self.plan.keep_both_transformers:
                 self.transformers.clear()
                 pipe.dit = None

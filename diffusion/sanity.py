@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from core.messages import Message
+
 if TYPE_CHECKING:
     import torch
 
@@ -63,52 +65,61 @@ def measure(latents: torch.Tensor, decoded: torch.Tensor) -> Health:
     )
 
 
+DefectCode = Literal["nan", "exploded", "empty", "flat", "clipped"]
+DrawingStage = Literal["denoising", "decoding"]
+
+
 @dataclass(frozen=True)
 class Defect:
     """What is wrong with a result: a code, the stage that broke it, and what was seen, as a clause."""
 
-    code: Literal["nan", "exploded", "empty", "flat", "clipped"]
-    stage: Literal["denoising", "decoding"]
-    seen: str
+    code: DefectCode
+    stage: DrawingStage
+    seen: Message
 
 
 def judge(health: Health) -> Defect | None:
     """Return what is wrong with a result; None where it is a picture, a plain one included."""
     if not health.latents_finite:
-        return Defect("nan", "denoising", "the transformer's result holds NaN or infinity, which would show as black")
+        return _defect("nan", "denoising", "the transformer's result holds NaN or infinity, which would show as black")
     if health.latents_peak > LATENT_LIMIT:
-        return Defect(
-            "exploded",
-            "denoising",
-            f"the transformer's result reaches {health.latents_peak:.0f} where some 5 is usual: noise, not a picture",
-        )
+        text = "the transformer's result reaches {peak} where some 5 is usual: noise, not a picture"
+        return _defect("exploded", "denoising", text, peak=round(health.latents_peak))
     if health.latents_spread < LATENTS_EMPTY:
-        return Defect("empty", "denoising", "the transformer's result is the same all over")
+        return _defect("empty", "denoising", "the transformer's result is the same all over")
     if not health.pixels_finite:
-        return Defect("nan", "decoding", "the VAE made NaN or infinity of sound latents, which would show as black")
+        return _defect("nan", "decoding", "the VAE made NaN or infinity of sound latents, which would show as black")
     if health.pixels_clipped > CLIPPED_SHARE and health.latents_peak <= LATENTS_USUAL:
-        share = f"{health.pixels_clipped:.0%}"
-        return Defect("clipped", "decoding", f"{share} of the picture lies far beyond black and white")
+        text = "{percent}% of the picture lies far beyond black and white"
+        return _defect("clipped", "decoding", text, percent=round(100 * health.pixels_clipped))
     if health.pixels_spread < FLAT and health.latents_spread > LATENTS_VARIED:
-        return Defect("flat", "decoding", "the VAE made one plain colour of latents that vary")
+        return _defect("flat", "decoding", "the VAE made one plain colour of latents that vary")
     return None
 
 
-def likely_cause(defect: Defect, *, dtype: str, attention: str, lora: str | None) -> str:
-    """Name what such a result usually comes from, as a sentence for the user.
+def _defect(code: DefectCode, stage: DrawingStage, text: str, **values: int) -> Defect:
+    return Defect(code, stage, Message(code, text, **values))
+
+
+def likely_cause(defect: Defect, *, dtype: str, attention: str, lora: str | None) -> Message:
+    """Return what such a result usually comes from, as a sentence for the user.
 
     Args:
         defect: what was seen.
         dtype: what the transformer computes in.
         attention: DiffSynth's attention backend; "torch" is SDPA, which is exact.
-        lora: the name of the LoRA that was worn, if any.
+        lora: the name of the LoRA that was applied, if any.
     """
     if defect.stage == "decoding":
-        return "Likely cause: the VAE's file is damaged, since computing it in fp32 did not help."
+        text = "Likely cause: the VAE's file is damaged, since computing it in fp32 did not help."
+        return Message("cause_vae", text)
     if lora is not None:
-        return f"Likely cause: the LoRA {lora!r}; try a lower strength, or draw without it."
+        text = "Likely cause: the LoRA {name!r}; try a lower strength, or draw without it."
+        return Message("cause_lora", text, name=lora)
     if attention != "torch":
-        return f"Likely cause: the attention backend {attention!r}; unset DIFFSYNTH_ATTENTION_IMPLEMENTATION."
+        text = "Likely cause: the attention backend {backend!r}; unset DIFFSYNTH_ATTENTION_IMPLEMENTATION."
+        return Message("cause_attention", text, backend=attention)
     if dtype == "float16":
-        return "Likely cause: float16, whose range is too small for these models."
-    return f"Likely cause: the transformer's file is damaged; the arithmetic ({dtype}, SDPA) is not suspect."
+        return Message("cause_dtype", "Likely cause: float16, whose range is too small for these models.")
+    text = "Likely cause: the transformer's file is damaged; the arithmetic ({dtype}, SDPA) is not suspect."
+    return Message("cause_transformer", text, dtype=dtype)

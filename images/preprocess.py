@@ -37,7 +37,8 @@ def control(request: Preprocess, upload: Upload, sizes: ImageSizes) -> Control:
     fitted = fit(opened.image, sizes)
     made = make(fitted.image, request.preprocessor, request.canny_low, request.canny_high)
     if made is None:
-        raise RequestError("image", upload.name, "a picture with a person in it, for the preprocessor pose")
+        allowed = Message("no_person", "a picture with a person in it, for the preprocessor pose")
+        raise RequestError("image", upload.name, allowed)
     notes = [*opened.notes, *fitted.notes]
     if request.preprocessor != "none":
         if is_edges(opened.image):

@@ -82,7 +82,8 @@ def decode(upload: Upload, field: str = "image", longest: int | None = None) -> 
                 raise _too_large(upload, field, f"{file.width} x {file.height}")
             if longest is not None and max(file.size) > longest:
                 value = f"{upload.name} ({file.width} x {file.height} pixels)"
-                raise RequestError(field, value, f"a picture of up to {longest} pixels a side")
+                allowed = Message("too_large", "a picture of up to {pixels} pixels a side", pixels=longest)
+                raise RequestError(field, value, allowed)
             if not file.width * file.height:
                 raise ValueError("no pixels")
             frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # MPO: a photo with its extras
@@ -100,18 +101,17 @@ def decode(upload: Upload, field: str = "image", longest: int | None = None) -> 
     except UnidentifiedImageError:
         raise RequestError(field, upload.name, IMAGE_FILE) from None
     except Exception as error:  # whatever a damaged file leads one of Pillow's forty decoders into
-        raise RequestError(
-            field, upload.name, f"{IMAGE_FILE} that is whole; this one cannot be read ({error})"
-        ) from error
+        text = "{wanted} that is whole; this one cannot be read ({problem})"
+        allowed = Message("damaged", text, wanted=IMAGE_FILE, problem=str(error))
+        raise RequestError(field, upload.name, allowed) from error
     if upright is not None:
         image = image.transpose(upright)
     return Opened(image, upload.digest, tuple(notes))
 
 
 def _too_large(upload: Upload, field: str, pixels: str) -> RequestError:
-    return RequestError(
-        field, f"{upload.name} ({pixels} pixels)", f"a picture of up to {MAX_PIXELS // 1_000_000} million pixels"
-    )
+    allowed = Message("too_large", "a picture of up to {pixels} million pixels", pixels=MAX_PIXELS // 1_000_000)
+    return RequestError(field, f"{upload.name} ({pixels} pixels)", allowed)
 
 
 def _formats() -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 
 from core import environment
 from core.errors import RequestError
+from core.messages import Message
 from diffusion import device, host_memory, memory
 from diffusion.device import Accelerator, Dtype, decide
 from diffusion.memory import GIB, MemoryPlan, memory_plan
@@ -44,10 +45,10 @@ def test_device_and_dtype(asked: str, present: list[Accelerator], kind: str, dty
 
 
 def test_the_reason_names_device_and_dtype() -> None:
-    assert "fp16 overflows" in decide("auto", [APPLE, CPU]).reason
-    assert "compute capability 7.5 has no bf16" in decide("auto", [TURING, CPU]).reason
-    assert "as asked" in decide("cpu", [HOPPER, CPU]).reason
-    assert "neither a CUDA card nor" in decide("auto", [CPU]).reason
+    assert "fp16 overflows" in str(decide("auto", [APPLE, CPU]).reason)
+    assert "compute capability 7.5 has no bf16" in str(decide("auto", [TURING, CPU]).reason)
+    assert "as asked" in str(decide("cpu", [HOPPER, CPU]).reason)
+    assert "neither a CUDA card nor" in str(decide("auto", [CPU]).reason)
 
 
 @pytest.mark.parametrize("asked", ["cuda", "mps", "tpu", ""])
@@ -55,7 +56,8 @@ def test_a_device_that_is_not_there_is_refused_with_what_is(asked: str) -> None:
     with pytest.raises(RequestError) as raised:
         decide(asked, [CPU])
     assert raised.value.values["field"] == "device"
-    assert raised.value.values["allowed"] == "auto, cpu on this machine"
+    assert raised.value.values["allowed"] == Message("devices", "{names} on this machine", names=["auto", "cpu"])
+    assert "allowed: auto, cpu on this machine" in str(raised.value)
 
 
 def test_this_machine_has_a_device() -> None:
@@ -118,8 +120,8 @@ def test_plans_for_cards(gigabytes: int, host: int, mode: str, waits: str, both:
     assert (plan.vram_limit_gb is not None) == plan.offload
     if plan.vram_limit_gb is not None:
         assert gigabytes - 1.5 < plan.vram_limit_gb < gigabytes
-    assert any("ControlNet" in reason for reason in plan.reasons) == (mode == "controlnet")
-    assert any("on the disk" in reason for reason in plan.reasons) == ("k" in waits)
+    assert any("ControlNet" in str(reason) for reason in plan.reasons) == (mode == "controlnet")
+    assert any("on the disk" in str(reason) for reason in plan.reasons) == ("k" in waits)
 
 
 @pytest.mark.parametrize("capability", [(6, 1), (7, 0), (7, 5)])
@@ -162,7 +164,7 @@ def test_no_plan_promises_more_than_there_is() -> None:
                 waiting += memory.PART_BYTES["transformer"]
             assert not waiting or (kind == "cuda" and waiting + memory.HOST_RESERVE <= host * GIB)
             assert (plan.vram_limit_gb is not None) == (kind == "cuda" and plan.offload)
-            assert plan.reasons[0].startswith(f"{room / 1e9:.0f} GB ")
+            assert str(plan.reasons[0]).startswith(f"{room / 1e9:.0f} GB ")
 
 
 def test_memory_that_others_hold_counts() -> None:
@@ -176,9 +178,9 @@ def test_memory_that_others_hold_counts() -> None:
 def test_a_card_below_the_floor_is_told_so_and_may_try() -> None:
     plan = card(6)
     assert plan.fits
-    assert "below the 8 GB" in plan.reasons[-1]
+    assert "below the 8 GB" in str(plan.reasons[-1])
     assert not card(3).fits
-    assert "expect to run out of memory" in card(3).reasons[-1]
+    assert "expect to run out of memory" in str(card(3).reasons[-1])
 
 
 def test_what_computes_in_fp32_holds_bf16_where_fp32_does_not_fit() -> None:
@@ -187,7 +189,7 @@ def test_what_computes_in_fp32_holds_bf16_where_fp32_does_not_fit() -> None:
     plan = card(24, dtype="float32")
     assert not plan.offload
     assert plan.lora_copies == 0  # a LoRA's changed copies would be of weights in another dtype than is computed in
-    assert "held in bf16 and computed in fp32" in plan.reasons[0]
+    assert "held in bf16 and computed in fp32" in str(plan.reasons[0])
 
 
 @pytest.mark.parametrize(
@@ -209,7 +211,7 @@ def test_plans_for_cpus(gigabytes: int, waits: str, held: str, both: bool, fits:
     assert (where(plan), plan.parts["transformer"].held, plan.keep_both_transformers) == (waits, held, both)
     assert plan.fits == fits
     assert plan.vram_limit_gb is None  # torch.cpu has no mem_get_info
-    assert ("run out of memory" in plan.reasons[-1]) != fits
+    assert ("run out of memory" in str(plan.reasons[-1])) != fits
     assert (plan.vae_dtype, plan.parts["vae"].held) == ("float32", "float32")
 
 
@@ -252,7 +254,7 @@ def test_the_users_word_on_memory_counts() -> None:
     less = memory_plan("cuda", total, total, 64 * GIB, "generate", allowed=12 * 10**9)
     more = memory_plan("cuda", total, total, 64 * GIB, "generate", allowed=48 * 10**9)
     assert (where(less), where(more)) == ("hh", "dd")
-    assert less.reasons[0].startswith("12 GB allowed")
+    assert str(less.reasons[0]).startswith("12 GB allowed")
     assert less.vram_limit_gb == round(12 * 10**9 / GIB - 0.5, 1)
     assert more.keep_both_transformers
 
@@ -281,7 +283,7 @@ def test_each_tighter_plan_takes_less_until_the_tightest(gigabytes: int) -> None
     assert last >= 1  # there is always something to give up: at least the VAE works in tiles
     assert where(plans[last]) == "hhh"
     assert all(plan.tiled_vae_above == memory.TILED_AT_LEAST and plan.lora_copies == 0 for plan in plans[1:])
-    assert "did not suffice" in plans[1].reasons[1]
+    assert "did not suffice" in str(plans[1].reasons[1])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from core.events import Failure, Result, Stage
+from core.messages import Message
 from core.request import TextToImage
 from diffusion import sanity
 from diffusion.pipeline import Pipeline
@@ -53,11 +54,12 @@ def test_pictures_and_plain_pictures_are_let_through() -> None:
 
 
 def cause(defect: sanity.Defect, *, dtype: str = "bfloat16", attention: str = "torch", lora: str | None = None) -> str:
-    return likely_cause(defect, dtype=dtype, attention=attention, lora=lora)
+    return str(likely_cause(defect, dtype=dtype, attention=attention, lora=lora))
 
 
 def test_the_cause_follows_the_circumstances() -> None:
-    early, late = (sanity.Defect("nan", stage, "NaN") for stage in ("denoising", "decoding"))
+    stages: tuple[sanity.DrawingStage, ...] = ("denoising", "decoding")
+    early, late = (sanity.Defect("nan", stage, Message("nan", "NaN")) for stage in stages)
     assert "'style'" in cause(early, lora="style")
     assert "'sage_attention'" in cause(early, attention="sage_attention")
     assert "float16, whose range" in cause(early, dtype="float16")

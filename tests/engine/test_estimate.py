@@ -116,7 +116,7 @@ def test_fetching_weights_in_each_step_takes_time() -> None:
 
 
 def test_a_finished_run_replaces_the_assumption() -> None:
-    on = Device("cpu", "a CPU", 64 * GIB, 60 * GIB, "float32", "")
+    on = Device("cpu", "a CPU", 64 * GIB, 60 * GIB, "float32", Message("device", "a CPU"))
     forecast, plan, drawing = Forecast(), plan_of(64, kind="cpu"), work(side=512)
     before = forecast.estimate(drawing, on, plan)
     forecast.learn(drawing, {"loading": 99.0, "encoding": 1.0, "denoising": 30.0, "decoding": 1.0})
@@ -130,7 +130,7 @@ def test_a_finished_run_replaces_the_assumption() -> None:
 
 
 def test_an_enlargement_rests_on_what_its_own_network_took() -> None:
-    on = Device("cpu", "a CPU", 64 * GIB, 60 * GIB, "float32", "")
+    on = Device("cpu", "a CPU", 64 * GIB, 60 * GIB, "float32", Message("device", "a CPU"))
     forecast, plan = Forecast(), plan_of(64, kind="cpu")
     alone, other = work("upscale", denoise=0), work("upscale", denoise=0, upscaler="fast")
     forecast.learn(alone, {"upscaling": 7.0})

@@ -245,7 +245,7 @@ def test_the_full_size_controlnet_is_detected_and_loaded_by_the_same_code(tmp_pa
     # Everything else counts as loaded: this is about one part.
     built.pipe.tokenizer = built.pipe.text_encoder = built.pipe.vae_decoder = object()
     built.transformers["turbo"] = None
-    assert list(built.load(chosen, "turbo")) == [Stage("loading", "ControlNet")]
+    assert list(built.load(chosen, "turbo")) == [Stage("loading", Message("stage", "ControlNet"))]
     assert type(built.pipe.controlnet) is ZImageControlNet
     weights = built.pipe.controlnet.state_dict()
     # DiffSynth wraps what it fetches from the disk.
@@ -278,7 +278,7 @@ def test_without_its_controlnet_the_miniature_says_so(
 
 def test_a_picture_follows_and_says_what_it_is_made_of(engine: Engine, sketch: Path, tmp_path: Path) -> None:
     *events, result = engine.run(ask(sketch))
-    assert [event.detail for event in events if isinstance(event, Stage) and event.name == "loading"] == [
+    assert [str(event.detail) for event in events if isinstance(event, Stage) and event.name == "loading"] == [
         "program",
         "tokenizer",
         "text encoder",
@@ -319,7 +319,7 @@ def test_the_controlnet_is_loaded_when_it_is_first_used(engine: Engine, sketch: 
     assert pipeline_of(engine).pipe.controlnet is None
     for expected in (["ControlNet"], []):
         stages = [event for event in engine.run(ask(sketch, steps=1)) if isinstance(event, Stage)]
-        assert [stage.detail for stage in stages if stage.name == "loading"] == expected
+        assert [str(stage.detail) for stage in stages if stage.name == "loading"] == expected
 
 
 def test_the_drawing_uses_the_very_preview(engine: Engine, sketch: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -274,7 +274,7 @@ def test_fit_cuts_the_ends_evenly_and_says_so() -> None:
     assert near(fitted.image.getpixel((3, 3)), GREEN)
     (note,) = fitted.notes
     assert "66.7% of its width" in str(note)
-    assert note.values["to"] == [128, 128]
+    assert note.values["target"] == "128 × 128"
 
 
 def test_fit_says_how_many_pixels_went() -> None:
