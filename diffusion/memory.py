@@ -9,7 +9,7 @@ import errno
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -104,66 +104,9 @@ class MemoryPlan:
         return held + (part_bytes("transformer", self.parts["transformer"].held) if second else 0)
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One way to use a device's memory: what stays on it and in which dtype, and how many transformers."""
-
-    resident: tuple[str, ...]
-    held: Dtype
-    transformers: int
-    stays: str
-    rest: str = ""
-
-    def bytes(self, vae_dtype: Dtype) -> int:
-        """Return what stays on the device."""
-        parts = [part for part in self.resident if part != "vae"] + ["transformer"] * (self.transformers - 1)
-        return sum(part_bytes(part, self.held) for part in parts) + part_bytes("vae", vae_dtype)
-
-    def messages(self, dtype: Dtype) -> list[Message]:
-        """Return what becomes of the parts, on a device that computes in `dtype`."""
-        stays = Message("memory", self.stays)
-        if self.held != dtype and self.resident != ("vae",):
-            stays = Message("memory", "{plan}, held in bf16 and computed in fp32", plan=stays)
-        return [stays, Message("memory", self.rest)] if self.rest else [stays]
-
-
 def part_bytes(part: str, dtype: Dtype) -> int:
+    """Return what the real weights of a part take in memory."""
     return PART_BYTES[part] * (2 if dtype == "float32" else 1)
-
-
-def _rows(dtype: Dtype, control: bool) -> list[_Row]:
-    """Return the ways to use a device's memory, the roomiest first."""
-    rows = []
-    extra = ("controlnet",) if control else ()
-    for held in dict.fromkeys((dtype, "bfloat16")):
-        rows += [
-            _Row((*_ALL, *extra), held, 2, "Base and Turbo, text encoder and VAE stay in memory"),
-            _Row(
-                (*_ALL, *extra),
-                held,
-                1,
-                "one transformer, text encoder and VAE stay in memory",
-                "the other is loaded when asked for",
-            ),
-        ]
-        if held != "bfloat16":  # before anything is fetched from elsewhere, it is held in bf16
-            continue
-        if control:
-            rows.append(_Row(_ALL, held, 1, "transformer, text encoder and VAE stay in memory"))
-        rows.append(
-            _Row(
-                ("transformer", "vae"),
-                held,
-                1,
-                "the transformer stays in memory",
-                "the text encoder is fetched for each new prompt",
-            )
-        )
-    rows.append(_Row(("vae",), "bfloat16", 1, "transformer and text encoder are fetched layer by layer, in each step"))
-    return rows
-
-
-_ALL = ("transformer", "text_encoder", "vae")
 
 
 def memory_plan(
@@ -202,59 +145,40 @@ def memory_plan(
         vae_dtype: what the VAE is held and computed in; None takes fp32 on Apple's GPU and `dtype` elsewhere.
     """
     dtype = dtype or ("float32" if device_kind == "cpu" else "bfloat16")
-    # Black pictures on Apple's GPU have come from VAEs in half precision; fp32 costs 0.2 GB there.
-    vae_dtype = vae_dtype or ("float32" if device_kind == "mps" else dtype)
     total = total or host_total
-    room = allowed if allowed is not None else total if free is None else min(total, free)
-    control = mode == "controlnet"
-    names = (*_ALL, "controlnet") if control or kind == "mini" else _ALL
+    on = _Situation(
+        kind=device_kind,
+        total=total,
+        taken=total - free if free is not None else 0,
+        room=allowed if allowed is not None else total if free is None else min(total, free),
+        host_total=host_total,
+        dtype=dtype,
+        # Black pictures on Apple's GPU have come from VAEs in half precision; fp32 costs 0.2 GB there.
+        vae_dtype=vae_dtype or ("float32" if device_kind == "mps" else dtype),
+        limited=allowed is not None,
+        tighter=tighter,
+    )
     if kind == "mini":
-        return _mini_plan(names, dtype, room, tighter, upscaler_tile(device_kind, room - GIB))
-
-    rows, headroom = _rows(dtype, control), HEADROOM[dtype]
-    fitting = [row for row in rows if row.bytes(vae_dtype) + headroom <= room]
-    row = (fitting or rows[-1:])[min(tighter, max(len(fitting) - 1, 0))]
-    fits, waiting = bool(fitting), [part for part in names if part not in row.resident]
-    wait = sum(part_bytes(part, "bfloat16") for part in waiting)
-    at: Where = "host" if device_kind == "cuda" and wait + HOST_RESERVE <= host_total else "disk"
-    held = {part: Placement("device", vae_dtype if part == "vae" else row.held) for part in row.resident}
-    parts = {part: held.get(part, Placement(at, "bfloat16")) for part in names}
-
-    text = _ALLOWED if allowed is not None else _FREE[device_kind]
-    reasons = [Message("memory", text, room=round(room / 1e9), plan=row.messages(dtype))]
-    if tighter:
-        reasons.append(Message("memory", "tighter than estimated, because the memory did not suffice before"))
-    if control:
-        text = "ControlNet ({size} GB) is fetched too"
-        if "controlnet" in row.resident:
-            text = "ControlNet ({size} GB) stays in memory too"
-        reasons.append(Message("memory", text, size=round(part_bytes("controlnet", row.held) / 1e9, 1)))
-    both, limit = row.transformers == 2, None
-    if waiting:
-        if "transformer" in waiting:  # one that waits on the disk takes no memory
-            both = at == "disk" or wait + PART_BYTES["transformer"] + HOST_RESERVE <= host_total
-        text = "what does not stay waits on the disk"
-        if at == "host":
-            text = "what does not stay waits in the host's {size} GB of memory"
-        reasons.append(Message("memory", text, size=round(host_total / 1e9)))
-        if device_kind == "cuda":
-            # The check behind it counts what everybody holds on the card, not only this process.
-            taken = total - free if free is not None else 0
-            limit = round(min(total, taken + room) / GIB - VRAM_MARGIN_GIB, 1)
-    if device_kind == "cuda" and total < FLOOR:
-        text = "a card of {size} GB is below the 8 GB that this is made for: slow, and tight"
-        reasons.append(Message("memory", text, size=round(total / 1e9, 1)))
-    if not fits:
-        text = "even that needs about {size} GB: expect to run out of memory"
-        reasons.append(Message("memory", text, size=round((row.bytes(vae_dtype) + headroom) / 1e9)))
-    left = room - row.bytes(vae_dtype)
-    per_pixel = VAE_NUMBERS_PER_PIXEL * (4 if vae_dtype == "float32" else 2)
-    tiled = TILED_AT_LEAST if tighter else min(max((left - headroom // 3) // per_pixel, TILED_AT_LEAST), TILED_AT_MOST)
-    plain = "transformer" in row.resident and row.held == dtype  # only such weights can have changed copies
-    copies = max(0, left - headroom) if plain and not waiting and not tighter else 0
-    tightest = bool(tighter) and tighter >= len(fitting) - 1
-    tile = upscaler_tile(device_kind, left - headroom // 3)
-    return MemoryPlan(parts, both, limit, tiled, vae_dtype, room, tuple(reasons), fits, copies, tightest, tile)
+        return _mini_plan(on)
+    parts = (*_PARTS, "controlnet") if mode == "controlnet" else _PARTS
+    ways = _ways(on.dtype, parts)
+    fitting = [way for way in ways if way.needs(on) <= on.room]
+    way = (fitting or ways[-1:])[min(tighter, max(len(fitting) - 1, 0))]
+    waiting = [part for part in parts if part not in way.resident]
+    at = _where_parts_wait(on, waiting)
+    return MemoryPlan(
+        parts={part: way.placement(part, on, at) for part in parts},
+        keep_both_transformers=_keeps_both(on, way, waiting, at),
+        vram_limit_gb=_vram_limit(on) if waiting else None,
+        tiled_vae_above=_tiled_above(on, way),
+        vae_dtype=on.vae_dtype,
+        room=on.room,
+        reasons=_reasons(on, way, waiting, at, fits=bool(fitting), control="controlnet" in parts),
+        fits=bool(fitting),
+        lora_copies=0 if waiting else _lora_copies(on, way),
+        tightest=bool(tighter) and tighter >= len(fitting) - 1,
+        upscaler_tile=upscaler_tile(on.kind, way.spare(on) - on.headroom // 3),
+    )
 
 
 def upscaler_tile(device_kind: DeviceKind, spare: int) -> int:
@@ -311,16 +235,199 @@ def plan_for(
     )
 
 
-def _mini_plan(names: tuple[str, ...], dtype: Dtype, room: int, tighter: int, tile: int) -> MemoryPlan:
-    """The miniature stays in memory as a whole; only after that did not suffice is it read from the disk."""
-    if not tighter:
-        parts = dict.fromkeys(names, Placement("device", dtype))
-        reasons = (Message("memory", "the miniature takes well under 1 GB: everything stays in memory"),)
-        return MemoryPlan(parts, True, None, TILED_AT_MOST, dtype, room, reasons, lora_copies=GIB, upscaler_tile=tile)
-    parts = {part: Placement("device" if part == "vae" else "disk", dtype) for part in names}
-    text = "the miniature is read from the disk in each step, because the memory did not suffice before"
-    reasons = (Message("memory", text),)
-    return MemoryPlan(parts, True, None, TILED_AT_MOST, dtype, room, reasons, tightest=True, upscaler_tile=tile)
+# --- the ways to use a device's memory ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Use:
+    """A row of the table: what stays on the device, as far as a mode needs it, and what people read of it.
+
+    Attributes:
+        resident: the parts that stay.
+        transformers: how many of Base and Turbo stay, where one does.
+        stays, rest: templates: what stays, and what becomes of the others where that needs a word.
+        as_computed: whether weights may stay in the dtype that is computed in; in bf16 they always may.
+        without_controlnet: whether the row is for a mode with a ControlNet that does not stay.
+    """
+
+    resident: tuple[str, ...]
+    transformers: int
+    stays: str
+    rest: str = ""
+    as_computed: bool = False
+    without_controlnet: bool = False
+
+
+_PARTS = ("transformer", "text_encoder", "vae")  # of every mode
+
+_USES = (  # the roomiest first
+    _Use((*_PARTS, "controlnet"), 2, "Base and Turbo, text encoder and VAE stay in memory", as_computed=True),
+    _Use(
+        (*_PARTS, "controlnet"),
+        1,
+        "one transformer, text encoder and VAE stay in memory",
+        "the other is loaded when asked for",
+        as_computed=True,
+    ),
+    _Use(_PARTS, 1, "transformer, text encoder and VAE stay in memory", without_controlnet=True),
+    _Use(
+        ("transformer", "vae"),
+        1,
+        "the transformer stays in memory",
+        "the text encoder is fetched for each new prompt",
+    ),
+    _Use(("vae",), 1, "transformer and text encoder are fetched layer by layer, in each step"),
+)
+
+
+@dataclass(frozen=True)
+class _Situation:
+    """What `memory_plan` is asked about, with every default filled in; sizes in bytes.
+
+    Attributes:
+        kind: of the device.
+        total: the device's memory.
+        taken: what others hold of it.
+        room: what the plan may count with.
+        host_total: the host's memory.
+        dtype: what is computed in.
+        vae_dtype: what the VAE is held and computed in.
+        limited: whether `room` is the user's word.
+        tighter: how many plans to skip that would fit.
+    """
+
+    kind: DeviceKind
+    total: int
+    taken: int
+    room: int
+    host_total: int
+    dtype: Dtype
+    vae_dtype: Dtype
+    limited: bool
+    tighter: int
+
+    @property
+    def headroom(self) -> int:
+        """What computing takes beside the weights."""
+        return HEADROOM[self.dtype]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A row of the table for one mode, with weights held in one dtype."""
+
+    use: _Use
+    resident: tuple[str, ...]
+    held: Dtype
+
+    def bytes(self, on: _Situation) -> int:
+        """Return what stays on the device."""
+        others = [part for part in self.resident if part != "vae"] + ["transformer"] * (self.use.transformers - 1)
+        return sum(part_bytes(part, self.held) for part in others) + part_bytes("vae", on.vae_dtype)
+
+    def needs(self, on: _Situation) -> int:
+        """Return what the device must have."""
+        return self.bytes(on) + on.headroom
+
+    def spare(self, on: _Situation) -> int:
+        """Return what is left beside the parts that stay."""
+        return on.room - self.bytes(on)
+
+    def placement(self, part: str, on: _Situation, at: Where) -> Placement:
+        """Return a part's place; `at` is where those wait that do not stay."""
+        if part not in self.resident:
+            return Placement(at, "bfloat16")
+        return Placement("device", on.vae_dtype if part == "vae" else self.held)
+
+    def messages(self, dtype: Dtype) -> list[Message]:
+        """Return what becomes of the parts, on a device that computes in `dtype`."""
+        stays = Message("memory", self.use.stays)
+        if self.held != dtype and "transformer" in self.resident:
+            stays = Message("memory", "{plan}, held in bf16 and computed in fp32", plan=stays)
+        return [stays, Message("memory", self.use.rest)] if self.use.rest else [stays]
+
+
+def _ways(dtype: Dtype, parts: tuple[str, ...]) -> list[_Way]:
+    """Return the ways to use a device's memory for a mode of these parts, the roomiest first."""
+    # Weights are held in bf16 before any are fetched from elsewhere.
+    pairs = [(use, dtype) for use in _USES if use.as_computed and dtype != "bfloat16"]
+    pairs += [(use, "bfloat16") for use in _USES if not use.without_controlnet or "controlnet" in parts]
+    return [_Way(use, tuple(part for part in use.resident if part in parts), held) for use, held in pairs]
+
+
+# --- what follows from one of them -------------------------------------------------------------------------------
+
+
+def _where_parts_wait(on: _Situation, waiting: Sequence[str]) -> Where:
+    if on.kind != "cuda":  # its memory is the host's
+        return "disk"
+    return "host" if _bytes_waiting(waiting) + HOST_RESERVE <= on.host_total else "disk"
+
+
+def _bytes_waiting(waiting: Sequence[str]) -> int:
+    return sum(part_bytes(part, "bfloat16") for part in waiting)
+
+
+def _keeps_both(on: _Situation, way: _Way, waiting: Sequence[str], at: Where) -> bool:
+    """Whether Base and Turbo may be loaded together."""
+    if "transformer" not in waiting:
+        return way.use.transformers == 2
+    if at == "disk":  # one that waits there takes no memory
+        return True
+    return _bytes_waiting([*waiting, "transformer"]) + HOST_RESERVE <= on.host_total
+
+
+def _vram_limit(on: _Situation) -> float | None:
+    """Return DiffSynth's `vram_limit` in GiB; None for a device that it cannot ask."""
+    if on.kind != "cuda":
+        return None
+    # The check behind it counts what everybody holds on the card, not only this process.
+    return round(min(on.total, on.taken + on.room) / GIB - VRAM_MARGIN_GIB, 1)
+
+
+def _tiled_above(on: _Situation, way: _Way) -> int:
+    """Return the pixels above which the VAE works in tiles."""
+    if on.tighter:
+        return TILED_AT_LEAST
+    per_pixel = VAE_NUMBERS_PER_PIXEL * (4 if on.vae_dtype == "float32" else 2)
+    return min(max((way.spare(on) - on.headroom // 3) // per_pixel, TILED_AT_LEAST), TILED_AT_MOST)
+
+
+def _lora_copies(on: _Situation, way: _Way) -> int:
+    """Return the bytes that changed copies of weights may take, which only weights in the dtype computed in have."""
+    if on.tighter or way.held != on.dtype:
+        return 0
+    return max(0, way.spare(on) - on.headroom)
+
+
+def _reasons(
+    on: _Situation, way: _Way, waiting: Sequence[str], at: Where, *, fits: bool, control: bool
+) -> tuple[Message, ...]:
+    """Return what people read of a plan, in order."""
+    room = _ALLOWED if on.limited else _FREE[on.kind]
+    reasons = [Message("memory", room, room=round(on.room / 1e9), plan=way.messages(on.dtype))]
+    if on.tighter:
+        reasons.append(Message("memory", "tighter than estimated, because the memory did not suffice before"))
+    if control:
+        resident = "controlnet" in way.resident
+        text = "ControlNet ({size} GB) stays in memory too" if resident else "ControlNet ({size} GB) is fetched too"
+        reasons.append(Message("memory", text, size=_gigabytes(part_bytes("controlnet", way.held))))
+    if waiting and at == "host":
+        text = "what does not stay waits in the host's {size} GB of memory"
+        reasons.append(Message("memory", text, size=round(on.host_total / 1e9)))
+    elif waiting:
+        reasons.append(Message("memory", "what does not stay waits on the disk"))
+    if on.kind == "cuda" and on.total < FLOOR:
+        text = "a card of {size} GB is below the 8 GB that this is made for: slow, and tight"
+        reasons.append(Message("memory", text, size=_gigabytes(on.total)))
+    if not fits:
+        text = "even that needs about {size} GB: expect to run out of memory"
+        reasons.append(Message("memory", text, size=round(way.needs(on) / 1e9)))
+    return tuple(reasons)
+
+
+def _gigabytes(size: int) -> float:
+    return round(size / 1e9, 1)
 
 
 _ALLOWED = "{room} GB allowed: {plan}"
@@ -329,6 +436,29 @@ _FREE: Mapping[DeviceKind, str] = {
     "mps": "{room} GB that Metal recommends at most: {plan}",
     "cpu": "{room} GB of memory free: {plan}",
 }
+
+
+def _mini_plan(on: _Situation) -> MemoryPlan:
+    """Return a plan that keeps the miniature in memory, or reads it from the disk after that did not suffice."""
+    at: Where = "disk" if on.tighter else "device"
+    text = "the miniature takes well under 1 GB: everything stays in memory"
+    if on.tighter:
+        text = "the miniature is read from the disk in each step, because the memory did not suffice before"
+    return MemoryPlan(
+        parts={part: Placement("device" if part == "vae" else at, on.dtype) for part in (*_PARTS, "controlnet")},
+        keep_both_transformers=True,
+        vram_limit_gb=None,
+        tiled_vae_above=TILED_AT_MOST,
+        vae_dtype=on.dtype,
+        room=on.room,
+        reasons=(Message("memory", text),),
+        lora_copies=0 if on.tighter else GIB,
+        tightest=bool(on.tighter),
+        upscaler_tile=upscaler_tile(on.kind, on.room - GIB),
+    )
+
+
+# --- running out of it --------------------------------------------------------------------------------------------
 
 
 def is_out_of_memory(error: BaseException) -> bool:
