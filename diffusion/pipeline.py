@@ -14,7 +14,6 @@ import gc
 import logging
 import sys
 import types
-from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from diffsynth.core.attention import attention
 from diffsynth.diffusion.base_pipeline import ControlNetInput
 from diffsynth.models.model_loader import ModelPool
@@ -296,7 +296,7 @@ class ControlUnit(ZImageUnit_PAIControlNet):  # type: ignore[misc]  # DiffSynth 
 
     def __init__(self) -> None:
         super().__init__()
-        self._blanks: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()
+        self._blanks: LRUCache[tuple[int, int], torch.Tensor] = LRUCache(BLANKS_KEPT)
 
     def process(
         self, pipe: StudioPipe, controlnet_inputs: list[ControlNetInput] | None, height: int, width: int
@@ -315,9 +315,6 @@ class ControlUnit(ZImageUnit_PAIControlNet):  # type: ignore[misc]  # DiffSynth 
         if (height, width) not in self._blanks:
             picture = torch.zeros((1, 3, height, width), dtype=pipe.torch_dtype, device=pipe.device)
             self._blanks[height, width] = pipe.in_tiles(pipe.vae_encoder, picture)
-            if len(self._blanks) > BLANKS_KEPT:
-                self._blanks.popitem(last=False)
-        self._blanks.move_to_end((height, width))
         return self._blanks[height, width]
 
 

@@ -5,10 +5,10 @@ Importing this module imports torch and diffsynth.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
+from cachetools import LRUCache
 from diffsynth.pipelines.z_image import ZImageUnit_PromptEmbedder
 
 from core.messages import Message
@@ -44,7 +44,7 @@ class PromptEncoder:
 
     def __init__(self, pipe: StudioPipe) -> None:
         self._pipe = pipe
-        self._kept: OrderedDict[str, EncodedPrompt] = OrderedDict()
+        self._kept: LRUCache[str, EncodedPrompt] = LRUCache(EMBEDDINGS_KEPT)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -53,9 +53,6 @@ class PromptEncoder:
         """Return a prompt's embedding; call it without gradients."""
         if prompt not in self._kept:
             self._kept[prompt] = self._encode(prompt)
-            if len(self._kept) > EMBEDDINGS_KEPT:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(prompt)
         return self._kept[prompt]
 
     def _encode(self, prompt: str) -> EncodedPrompt:

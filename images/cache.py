@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from typing import NamedTuple
+
+from cachetools import LRUCache
 
 from core.request import Preprocess
 from core.sizes import ImageSizes
@@ -32,7 +33,7 @@ class Controls:
     """The control images of the last requests."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[_Key, preprocess.Control] = OrderedDict()
+        self._kept: LRUCache[_Key, preprocess.Control] = LRUCache(KEPT)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -48,15 +49,9 @@ class Controls:
         key = _Key.of(request, upload, sizes)
         with self._lock:
             if key not in self._kept:
-                self._keep(key, preprocess.control(request, upload, sizes))
-            self._kept.move_to_end(key)
+                self._kept[key] = preprocess.control(request, upload, sizes)
             return self._kept[key]
 
     def unlock(self) -> None:
         """Forget, in a fork, a thread that was making one and is not here."""
         self._lock = threading.Lock()
-
-    def _keep(self, key: _Key, control: preprocess.Control) -> None:
-        self._kept[key] = control
-        if len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
