@@ -21,7 +21,7 @@ from core.whole_file import replacing
 from engine import Engine
 from web.run import carry_out
 
-# What an endpoint gives, again and again: its file, once there is one, and how far it is or what belongs to the file.
+# What an endpoint yields: its file, once there is one, and how far it is or what belongs to the file.
 Answers = Iterator[tuple[dict[str, Any] | None, dict[str, Any]]]
 
 
@@ -69,7 +69,7 @@ def uploaded(file: gr.FileData | dict[str, Any], field: str = "image") -> str:
 
 @contextmanager
 def as_file(image: Image.Image, name: str) -> Iterator[dict[str, Any]]:
-    """Hand over a picture as a PNG file to download; Gradio takes a copy while it is there.
+    """Hand over an image as a PNG file to download; Gradio takes a copy while it is there.
 
     Raises:
         gr.Error: it could not be written.
@@ -129,7 +129,7 @@ def _taken(mode: type[Request], name: str) -> tuple[Any, Any]:
 def files(result: Result) -> Iterator[tuple[str, str]]:
     """Hand over a result's picture and its parameters by path; Gradio takes copies while they are there.
 
-    As files, because Gradio would encode a decoded picture anew and lose the text in it.
+    As files, because Gradio would encode a decoded image again and lose the text in it.
 
     Raises:
         NotWritten: there is no room for them.

@@ -23,7 +23,7 @@ COOKIE = "studio-language"  # set by web/assets/page.js whenever the page's lang
 
 @dataclass(frozen=True, eq=False)
 class Say:
-    """Words texts in one language, by its texts for English templates."""
+    """Puts texts into one language, by its texts for English templates."""
 
     texts: Mapping[str, str]
 
@@ -62,12 +62,12 @@ def fixed(text: str) -> I18nData:
 
 @lru_cache(maxsize=64)  # tags come from visitors
 def say_in(tag: str) -> Say:
-    """Return what words texts in a language; an unknown tag gets its main language, else English."""
+    """Return what puts texts into a language; an unknown tag gets its main language, else English."""
     return Say(locales().get(tag) or locales().get(tag.split("-")[0], {}))
 
 
 def say_to(visitor: gr.Request | None) -> Say:
-    """Return what words texts in the language that a visitor's page is shown in."""
+    """Return what puts texts into the language that a visitor's page is shown in."""
     if visitor is None:
         return english
     chosen = dict(visitor.cookies).get(COOKIE)

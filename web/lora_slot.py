@@ -1,4 +1,4 @@
-"""The "Use a LoRA" part of a form: a file, its strength, what the file is, and the words that call it.
+"""The "Use a LoRA" part of a form: a file, its strength, what the file is, and the words that trigger it.
 
 A tab that takes a LoRA calls `LoraSlot.lay_out` once, adds `slot.inputs` to its form, and gives what they hold to
 `slot.fields`.

@@ -1,4 +1,4 @@
-"""Where a picture appears on a tab, with what is told about it and what can be done with it."""
+"""Where a picture appears on a tab, with the text about it and what can be done with it."""
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
@@ -31,7 +31,7 @@ watch("value", () => columns.classList.toggle("busy", !!element.querySelector(".
 
 @dataclass(frozen=True)
 class Output:
-    """Where a picture appears, with what is said about it and what can be done with it."""
+    """Where a picture appears, with the text about it and what can be done with it."""
 
     picture: gr.Image
     status: gr.HTML
@@ -39,7 +39,7 @@ class Output:
     preview: gr.HTML
     fix: gr.Button
     change: gr.State  # what `fix` makes: a field's name and value
-    words: gr.State  # what the status says, once nothing is under way: `Words`
+    words: gr.State  # the status's text, once nothing is under way: `Words`
     downloads: gr.Row
     png_file: gr.DownloadButton
     json_file: gr.DownloadButton
@@ -171,27 +171,27 @@ class Output:
 
     def _look_back(self, event: gr.SelectData, past: list[Past], visitor: gr.Request) -> Update:
         """Show an earlier picture, as it was shown when it was new."""
-        one = past[event.index]
+        chosen = past[event.index]
         try:
-            prompt = metadata.read_png(Path(one.picture)).values["prompt"]
+            prompt = metadata.read_png(Path(chosen.picture)).values["prompt"]
         except RequestError:  # swept away after a day
             return {self.status: gr.skip()}
-        return self._finished(one, prompt) | self.tell(one.words, say_to(visitor))
+        return self._finished(chosen, prompt) | self.tell(chosen.words, say_to(visitor))
 
-    def _finished(self, one: Past, prompt: str) -> Update:
+    def _finished(self, made: Past, prompt: str) -> Update:
         """Return what shows a finished picture."""
         return {
-            self.picture: gr.Image(one.picture, alt_text=prompt),
+            self.picture: gr.Image(made.picture, alt_text=prompt),
             self.preview: "",
             self.downloads: gr.Row(visible=True),
-            self.png_file: one.picture,
-            self.json_file: one.sidecar,
+            self.png_file: made.picture,
+            self.json_file: made.sidecar,
             self.details: gr.Accordion(visible=True),
-            self.parameters: parameters_of(Path(one.sidecar).read_text(encoding="utf-8")),
+            self.parameters: parameters_of(Path(made.sidecar).read_text(encoding="utf-8")),
         }
 
     def _offer(self, failure: Failure, say: Say) -> Update:
-        """Offer the one change that fixes a failed form, where there is one and the form can make it."""
+        """Return what offers the change that fixes a failed form, where there is one and the form can make it."""
         name, nearest = failure.values.get("field"), failure.values.get("nearest")
         if name not in self.fixable:
             return {}  # also where nothing is named
@@ -201,7 +201,7 @@ class Output:
         return {self.fix: gr.Button(_offered(name, value, say), visible=True), self.change: (name, value)}
 
     def tell(self, words: Words, say: Say) -> Update:
-        """Say in the status how a run ended, or what was done, so that it can be said again in another language."""
+        """Return what shows in the status how a run ended, or what was done, in any language that is chosen later."""
         return {self.status: words(say), self.words: words}
 
 

@@ -67,7 +67,7 @@ def _hand_over(drawn: Output, label: str, tabs: gr.Tabs, to: Form) -> None:
 
 
 def _reword_weights(engine: Engine, weights_line: gr.HTML, model_field: Field, unopened: gr.Tab) -> None:
-    """Say in another language which weights draw in the tab that is open.
+    """Show in another language which weights draw in the tab that is open.
 
     Gradio leaves the name of a tab that was not opened yet as it was, so it comes along.
     """

@@ -33,7 +33,7 @@ def lay_out() -> tuple[gr.UploadButton, gr.HTML]:
     # A live region, which must be there before there is something to say.
     live = f'{REWORD_JS} element.setAttribute("role", "status")'
     told = gr.HTML(js_on_load=live, elem_id="restored", elem_classes=["status"])
-    told.input(lambda: "", None, told, **QUIET)  # what was said on arrival is over when the language changes
+    told.input(lambda: "", None, told, **QUIET)  # what was shown on arrival is over when the language changes
     return button, told
 
 
@@ -71,7 +71,7 @@ def wire(
         }
 
     def arrive(visitor: gr.Request, *kept: dict[str, Any] | None) -> Update:
-        """Fill in what the browser kept, then what the link says."""
+        """Fill in what the browser kept, then what the link holds."""
         say = say_to(visitor)
         update: Update = {told: ""}
         for form, values in zip(by_mode.values(), kept, strict=True):
@@ -101,7 +101,7 @@ def wire(
 
 
 def _told(sentence: str, left_out: Mapping[str, str], say: Say) -> str:
-    """Say what was done, and name what could not be."""
+    """Return a text on what was done, with the names of what could not be."""
     html = f"<p>{escape(sentence)}</p>"
     if left_out:
         listed = ", ".join(

@@ -1,4 +1,4 @@
-"""Carries out an unchecked form, as events; a form that is wrong is a failure like any other."""
+"""Unchecked forms carried out, as events; a form that is wrong is a failure like any other."""
 
 from collections.abc import Generator
 from contextlib import closing
@@ -25,7 +25,7 @@ def carry_out(
 ) -> Generator[Event, None, None]:
     """Carry out an unchecked form; a form that is wrong is a failure like any other. Closing it cancels the work.
 
-    With a `count`, so many pictures are drawn, one after another, with consecutive seeds; a failure ends them.
+    `count` pictures are drawn, one after the other, with consecutive seeds; a failure ends them.
     """
     try:
         request = mode.parse(**fields)
@@ -58,6 +58,6 @@ def pointed(failure: Failure, engine: Engine, request: DrawRequest) -> Failure:
 
 
 def broken(visitor: gr.Request) -> str:
-    """Say that a listener itself failed, which is a fault of ours."""
+    """Return the text for a listener that failed itself, which is a fault of ours."""
     say = say_to(visitor)
     return f'<p class="failed">{escape(say(FAULT))} {escape(say(KEPT))}</p>'

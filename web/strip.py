@@ -55,10 +55,10 @@ class Strip:
         return cls(gallery, gr.State([]))
 
     def show(self, past: list[Past]) -> dict[Block, Any]:
-        """Return what shows the pictures; one alone is on the page anyway."""
+        """Return what shows the pictures; a single one is on the page anyway."""
         return {self.past: past, self.gallery: gr.Gallery([shown.picture for shown in past], visible=len(past) > 1)}
 
 
 def joined(past: list[Past], new: Past) -> list[Past]:
-    """Put a picture at the front of those that are kept; the same one drawn again moves there."""
+    """Return the pictures that are kept with a new one at the front; the same picture drawn again moves there."""
     return [new, *(earlier for earlier in past if earlier.picture != new.picture)][:KEPT]

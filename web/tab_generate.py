@@ -115,7 +115,7 @@ def endpoint(engine: Engine) -> None:
 
 
 def _used(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values that mean something to the model: the other one's stay in the form where they were typed."""
+    """Return the values that mean something to the model: the other model's stay in the form where they were typed."""
     unguided = () if MODELS[values["model"]].guided else ("negative_prompt", "cfg")
     return {name: value for name, value in values.items() if name not in unguided}
 

@@ -1,4 +1,4 @@
-"""What the page says, as HTML and in the visitor's language: how far a run is, how it ended, which weights draw."""
+"""The page's texts, as HTML and in the visitor's language: how far a run is, how it ended, which weights draw."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ KEPT = "Your form is as you left it."
 
 
 def weights_sentence(now: Situation, say: Say = english) -> str:
-    """Say which weights draw, with more on demand."""
+    """Return which weights draw, with more on demand."""
     plain, more = map(say, WEIGHTS[now.kind] if now.complete else WEIGHTS_MISSING)
     name, url = LICENCES[now.kind]
     licence = say(LICENCE, licence=f'<a href="{url}" target="_blank" rel="noopener">{name}</a>')
@@ -58,7 +58,7 @@ def weights_sentence(now: Situation, say: Say = english) -> str:
 
 
 def idle(sentence: str, button: str) -> str:
-    """Say what to do first; `button` is what the keys press."""
+    """Return what to do first; `button` is what the keys press."""
     keys = '<span class="keys">Or press <kbd>Ctrl</kbd> <kbd>Enter</kbd>; <kbd>Esc</kbd> cancels.</span>'
     return f'<p class="hint">{fixed(f"{sentence}, then press {button}. {keys}")}</p>'
 
@@ -69,13 +69,15 @@ def paragraph(text: str) -> str:
 
 
 def working_on(say: Say, sentence: str, aside: str = "", fraction: float | None = None) -> str:
-    """Say what is being done. `aside` is for the eye only: a screen reader need not read every step aloud."""
+    """Return what is being done. `aside` is for the eye only: a screen reader need not read every step aloud."""
     known = "" if fraction is None else f' aria-valuenow="{100 * fraction:.0f}" style="--done: {fraction:.1%}"'
     bar = f'<div class="bar" role="progressbar" aria-label="{say("Progress")}"{known}><i></i></div>'
     return f'<div class="working">{bar}<p>{escape(sentence)}<span aria-hidden="true">{escape(aside)}</span></p></div>'
 
 
 def underway(event: Queued | Stage | Step | TileDone, say: Say, left: float | None, of_several: str) -> str:
+    """Return how far a run is; `left` is its time in seconds, where it is known."""
+
     def working(sentence: str, aside: str = "", fraction: float | None = None) -> str:
         return working_on(say, f"{of_several} {sentence}".strip(), aside, fraction)
 
@@ -108,7 +110,7 @@ def _time_left(seconds: float, say: Say) -> str:
 
 
 def emerging(preview: Preview) -> str:
-    """Show how a picture looks so far, over the last one. A screen reader hears how far it is instead."""
+    """Return how a picture looks so far, shown over the last one. A screen reader gets how far it is instead."""
     buffer = io.BytesIO()
     image = Image.frombytes("RGB", (preview.width, preview.height), preview.rgb)
     image.save(buffer, format="JPEG", quality=85, subsampling=0)
@@ -116,7 +118,7 @@ def emerging(preview: Preview) -> str:
 
 
 def failed(failure: Failure | StudioError, say: Say = english) -> str:
-    """Say why there is no picture."""
+    """Return why there is no picture."""
     failure = Failure.of(failure) if isinstance(failure, StudioError) else failure
     facts = failure.values
     allowed = say(facts.get("allowed", ""))
@@ -147,6 +149,7 @@ def field_name(name: str, say: Say) -> str:
 
 
 def done_with(result: Result, say: Say) -> str:
+    """Return how a picture was made: its seed, steps, size and time, and what the user should know."""
     used, total, loading = result.request, result.seconds["total"], result.seconds.get("loading", 0.0)
     time = f"{total:.1f} s"
     if loading >= 1:
@@ -160,6 +163,7 @@ def done_with(result: Result, say: Say) -> str:
 
 
 def parameters_of(text: str) -> str:
+    """Return a picture's parameters, a JSON text."""
     # Not as gr.JSON: its colours compete with the picture's.
     return f'<pre tabindex="0">{escape(text)}</pre>'
 

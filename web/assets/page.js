@@ -1,5 +1,5 @@
 // All of the page's own JavaScript but a few lines in the modules. Every tab names its parts by the same classes.
-const shown = (selector) => [...document.querySelectorAll(selector)].find((one) => one.checkVisibility());
+const shown = (selector) => [...document.querySelectorAll(selector)].find((element) => element.checkVisibility());
 const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 // Ctrl or Cmd with Enter generates, Esc closes what lies over the page, else cancels, wherever the focus is.
@@ -35,11 +35,11 @@ const tellLanguage = () => {
 tellLanguage();
 new MutationObserver(() => {
   tellLanguage();
-  if (window.studioReady) dispatchEvent(new Event("studio-language")); // before, nothing was said in another one
+  if (window.studioReady) dispatchEvent(new Event("studio-language")); // before, nothing was shown in another one
 }).observe(document.documentElement, { attributeFilter: ["lang"] });
 
 // Gradio names the place of a picture that is not there yet, and forgets to say what the named thing is.
-const nameEmpty = () => document.querySelectorAll(".empty[aria-label]:not([role])").forEach((one) => { one.role = "img"; });
+const nameEmpty = () => document.querySelectorAll(".empty[aria-label]:not([role])").forEach((empty) => { empty.role = "img"; });
 new MutationObserver(nameEmpty).observe(document.documentElement, { childList: true, subtree: true });
 
 // The picture as it is: at its real size, over the page.
