@@ -34,10 +34,10 @@ def violations(page: Page) -> list[str]:
     page.evaluate(AXE.read_text(encoding="utf-8"))
     found = page.evaluate("axe.run(document, { resultTypes: ['violations'] }).then((done) => done.violations)")
     return [
-        f"{one['id']}: {node['target']} {node['html'][:160]} {node['failureSummary'][:200]}"
-        for one in found
-        if one["impact"] in ("serious", "critical") and one["id"] not in ELSEWHERE
-        for node in one["nodes"]
+        f"{violation['id']}: {node['target']} {node['html'][:160]} {node['failureSummary'][:200]}"
+        for violation in found
+        if violation["impact"] in ("serious", "critical") and violation["id"] not in ELSEWHERE
+        for node in violation["nodes"]
     ]
 
 
@@ -120,7 +120,7 @@ def test_an_expert_never_touches_the_mouse(open_page: Open, tmp_path: Path) -> N
 
     restore = page.locator("#generate-downloads").get_by_text("Restore settings")
     for _ in range(60):
-        if restore.evaluate("(one) => one === document.activeElement"):
+        if restore.evaluate("(element) => element === document.activeElement"):
             break
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")
@@ -137,7 +137,7 @@ def test_an_expert_never_touches_the_mouse(open_page: Open, tmp_path: Path) -> N
 def test_what_is_chosen_shows_where_the_system_forces_its_colours(open_page: Open, size: tuple[int, int]) -> None:
     page = open_page(size, forced_colors="active", color_scheme="light")
     for control in ("#model input", "#generate-controls .use-lora input", "#generate-controls input[type=range]"):
-        assert page.locator(control).first.evaluate("(one) => getComputedStyle(one).appearance") == "auto"
+        assert page.locator(control).first.evaluate("(element) => getComputedStyle(element).appearance") == "auto"
     shoot(page, "38-forced-colours")
 
 
@@ -149,9 +149,9 @@ def test_nothing_moves_when_a_picture_arrives(open_page: Open) -> None:
     page.evaluate("""() => {
         window.moved = [];
         const look = (entries) => entries.forEach((entry) => entry.sources.forEach((source) => {
-            const one = source.node?.nodeType === 1 ? source.node : source.node?.parentElement;
-            const inside = one?.closest(".stage, .bar, [id$=-controls], #header, #above");
-            if (inside) window.moved.push(one.outerHTML.slice(0, 120));
+            const element = source.node?.nodeType === 1 ? source.node : source.node?.parentElement;
+            const inside = element?.closest(".stage, .bar, [id$=-controls], #header, #above");
+            if (inside) window.moved.push(element.outerHTML.slice(0, 120));
         }));
         const watching = new PerformanceObserver((list) => look(list.getEntries()));
         watching.observe({ type: "layout-shift" });
@@ -191,7 +191,7 @@ def test_motion_stops_for_those_who_ask(open_page: Open) -> None:
     start_long_work(page)
     moving = page.evaluate(
         "document.getAnimations()"
-        ".filter((one) => one.playState === 'running' && one.effect.target.closest('main')).length"
+        ".filter((animation) => animation.playState === 'running' && animation.effect.target.closest('main')).length"
     )
     assert moving == 0
     page.get_by_role("button", name="Cancel").click()

@@ -59,9 +59,9 @@ def ask(host: str | None, path: str = "/", method: str = "GET", body: str | None
     connection.endheaders((body or "").encode())
     response = connection.getresponse()
     status = response.status
-    said = response.read().decode() if status != 200 else ""  # an event stream does not end
+    text = response.read().decode() if status != 200 else ""  # an event stream does not end
     connection.close()
-    return status, said
+    return status, text
 
 
 @pytest.mark.parametrize("port", ["", ":7860", ":"])
@@ -71,10 +71,10 @@ def test_names_of_this_machine_are_answered(port: str) -> None:
 
 def test_other_names_are_refused_with_what_to_do() -> None:
     for host in FOREIGN:
-        status, said = ask(host)
+        status, text = ask(host)
         assert (host, status) == (host, 421)
-        assert repr(host) in said
-        assert "--allow-host" in said
+        assert repr(host) in text
+        assert "--allow-host" in text
     assert ask("evil.example:7860")[1].endswith("start the server with --allow-host evil.example.\n")
     assert ask("")[0] in (400, 421)  # the HTTP parser may come first
     assert ask(None)[0] in (400, 421)
@@ -106,10 +106,10 @@ def inside(*names: str) -> TestClient:
     async def page(_: Request) -> PlainTextResponse:
         return PlainTextResponse("the page")
 
-    async def socket(one: WebSocket) -> None:
-        await one.accept()
-        await one.send_text("the page")
-        await one.close()
+    async def socket(connected: WebSocket) -> None:
+        await connected.accept()
+        await connected.send_text("the page")
+        await connected.close()
 
     routes = [Route("/", page), WebSocketRoute("/socket", socket)]
     return TestClient(AllowedHosts(Starlette(routes=routes), names))
@@ -190,9 +190,9 @@ def test_a_long_or_strange_name_is_shown_in_part_and_escaped() -> None:
         return body.decode("ascii")
 
     assert len(asyncio.run(refuse(b"a" * 10_000))) < 400
-    said = asyncio.run(refuse(b"<b>\r\n\xe9"))
-    assert r"'<b>\r\n\xe9'" in said
-    assert said.endswith("--allow-host NAME.\n")
+    text = asyncio.run(refuse(b"<b>\r\n\xe9"))
+    assert r"'<b>\r\n\xe9'" in text
+    assert text.endswith("--allow-host NAME.\n")
 
 
 def test_hosts_are_taken_apart() -> None:

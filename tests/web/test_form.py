@@ -73,8 +73,8 @@ def test_a_dropped_picture_restores_the_form(open_page: Open, size: tuple[int, i
     expect(page.get_by_role("radio", name="Base")).to_be_checked()
     expect(page.get_by_label("Negative prompt")).to_have_value("rain")
     expect(page.get_by_label("number input for Steps")).to_have_value("21")
-    for said in ("Sampler: DPM++ 2M", "Model: sdxl", "Width: 512", "Height: 768"):
-        expect(page.locator("#restored")).to_contain_text(said)
+    for text in ("Sampler: DPM++ 2M", "Model: sdxl", "Width: 512", "Height: 768"):
+        expect(page.locator("#restored")).to_contain_text(text)
     shoot(page, "32-restored")
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     page.evaluate(DROP, ["plain.png", list((tmp_path / "plain.png").read_bytes())])

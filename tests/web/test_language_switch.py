@@ -45,7 +45,7 @@ def choose_language(page: Page, name: str) -> None:
     page.get_by_role("option", name=name).click()
 
 
-def test_the_language_can_be_changed_and_what_was_said_changes_too(open_page: Open) -> None:
+def test_the_language_can_be_changed_and_what_is_shown_changes_too(open_page: Open) -> None:
     page = open_page()
     draw_seed(page, "7")
     expect(page.locator("#generate-controls .block.tokens")).to_contain_text("of 512 tokens")

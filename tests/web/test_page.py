@@ -304,9 +304,9 @@ def test_every_control_has_a_name(open_page: Open) -> None:
     page.get_by_label("Negative prompt").wait_for()
     unnamed = page.evaluate("""
         [...document.querySelectorAll("main input, main textarea, main button, main select, main a")]
-        .filter((one) => one.checkVisibility({ visibilityProperty: true }) && !one.closest("[aria-hidden=true]"))
-        .filter((one) => !(one.ariaLabel || one.textContent.trim() || one.labels?.[0]?.textContent.trim()))
-        .map((one) => one.outerHTML.slice(0, 120))
+        .filter((field) => field.checkVisibility({ visibilityProperty: true }) && !field.closest("[aria-hidden=true]"))
+        .filter((field) => !(field.ariaLabel || field.textContent.trim() || field.labels?.[0]?.textContent.trim()))
+        .map((field) => field.outerHTML.slice(0, 120))
     """)
     assert unnamed == []
     expect(page.locator("#generate-status [role=status]")).to_have_count(1)

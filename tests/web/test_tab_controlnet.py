@@ -172,9 +172,9 @@ def test_the_tab_is_about_what_a_request_takes(visit: Open) -> None:
 
 @pytest.fixture(scope="module")
 def client(served: Server) -> Iterator[Client]:
-    one = Client(served.url, verbose=False)
-    yield one
-    one.close()
+    connected = Client(served.url, verbose=False)
+    yield connected
+    connected.close()
 
 
 def test_endpoints_take_an_uploaded_picture(client: Client, sketch: Path) -> None:

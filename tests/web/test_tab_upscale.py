@@ -35,7 +35,7 @@ def choose(page: Page, photo: Path) -> None:
 
 def sizes_compared(page: Page) -> list[list[int]]:
     slider = page.locator("#compared img")
-    sizes: list[list[int]] = slider.evaluate_all("all => all.map(one => [one.naturalWidth, one.naturalHeight])")
+    sizes: list[list[int]] = slider.evaluate_all("all => all.map(image => [image.naturalWidth, image.naturalHeight])")
     return sizes
 
 
@@ -47,7 +47,7 @@ def press(page: Page, size: str) -> None:
     expect(page.locator("#compared img")).to_have_count(2)
     side = int(size.split()[0])
     page.wait_for_function(
-        "side => [...document.querySelectorAll('#compared img')].every(one => one.naturalWidth === side)", arg=side
+        "side => [...document.querySelectorAll('#compared img')].every(image => image.naturalWidth === side)", arg=side
     )
 
 
