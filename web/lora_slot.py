@@ -42,7 +42,6 @@ class LoraSlot:
         mode: type[Request],
         prompt: Field,
         situation: gr.State,
-        model: Model,
         choice: Field | None = None,
     ) -> "LoraSlot":
         """Make the components where a form stands now, and wire them.
@@ -52,7 +51,6 @@ class LoraSlot:
             mode: the mode's request, with the fields `lora` and `lora_strength`.
             prompt: the prompt's field, which a trigger word is added to.
             situation: the tab's `Situation`, by which a file has to fit.
-            model: the model of a form that was not touched yet.
             choice: the field that chooses another one, where there is one.
         """
         use = gr.Checkbox(False, label=fixed("Use a LoRA"), elem_classes=["use-lora"])
@@ -61,7 +59,7 @@ class LoraSlot:
                 file_types=[".safetensors"],
                 type="filepath",
                 height=SLOT_HEIGHT,
-                **_label(model),
+                **_label(mode.usual_model()),
                 elem_classes=["lora-file"],
             )
             hint = f'<p class="hint">{help_line(mode, "lora")}</p>'

@@ -91,8 +91,8 @@ def wire(
     button.upload(restore, button, outputs, preprocess=False, **QUIET)
     for form in forms:
         with form.output.downloads:
-            again = gr.Button(fixed("Restore settings"), size="sm")
-        again.click(restore, form.output.picture, outputs, preprocess=False, **QUIET)
+            use = gr.Button(fixed("Restore settings"), size="sm")
+        use.click(restore, form.output.picture, outputs, preprocess=False, **QUIET)
     arrived = page.load(arrive, [form.kept for form in by_mode.values()], outputs, **QUIET)
     for form in by_mode.values():
         if form.refresh:

@@ -51,9 +51,9 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
             about_preview = gr.HTML(js_on_load=REWORD_JS, elem_id="preview-status", elem_classes=["status"])
             fields.add("prompt", lines=2, max_lines=10, elem_id="controlnet-prompt")
             count_tokens(fields["prompt"], situation)
-            fields.add("scale", label=fixed("Control scale"))
+            fields.add("scale")
             fields.add("steps", value=CONTROLNET_STEPS)
-            slot = LoraSlot.lay_out(engine, ControlNet, fields["prompt"], situation, ControlNet.model)
+            slot = LoraSlot.lay_out(engine, ControlNet, fields["prompt"], situation)
             with gr.Accordion(fixed("Advanced"), open=False):
                 with gr.Row() as thresholds:
                     fields.add("canny_low", min_width=200)

@@ -28,7 +28,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
 
     `weights_line` stands above all tabs: which weights draw.
     """
-    first: Model = TextToImage.model_fields["model"].default
+    first = TextToImage.usual_model()
     now, usual = Situation.of(engine, TextToImage, first), MODELS[first]
     situation, fields = gr.State(now), Fields(TextToImage)
 
@@ -49,7 +49,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
             with gr.Column(visible=usual.guided, elem_id="guidance") as guidance:
                 fields.add("negative_prompt", lines=2)
                 fields.add("cfg", value=usual.cfg, step=0.1)
-            slot = LoraSlot.lay_out(engine, TextToImage, fields["prompt"], situation, first, fields["model"])
+            slot = LoraSlot.lay_out(engine, TextToImage, fields["prompt"], situation, fields["model"])
             with gr.Accordion(fixed("Advanced"), open=False):
                 fixed_size = gr.HTML(_fixed_size(now.sizes), visible=_is_fixed(now.sizes))
                 shape = gr.Radio(**_shape(now.sizes), label=fixed("Shape"), elem_id="shape")

@@ -30,6 +30,16 @@ STAGES = {
     "saving": "Saving the picture",
 }
 
+# Fields that the page calls otherwise than the request.
+LABELS = {
+    "canny_low": "Low threshold",
+    "canny_high": "High threshold",
+    "cfg": "CFG",
+    "lora": "LoRA",
+    "lora_strength": "LoRA strength",
+    "scale": "Control scale",
+}
+
 # Which weights draw, and the words to press for more.
 WEIGHTS: dict[WeightsKind, tuple[str, str]] = {
     "mini": ("Drawing with the embedded miniature, which knows small flat icons.", "How to get the real weights"),
@@ -144,8 +154,7 @@ def failed(failure: Failure | StudioError, say: Say = english) -> str:
 
 def field_name(name: str, say: Say) -> str:
     """Return what the page calls a field of a request."""
-    label = name.replace("_", " ").capitalize().replace("Cfg", "CFG").replace("Lora", "LoRA")
-    return say(label.replace("Canny low", "Low threshold").replace("Canny high", "High threshold"))
+    return say(LABELS.get(name, name.replace("_", " ").capitalize()))
 
 
 def done_with(result: Result, say: Say) -> str:

@@ -73,11 +73,12 @@ def templates(path: Path) -> Iterator[str]:
 
 
 def declared() -> Iterator[str]:
-    """What tables declare: help lines, what fields take, titles, and the page's own tables."""
+    """What tables declare: labels and help lines, what fields take, titles, and the page's own tables."""
     modes: list[type[Request]] = [*MODES.values(), Preprocess]
     for mode in modes:
         for name, field in mode.model_fields.items():
             if name != "weights":  # the page offers no choice
+                yield words.field_name(name, language.english)
                 yield field.description or ""
                 yield getattr(mode.allowed(name), "text", "")  # else it lists values
     yield from (facts.title for facts in PREPROCESSORS.values())
@@ -107,7 +108,7 @@ def i18n(html: str) -> str:
 
 # Put together when the page is made.
 COMPOSED = {
-    *(words.field_name(name, language.english) for name in ("width", "height", "size", "file")),
+    *(words.field_name(name, language.english) for name in ("size", "file")),
     f"Width and height: {IMAGE_SIZES['mini']}.",
     i18n(idle("Describe a picture", "Generate")),
     i18n(idle("Choose an image, describe a picture", "Generate")),
