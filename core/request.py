@@ -102,8 +102,10 @@ class Request(BaseModel):
     @classmethod
     def usual_model(cls) -> Model:
         """Return the model that draws where none is asked for."""
-        model: Model = cls.model_fields["model"].default if "model" in cls.model_fields else vars(cls)["model"]
-        return model
+        if "model" in cls.model_fields:
+            model: Model = cls.model_fields["model"].default
+            return model
+        return next(vars(base)["model"] for base in cls.__mro__ if "model" in vars(base))
 
     @classmethod
     def parse(cls, **values: Any) -> Self:
