@@ -20,6 +20,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from core import bounded
 from core.errors import RequestError
 from core.events import Result
+from core.messages import Message
 from core.request import MODELS, MODES, SEED_MAX, DrawRequest, Resolved, TextToImage
 from core.sizes import WeightsKind
 from core.whole_file import write_together
@@ -264,18 +265,19 @@ def _from_own_chunk(chunk: Mapping[str, Any]) -> Parameters:
 
 def _text_chunks(path: Path) -> dict[str, str]:
     """Return a picture's text chunks, without decoding its pixels."""
-    allowed = "a PNG file"
+    wanted = Message("png_file", "a PNG file")
     if not path.is_file():
-        raise RequestError("file", str(path), allowed + " that exists")
+        raise RequestError("file", str(path), Message("no_file", "{wanted} that exists", wanted=wanted))
     if path.stat().st_size > MAX_FILE_BYTES:
-        raise RequestError("file", path.name, f"{allowed} of up to {MAX_FILE_BYTES >> 20} MiB")
+        allowed = Message("too_large", "{wanted} of up to {size} MiB", wanted=wanted, size=MAX_FILE_BYTES >> 20)
+        raise RequestError("file", path.name, allowed)
     try:
         with Image.open(path, formats=["PNG"]) as image:
             # Not `image.text`, which decodes the pixels; galleries, A1111 and we write the text before them.
             texts = {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
             return {key: text for key, text in texts.items() if len(text) <= MAX_TEXT}
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise RequestError("file", path.name, allowed) from error
+        raise RequestError("file", path.name, wanted) from error
 
 
 def _quoted(value: Any) -> str:
