@@ -350,7 +350,7 @@ class _Way:
 def _ways(dtype: Dtype, parts: tuple[str, ...]) -> list[_Way]:
     """Return the ways to use a device's memory for a mode of these parts, the roomiest first."""
     # Weights are held in bf16 before any are fetched from elsewhere.
-    pairs = [(use, dtype) for use in _USES if use.as_computed and dtype != "bfloat16"]
+    pairs: list[tuple[_Use, Dtype]] = [(use, dtype) for use in _USES if use.as_computed and dtype != "bfloat16"]
     pairs += [(use, "bfloat16") for use in _USES if not use.without_controlnet or "controlnet" in parts]
     return [_Way(use, tuple(part for part in use.resident if part in parts), held) for use, held in pairs]
 

@@ -37,7 +37,8 @@ def reference() -> str:
 
 
 def _requests() -> Iterator[str]:
-    for request in (*MODES.values(), Preprocess):
+    requests: list[type[Request]] = [*MODES.values(), Preprocess]
+    for request in requests:
         yield f"## {request.mode}: {request.help}\n"
         yield f"Command `{_command(request)}`, endpoint `/{request.mode}`.\n"
         yield from _table(

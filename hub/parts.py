@@ -103,7 +103,7 @@ def needs(mode: str, model: str) -> tuple[str, ...]:
     """
     if mode not in MODES:
         raise RequestError("mode", mode, ", ".join(sorted(MODES)))
-    by_model: Mapping[str, tuple[str, ...]] = MODES[mode].needs
+    by_model = {str(known): parts for known, parts in MODES[mode].needs.items()}
     if model not in by_model:
         allowed = Message("models_of_mode", "{models} in mode {mode}", models=any_of(list(by_model)), mode=mode)
         raise RequestError("model", model, allowed)

@@ -177,7 +177,7 @@ def test_the_miniature_is_drawn_in_fp32_without_measuring(monkeypatch: pytest.Mo
     device = worker_of(engine).device
     assert device is not None
     assert device.dtype == "float32"
-    assert "a seed means one picture" in device.reason
+    assert "a seed means one picture" in str(device.reason)
 
 
 @pytest.mark.slow
