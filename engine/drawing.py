@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core import metadata
@@ -21,6 +22,7 @@ from core.sizes import WeightsKind
 from diffusion import sanity
 from engine.mode import Job
 from lora.file import LoraFile, find, read
+from lora.report import Report
 
 if TYPE_CHECKING:
     from diffusion.pipeline import Pipeline, Progress
@@ -49,6 +51,15 @@ def lora_file(request: ResolvedTextToImage | ResolvedControlNet, kind: WeightsKi
     file = read(find(request.lora))
     file.report.check_fits(kind)
     return file
+
+
+def lora_report(path: Path) -> Report:
+    """Return what a LoRA file is, from its header alone.
+
+    Raises:
+        RequestError: it cannot be used at all.
+    """
+    return read(path).report
 
 
 def lora_stage(job: Job[Any]) -> Iterator[Stage]:

@@ -11,27 +11,19 @@ import datetime
 import logging
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import mini.notes
 from core import metadata
-from core.errors import InternalError, StudioError, WeightsMissing
+from core.errors import InternalError, StudioError
 from core.events import Event, Failure, Queued, Result
-from core.request import DrawRequest, Preprocess, Request, Resolved, Upscale, WeightsChoice
-from core.sizes import WeightsKind
+from core.messages import Message
+from core.request import DrawRequest, Preprocess, Resolved, Upscale, WeightsChoice
 from core.upload import Upload
-from diffusion import tokens
 from engine import mode_upscale
 from engine.fair_queue import FairQueue
 from engine.mode import Drawn
 from engine.worker import LocalWorker, Settings, Worker
 from hub import inventory
 from images import preprocess
-from lora.file import read
-from lora.report import Report
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 log = logging.getLogger(__name__)
 
@@ -101,45 +93,17 @@ class Engine:
         """
         return self.worker.weights(mode, model, asked)
 
-    def memory_in_use(self) -> str:
-        """Say what of the real weights stays in memory, once a request has loaded them; empty before and otherwise."""
-        return str(self.worker.memory() or "")
-
-    def count_tokens(self, request: type[Request], prompt: str) -> int | None:
-        """Return how many of the text encoder's tokens a prompt takes; None without its tokenizer."""
-        try:
-            files = self.weights_in_use(request.mode, request.usual_model()).files["tokenizer"]
-        except WeightsMissing:
-            return None
-        return tokens.count(files[0], prompt)
-
-    def inspect_lora(self, path: Path) -> Report:
-        """Return what a LoRA file is, from its header alone.
-
-        Raises:
-            RequestError: it cannot be used at all.
-        """
-        return read(path).report
+    def memory_in_use(self) -> Message | None:
+        """Return what of the real weights stays in memory, as `Worker.memory`."""
+        return self.worker.memory()
 
     def control_image(self, request: Preprocess) -> preprocess.Control:
         """Return the control image of a request, as `Worker.control_image`."""
         return self.worker.control_image(request)
 
-    def examples(self, kind: WeightsKind) -> list[str]:
-        """Return prompts that work with these weights."""
-        return list(mini.notes.EXAMPLES[kind])
-
-    def upscale_estimate(self, request: Upscale) -> mode_upscale.Foreseen:
+    def foresee(self, request: Upscale) -> mode_upscale.Foreseen:
         """Return what a request will give and take, as `Worker.foresee`."""
         return self.worker.foresee(request)
-
-    def plain_enlargement(self, request: Upscale) -> Image.Image:
-        """Return the picture of a request at the size of its result, made by a filter: what to compare it with.
-
-        Raises:
-            RequestError: the picture cannot be used.
-        """
-        return mode_upscale.plain_file(Path(request.image))
 
 
 def _result(request: Resolved, chosen: inventory.Chosen, drawn: Drawn) -> Result:

@@ -16,6 +16,11 @@ from engine.mode import Drawing, Drawn, Job, Mode, Prepared, Studio
 from images.cache import Controls
 
 
+def examples(kind: WeightsKind) -> tuple[str, ...]:
+    """Return prompts that work with these weights."""
+    return mini.notes.EXAMPLES[kind]
+
+
 class TextToImageMode(Mode[ResolvedTextToImage]):
     """Text to image."""
 

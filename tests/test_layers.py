@@ -30,14 +30,14 @@ ROOMS = [name for name in MAY_IMPORT if (ROOT / name).is_dir()]
 # Packages of others that take long to import or exist for one purpose: at the top of which modules, or rooms, they may
 # stand, and which others may import them inside of a function.
 HEAVY: dict[str, tuple[set[str], set[str]]] = {
-    "torch": ({"diffusion", "lora.adapter", "upscaler.network", "images.depth", "mini.models"}, {"engine.engine"}),
+    "torch": ({"diffusion", "lora.adapter", "upscaler.network", "images.depth", "mini.models"}, {"engine.worker"}),
     "diffsynth": ({"diffusion", "mini.models"}, {"mini.config"}),
     "transformers": ({"diffusion", "images.depth"}, {"mini.models"}),
     "spandrel": ({"upscaler.network"}, set()),
     "cv2": (set(), {"images.preprocess", "images.pose"}),
     "ai_edge_litert": (set(), {"images.pose"}),
-    "gradio": ({"web"}, {"engine.zerogpu"}),
-    "spaces": (set(), {"engine.zerogpu"}),
+    "gradio": ({"web"}, {"engine.zerogpu", "engine.worker_zerogpu"}),
+    "spaces": (set(), {"engine.zerogpu", "engine.worker_zerogpu"}),
     "huggingface_hub": ({"hub"}, set()),
     "modelscope_hub": ({"hub"}, set()),
 }

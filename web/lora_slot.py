@@ -16,6 +16,7 @@ from core.errors import RequestError
 from core.request import MODELS, Model, Request
 from core.sizes import WeightsKind
 from engine import Engine
+from engine.drawing import lora_report
 from web.endpoints import uploaded
 from web.fields import QUIET, REWORD_JS, Field, Fields, Update, help_line
 from web.language import Say, fixed, say_to
@@ -102,7 +103,7 @@ class LoraSlot:
             shown, found = f'<p class="hint">{help_line(mode, "lora")}</p>', ()
         else:
             try:
-                report = engine.inspect_lora(Path(path))
+                report = lora_report(Path(path))
                 report.check_fits(kind)
                 shown, found = _described(report, say), report.trigger_words
             except RequestError as error:

@@ -6,14 +6,15 @@ shows. Each tab is a module of its own.
 
 import gradio as gr
 
-from core.request import MODES, ControlNet, Model, TextToImage, Upscale
+from core.request import MODES, Model, TextToImage
 from engine import Engine
-from web import situation, tab_controlnet, tab_generate, tab_upscale, theme
-from web.fields import QUIET, Field
+from web import situation, theme
+from web.fields import QUIET, Field, Update
 from web.form import Form
 from web.language import fixed, say_to
 from web.output import Output
 from web.restore import lay_out, wire
+from web.tabs import TABS
 from web.words import weights_sentence
 
 MODEL_ZOO = "https://github.com/Tongyi-MAI/Z-Image#-model-zoo"
@@ -37,22 +38,21 @@ def build(engine: Engine) -> gr.Blocks:
         with gr.Row(elem_id="above"):
             weights_line = gr.HTML(js_on_load=WEIGHTS_JS, elem_id="weights")
             restore, restored = lay_out()
+        forms: dict[str, Form] = {}
+        places: list[gr.Tab] = []
         with gr.Tabs() as tabs:
-            with gr.Tab(fixed("Text to Image"), id=TextToImage.mode) as tab:
-                generate = tab_generate.lay_out(engine, tab, weights_line)
-            with gr.Tab("ControlNet", id=ControlNet.mode) as tab:
-                controlnet = tab_controlnet.lay_out(engine, tab, weights_line)
-            with gr.Tab(fixed("Upscale"), id=Upscale.mode) as upscale_tab:
-                upscale = tab_upscale.lay_out(engine, upscale_tab, weights_line)
-        forms = generate, controlnet, upscale
-        for form in forms:
-            _hand_over(form.output, "Use as control image", tabs, controlnet)
-            _hand_over(form.output, "Upscale this", tabs, upscale)
-        _reword_weights(engine, weights_line, generate.fields["model"], upscale_tab)
-        wire(page, restore, restored, tabs, forms)
-        tab_generate.endpoint(engine)
-        tab_controlnet.endpoints(engine)
-        tab_upscale.endpoint(engine)
+            for tab in TABS:
+                with gr.Tab(fixed(tab.title), id=tab.mode.mode) as place:
+                    forms[tab.mode.mode] = tab.lay_out(engine, place, weights_line)
+                places.append(place)
+        for form in forms.values():
+            for tab in TABS:
+                if tab.offer:
+                    _hand_over(form.output, tab.offer, tabs, forms[tab.mode.mode])
+        _reword_weights(engine, weights_line, forms[TextToImage.mode].fields["model"], places)
+        wire(page, restore, restored, tabs, list(forms.values()))
+        for tab in TABS:
+            tab.publish(engine)
     # The engine owns the one queue, which is fair and bounded; Gradio's own must not stand before it.
     page.queue(default_concurrency_limit=None)
     return page
@@ -66,19 +66,20 @@ def _hand_over(drawn: Output, label: str, tabs: gr.Tabs, to: Form) -> None:
     use.click(lambda picture: (gr.Tabs(selected=to.mode.mode), picture), drawn.picture, [tabs, to.image], **QUIET)
 
 
-def _reword_weights(engine: Engine, weights_line: gr.HTML, model_field: Field, unopened: gr.Tab) -> None:
+def _reword_weights(engine: Engine, weights_line: gr.HTML, model_field: Field, places: list[gr.Tab]) -> None:
     """Show in another language which weights draw in the tab that is open.
 
-    Gradio leaves the name of a tab that was not opened yet as it was, so it comes along.
+    Gradio leaves the name of a tab that was not opened yet as it was, so the names come along.
     """
 
-    def reword(chosen: Model, event: gr.EventData, visitor: gr.Request) -> tuple[str, gr.Tab]:
+    def reword(chosen: Model, event: gr.EventData, visitor: gr.Request) -> Update:
         mode = MODES.get(event.mode, TextToImage)
         model = chosen if mode is TextToImage else mode.usual_model()
         say = say_to(visitor)
-        return weights_sentence(situation.Situation.of(engine, mode, model), say), gr.Tab(say("Upscale"))
+        names = {place: gr.Tab(say(tab.title)) for place, tab in zip(places, TABS, strict=True)}
+        return {weights_line: weights_sentence(situation.Situation.of(engine, mode, model), say), **names}
 
-    weights_line.input(reword, model_field, [weights_line, unopened], **QUIET)
+    weights_line.input(reword, model_field, [weights_line, *places], **QUIET)
 
 
 def _header() -> str:

@@ -38,5 +38,5 @@ class Situation:
             chosen = engine.weights_in_use(mode.mode, model)
         except StudioError as error:
             return cls("full", False, (error.message,))
-        texts = tuple(text for text in (chosen.reason, engine.worker.memory()) if text)
+        texts = tuple(text for text in (chosen.reason, engine.memory_in_use()) if text)
         return cls(chosen.kind, True, texts, next(iter(chosen.files.get("tokenizer", ())), None))

@@ -8,6 +8,7 @@ import gradio as gr
 from core.request import MODELS, Model, TextToImage
 from core.sizes import ImageSizes, shape_of, shapes
 from engine import Engine
+from engine.mode_generate import examples
 from web import endpoints, words
 from web.fields import QUIET, Fields, Update, count_tokens
 from web.form import Form
@@ -34,13 +35,13 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
 
     with gr.Row(elem_classes=["columns"]):
         with gr.Column(elem_id="generate-controls", min_width=280):
-            examples = engine.examples(now.kind)
-            placeholder = fixed(examples[0])
+            prompts = examples(now.kind)
+            placeholder = fixed(prompts[0])
             fields.add("prompt", placeholder=placeholder, lines=3, max_lines=10, autofocus=True, elem_id="prompt")
             count_tokens(fields["prompt"], situation)
             samples = gr.Dataset(
                 components=[fields["prompt"]],
-                samples=[[example] for example in examples],
+                samples=[[example] for example in prompts],
                 label=fixed("Try one of these"),
                 elem_id="examples",
             )
@@ -68,7 +69,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
             situation: now,
             weights_line: words.weights_sentence(now, say),
             shape: gr.Radio(**_shape(now.sizes, width, height)),
-            samples: gr.Dataset(samples=[[say(example)] for example in engine.examples(now.kind)]),
+            samples: gr.Dataset(samples=[[say(example)] for example in examples(now.kind)]),
             fixed_size: gr.HTML(_fixed_size(now.sizes), visible=_is_fixed(now.sizes)),
             free_size: gr.Row(visible=not _is_fixed(now.sizes)),
             fields["width"]: gr.Slider(**_size(now.sizes, width)),

@@ -1,6 +1,7 @@
 """The Upscale tab and the endpoint `/upscale`: a small picture becomes a large one."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -69,7 +70,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
             return shown
         try:
             request = Upscale.parse(**form.values(inputs))
-            return shown | {about: paragraph(_foreseen(engine.upscale_estimate(request), say))}
+            return shown | {about: paragraph(_foreseen(engine.foresee(request), say))}
         except StudioError as error:
             return shown | {about: words.failed(error, say), start: gr.Button(interactive=False)}
 
@@ -80,7 +81,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
         if not source:
             return gr.skip()
         try:
-            before = engine.plain_enlargement(Upscale.parse(image=source))
+            before = mode_upscale.plain_file(Path(source))
         except RequestError:  # swept away after a day
             return gr.skip()
         return gr.ImageSlider((before, after), visible=True)

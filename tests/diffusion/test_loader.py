@@ -256,7 +256,7 @@ def test_the_page_says_what_stays_in_memory() -> None:
     from web.words import weights_sentence
 
     engine = Engine()
-    assert engine.memory_in_use() == ""
+    assert engine.memory_in_use() is None
     # As after the first picture with the real weights, which no test machine has.
     worker = worker_of(engine)
     worker.plan, worker.kind = memory_plan("cuda", 16 * 10**9, None, 64 * 10**9, "generate"), "full"

@@ -15,6 +15,7 @@ from core.events import Failure, Queued, Result, Stage, Step
 from core.request import TextToImage
 from engine import Engine, Settings
 from engine.fair_queue import FairQueue
+from engine.mode_generate import examples
 from hub import parts
 from tests.helpers.workers import pipeline_of, worker_of
 
@@ -147,8 +148,8 @@ def test_the_seed_says_what_the_prompt_leaves_open(draw: Callable[..., Result]) 
 def test_examples_mean_something_to_the_weights_they_are_for(engine: Engine) -> None:
     import mini.config
 
-    assert engine.examples("full")
-    for prompt in engine.examples("mini"):
+    assert examples("full")
+    for prompt in examples("mini"):
         assert mini.config.unknown_words(prompt) == []
 
 

@@ -354,15 +354,15 @@ def test_usual_values_are_those_of_the_weights() -> None:
 def test_an_estimate_gives_sizes_and_learns(engine: Engine, picture: Callable[..., Path]) -> None:
     alone = Engine(Settings(weights="mini", device="cpu"))
     request = Upscale.parse(image=str(picture(300, 20)), upscaler="fast")
-    guess = alone.upscale_estimate(request)
+    guess = alone.foresee(request)
     assert (guess.before, guess.after, guess.tiles, guess.refined) == ((300, 20), (600, 40), 2, 0)
     assert not guess.measured
-    assert guess.seconds < alone.upscale_estimate(request.model_copy(update={"upscaler": "best"})).seconds
+    assert guess.seconds < alone.foresee(request.model_copy(update={"upscaler": "best"})).seconds
     taken = alone.draw(request).seconds["upscaling"]
-    learned = alone.upscale_estimate(request)
+    learned = alone.foresee(request)
     assert learned.measured
     assert 0 < learned.seconds <= taken + 0.002  # both are rounded to milliseconds
-    refined = alone.upscale_estimate(request.model_copy(update={"denoise": 0.33}))
+    refined = alone.foresee(request.model_copy(update={"denoise": 0.33}))
     assert refined.refined == 6
     assert not refined.measured
     assert refined.seconds > learned.seconds
