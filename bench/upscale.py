@@ -17,6 +17,7 @@ memory      the process's peak: a tile of Real-ESRGAN, and all of a refinement; 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import itertools
 import json
@@ -313,14 +314,16 @@ def mini_pipeline() -> Pipeline:
     return built
 
 
-def memory(side: int) -> dict[str, float]:
+def memory(side: int, smaller_tiles: int = 1) -> dict[str, float]:
     """Return the process's peak so far in GiB: with the models loaded, after Real-ESRGAN, after the refinement.
 
     Args:
         side: of the square picture that goes in, in pixels.
+        smaller_tiles: by what the sides of Real-ESRGAN's tiles are divided, as those of the picture may be.
     """
     pixels = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)
     on, plan = LocalWorker(Settings(weights="mini", device="cpu")).machine(Upscale.mode, "mini")
+    plan = dataclasses.replace(plan, upscaler_tile=plan.upscaler_tile // smaller_tiles)
     pipeline = mini_pipeline()
     found = {"loaded": peak()}
 
@@ -355,6 +358,7 @@ def main() -> None:
     parser.add_argument("what", choices=["parity", "half", "tiles", "quality", "picture", "refinement", "memory"])
     parser.add_argument("--upscaler", choices=["best", "fast"], default="best")
     parser.add_argument("--side", type=int, default=1024, help="of the picture that goes in, for memory")
+    parser.add_argument("--tiles", type=int, default=1, help="divide the sides of the tiles by this, for memory")
     args = parser.parse_args()
     choice = args.upscaler
     measures: dict[str, Callable[[], object]] = {
@@ -364,7 +368,7 @@ def main() -> None:
         "quality": quality,
         "picture": picture,
         "refinement": refinement,
-        "memory": lambda: memory(args.side),
+        "memory": lambda: memory(args.side, args.tiles),
     }
     print(json.dumps({args.what: measures[args.what](), "upscaler": choice}))
 

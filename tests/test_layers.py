@@ -37,7 +37,7 @@ HEAVY: dict[str, tuple[set[str], set[str]]] = {
     "cv2": (set(), {"images.preprocess", "images.pose"}),
     "ai_edge_litert": (set(), {"images.pose"}),
     "gradio": ({"web"}, {"engine.zerogpu", "engine.worker_zerogpu"}),
-    "spaces": (set(), {"engine.zerogpu", "engine.worker_zerogpu"}),
+    "spaces": (set(), {"engine.zerogpu"}),
     "huggingface_hub": ({"hub"}, set()),
     "modelscope_hub": ({"hub"}, set()),
 }

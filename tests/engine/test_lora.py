@@ -15,6 +15,7 @@ import cli
 import lora.file
 from core.errors import RequestError
 from core.events import Failure, Result, Stage, Step
+from core.messages import Message
 from core.metadata import parse_a1111, save
 from core.request import TextToImage
 from engine import Engine, Settings
@@ -182,7 +183,7 @@ def test_loading_a_lora_is_a_stage_and_the_notes_say_what_is_left_out(engine: En
     tensors = loras.peft(PAIRS) | extra
     path = write(tmp_path / "a.safetensors", tensors, {"base_model": "Tongyi-MAI/Z-Image"})
     *events, result = engine.run(ask(lora=str(path)))
-    assert Stage("loading", "LoRA") in events
+    assert Stage("loading", Message("stage", "LoRA")) in events
     assert isinstance(result, Result)
     notes = [note for note in result.notes if note.code.startswith("lora")]
     said = [str(note) for note in notes]

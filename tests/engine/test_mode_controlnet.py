@@ -286,7 +286,7 @@ def test_a_picture_follows_and_says_what_it_is_made_of(engine: Engine, sketch: P
         "ControlNet",
         "transformer (turbo)",
     ]
-    assert events[0] == Stage("preprocessing", "Canny")
+    assert events[0] == Stage("preprocessing", Message("preprocessor", "Canny"))
     assert isinstance(result, Result)
     assert isinstance(result.request, ControlNet)
     assert (result.size, result.request.steps) == ((128, 128), CONTROLNET_STEPS)

@@ -386,37 +386,19 @@ def test_an_estimate_counts_every_tile_of_every_step_and_what_is_fetched_for_it(
 
     one = seconds(512, roomy)
     assert one == pytest.approx(5 * 56e12 / 1e14, rel=0.1)  # DiffSynth's 449 TFLOP for eight steps, and the VAE
-    assert seconds(1024, roomy) == pytest.approx(9 * one)
+    assert seconds(1024, roomy) == pytest.approx(9 * one, rel=0.01)  # the prompt is encoded once
     assert seconds(512, roomy, steps=10) == pytest.approx(2 * one, rel=0.05)
     # In tiles that are as large, since what they take decides it.
     assert seconds(512, streamed) > one + 5 * 12.3e9 / 1e10
 
 
-# The tiles that memory is planned for are halved with the picture, whatever their size.
-AT_HALF_THE_SIDES = """
-import dataclasses, json
-from bench import upscale as bench
-
-planned = bench.Engine._planned
-
-
-def halved(*arguments):
-    on, plan = planned(*arguments)
-    return on, dataclasses.replace(plan, upscaler_tile=plan.upscaler_tile // 2)
-
-
-bench.Engine._planned = halved
-print(json.dumps(bench.memory(512)))
-"""
-
-
 @pytest.mark.slow
 def test_the_peak_of_memory_is_bounded() -> None:
     """The bound is for 1024 x 1024, which takes a minute; at half the sides all but the models is a quarter of it."""
-    command = [sys.executable, "-c", AT_HALF_THE_SIDES]
+    command = [sys.executable, "bench/upscale.py", "memory", "--side", "512", "--tiles", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])["memory"]
     assert found["enlarged"] > found["loaded"]  # or nothing was measured
     assert found["loaded"] + 4 * (max(found.values()) - found["loaded"]) < MEMORY_BOUND_GIB
 
