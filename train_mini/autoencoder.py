@@ -17,7 +17,7 @@ from core.whole_file import replacing
 from mini.models import MiniAutoencoder
 
 from .loop import Training, load_rounded, trained
-from .scenes import PICTURE_SIDE, Painter, Scene, autoencoder_icons, training_scenes
+from .scenes import PICTURE_SIDE, Painter, Scene, autoencoder_icons, contact_sheet, training_scenes
 from .things import BACKGROUNDS, THINGS
 
 logger = logging.getLogger(__name__)
@@ -134,6 +134,11 @@ def to_tensor(pictures: np.ndarray, device: torch.device) -> torch.Tensor:
     return (torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
 
 
+def to_pictures(tensors: torch.Tensor) -> np.ndarray:
+    """Return float pictures [B, 3, H, W] in -1..1 as uint8 [B, H, W, 3]."""
+    return ((tensors + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
 def load(work: Path, device: torch.device) -> MiniAutoencoder:
     """Load the trained autoencoder with weights rounded to bf16, as the exported file holds them."""
     return load_rounded(MiniAutoencoder(), work / "autoencoder.pt", device)
@@ -150,9 +155,7 @@ def evaluate(work: Path, device: torch.device) -> dict[str, float]:
         y = model.decoder(model.encoder(x)).clamp(-1, 1)
         values += (-10 * ((x - y).square().mean((1, 2, 3)) / 4).log10()).tolist()
         sheet.append(torch.stack([x[:2], y[:2]], 1))
-    grid = torch.cat(sheet)[:24].flatten(0, 1).reshape(8, 6, 3, PICTURE_SIDE, PICTURE_SIDE)
-    grid = grid.permute(0, 3, 1, 4, 2).reshape(8 * PICTURE_SIDE, -1, 3)
-    Image.fromarray(((grid + 1) * 127.5).round().byte().cpu().numpy()).save(work / "autoencoder.png")
+    contact_sheet(list(to_pictures(torch.cat(sheet)[:24].flatten(0, 1))), work / "autoencoder.png", columns=6)
     result = {"psnr_mean": float(np.mean(values)), "psnr_worst": float(np.min(values))}
     (work / "autoencoder.json").write_text(json.dumps(result, indent=2))
     return result

@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 import mini.config
 from mini.prompt import complete
 
 from . import chinese
 from .captions import EVERYTHING, TEST_TEMPLATES, describe
-from .scenes import LAYOUTS, PICTURE_SIDE, Painter, Scene, kind_of, test_scenes
+from .scenes import LAYOUTS, PICTURE_SIDE, Painter, Scene, contact_sheet, kind_of, test_scenes
 from .things import BACKGROUNDS, COLOURABLE, COLOURS, COUNTS, THINGS
 
 logger = logging.getLogger(__name__)
@@ -277,16 +276,6 @@ def measure_steering(pipelines: Pipelines, judge: Judge, count: int) -> dict[str
             errors[key].append(min(float(np.abs(picture - way).mean()) for way in ways))
     means = {key: round(float(np.mean(values)), 2) for key, values in errors.items()}
     return {"negative_moves": round(moved / count, 3), "error": means, "pictures": count}
-
-
-def contact_sheet(pictures: list[np.ndarray], target: Path, columns: int = 10) -> None:
-    """Write pictures as one PNG, row by row, without their prompts."""
-    rows = -(-len(pictures) // columns)
-    sheet = np.full((rows * PICTURE_SIDE, columns * PICTURE_SIDE, 3), 255, np.uint8)
-    for i, picture in enumerate(pictures):
-        y, x = divmod(i, columns)
-        sheet[y * PICTURE_SIDE :, x * PICTURE_SIDE :][:PICTURE_SIDE, :PICTURE_SIDE] = picture
-    Image.fromarray(sheet).save(target)
 
 
 def evaluate(work: Path, turbo_count: int = 100, base_count: int = 40, steering_count: int = 24) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from hub import inventory
 from images import preprocess
 
 from .captions import describe
-from .evaluate import Judge, contact_sheet
-from .lora import finished
-from .scenes import PICTURE_SIDE, Painter, test_scenes
+from .evaluate import Judge
+from .lora import finished, start
+from .scenes import PICTURE_SIDE, Painter, contact_sheet, test_scenes
 from .things import THINGS
 
 TOLERANCE = 2  # pixels
@@ -48,17 +48,8 @@ class Controlled:
 
     def paint(self, prompt: str, seed: int, control: Image.Image, scale: float) -> np.ndarray:
         """Return one picture, uint8 [128, 128, 3]."""
-        drawing = self.pipeline.text_to_image(
-            prompt=prompt,
-            negative_prompt="",
-            steps=CONTROLNET_STEPS,
-            cfg=1.0,
-            width=mini.config.NATIVE_SIZE,
-            height=mini.config.NATIVE_SIZE,
-            seed=seed,
-            control=(control, scale),
-        )
-        return np.asarray(finished(drawing).image)
+        drawing = start(self.pipeline, prompt, seed, CONTROLNET_STEPS, control=(control, scale))
+        return np.asarray(finished(drawing))
 
 
 def edges(picture: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import logging
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,21 +88,25 @@ def load() -> Pipeline:
 
 def draw(built: Pipeline, prompt: str, seed: int) -> Image.Image:
     """Return a picture, drawn as the app does."""
-    size = mini.config.NATIVE_SIZE
-    drawing = built.text_to_image(
-        prompt=prompt, negative_prompt="", steps=TURBO_STEPS, cfg=1.0, width=size, height=size, seed=seed
-    )
-    return finished(drawing).image
+    return finished(start(built, prompt, seed))
 
 
-def finished(drawing: Progress) -> Picture:
+def start(built: Pipeline, prompt: str, seed: int, steps: int = TURBO_STEPS, **more: Any) -> Progress:
+    """Return a drawing by Turbo at the miniature's size, with what else the pipeline is to use."""
+    return built.text_to_image(
+        prompt=prompt, negative_prompt="", steps=steps, cfg=1.0, seed=seed,
+        width=mini.config.NATIVE_SIZE, height=mini.config.NATIVE_SIZE, **more,
+    )  # fmt: skip
+
+
+def finished(drawing: Progress) -> Image.Image:
     """Return the picture of a drawing, after running it to its end."""
     while True:
         try:
             next(drawing)
         except StopIteration as done:
             picture: Picture = done.value
-            return picture
+            return picture.image
 
 
 def training_set(built: Pipeline, s: Schedule) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -181,12 +186,8 @@ def sheet(target: Path, path: Path) -> None:
     for strength in (0.0, 1.0):
         row = []
         for seed, prompt in enumerate(SHOWN, 3):
-            size, prompt = mini.config.NATIVE_SIZE, complete(prompt, seed).text
-            plain = built.text_to_image(
-                prompt=prompt, negative_prompt="", steps=TURBO_STEPS, cfg=1.0, seed=seed, width=size, height=size
-            )
             with built.lora(applied, strength):
-                row.append(np.asarray(finished(plain).image))
+                row.append(np.asarray(finished(start(built, complete(prompt, seed).text, seed))))
         rows.append(np.concatenate(row, axis=1))
     Image.fromarray(np.concatenate(rows)).resize((768, 512), Image.Resampling.LANCZOS).save(path, optimize=True)
 

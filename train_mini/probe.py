@@ -11,20 +11,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from core.whole_file import replacing
 
 from . import autoencoder, text_encoder
+from .autoencoder import to_pictures
 from .captions import EVERYTHING, describe
 from .pools import wishes
-from .scenes import LAYOUTS, Painter, Scene, kind_of, test_scenes
+from .scenes import LAYOUTS, Painter, Scene, contact_sheet, kind_of, test_scenes
 from .things import BACKGROUNDS, CLASHES, COLOURABLE, COLOURS, COUNTS, PLACES, SIZES, THINGS
 from .transformer import Predict, stack_words
 
 PROBES = {"single": 48, "coloured": 16, "pair": 24, "count": 16}
 OPEN = 26  # prompts that say no more than "a fox"
 STEPS, SHIFT = 8, 3.0  # of the samples: Turbo's official settings
+
+
+def turbo_sigmas() -> torch.Tensor:
+    """Return the noise levels of 8 steps at shift 3 and the end, float32 [9] from 1 down to 0."""
+    u = torch.linspace(1, 0, STEPS + 1)
+    return SHIFT * u / (1 + (SHIFT - 1) * u)
 
 
 def rivals(scene: Scene, rng: random.Random, others: int = 12) -> list[Scene]:
@@ -108,9 +114,7 @@ class Probe:
     @torch.no_grad()
     def sample(self, predict: Predict) -> torch.Tensor:
         """Return latents after Euler steps without guidance, float32 [N, 16, 16, 16]."""
-        u = torch.linspace(1, 0, STEPS + 1)
-        sigmas = SHIFT * u / (1 + (SHIFT - 1) * u)
-        x = self.noise
+        x, sigmas = self.noise, turbo_sigmas()
         for a, b in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
             x = x + (b - a) * predict(x, torch.full((len(x),), a, device=x.device), self.words, self.lengths)
         return x
@@ -151,6 +155,4 @@ def write_sheet(work: Path, latents: torch.Tensor, target: Path, device: torch.d
     """Decode latents and write them as one PNG."""
     with torch.no_grad():
         p = autoencoder.load(work, device).decoder(latents).clamp(-1, 1)
-    rows = len(p) // columns
-    p = p[: rows * columns].reshape(rows, columns, *p.shape[1:]).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    Image.fromarray(((p + 1) * 127.5).round().byte().cpu().numpy()).save(target)
+    contact_sheet(list(to_pictures(p)), target, columns)

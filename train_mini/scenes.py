@@ -286,6 +286,16 @@ class AtlasPainter(Painter):
         return self.atlas.crop(box).resize((side, side), Image.Resampling.BILINEAR)
 
 
+def contact_sheet(pictures: list[np.ndarray], target: Path, columns: int = 10) -> None:
+    """Write pictures as one PNG, row by row, without their prompts."""
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * PICTURE_SIDE, columns * PICTURE_SIDE, 3), 255, np.uint8)
+    for i, picture in enumerate(pictures):
+        y, x = divmod(i, columns)
+        sheet[y * PICTURE_SIDE :, x * PICTURE_SIDE :][:PICTURE_SIDE, :PICTURE_SIDE] = picture
+    Image.fromarray(sheet).save(target)
+
+
 def autoencoder_icons(work: Path, side: int = 96) -> np.ndarray:
     """Return uint8 RGBA icons [N, side, side, 4] of both packages (without skin-tone variants), for the autoencoder."""
     cache = work / f"autoencoder_icons_{side}.npy"

@@ -18,8 +18,8 @@ from core.whole_file import replacing
 from . import text_encoder
 from .loop import Training, trained
 from .pools import Pictures
-from .probe import SHIFT, Probe, write_sheet
 from .probe import STEPS as TURBO_STEPS
+from .probe import Probe, turbo_sigmas, write_sheet
 from .text_encoder import matrix_dtype
 from .transformer import build, predictor, stack_words
 
@@ -38,12 +38,6 @@ class Schedule:
     rate: float = 4e-4
     average: float = 0.98  # of the weights, over the second half
     seed: int = 8
-
-
-def turbo_sigmas() -> torch.Tensor:
-    """Return the noise levels of 8 steps at shift 3 and the end, float32 [9] from 1 down to 0."""
-    u = torch.linspace(1, 0, TURBO_STEPS + 1)
-    return SHIFT * u / (1 + (SHIFT - 1) * u)
 
 
 def walk(

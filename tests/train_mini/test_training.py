@@ -15,7 +15,7 @@ from mini.config import TEXT_ENCODER_CONFIG
 from mini.models import MiniTextEncoder
 from train_mini import base, captions, chinese, export, muon, pools, text_encoder, transformer, turbo
 from train_mini.captions import Said, article, describe, plural, random_caption
-from train_mini.probe import rivals
+from train_mini.probe import rivals, turbo_sigmas
 from train_mini.scenes import (
     LAYOUTS,
     PICTURE_SIDE,
@@ -381,7 +381,7 @@ def test_walk_is_the_mean_velocity_of_its_steps() -> None:
 
     turbo.walk(guided, x, start, end, 2)
     assert torch.allclose(torch.stack(seen), torch.tensor([[1.0, 0.6], [0.9, 0.3]]))
-    sigmas = turbo.turbo_sigmas()
+    sigmas = turbo_sigmas()
     assert sigmas[0] == 1
     assert sigmas[-1] == 0
     assert len(sigmas) == 9
