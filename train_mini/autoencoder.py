@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
 from pathlib import Path
 
 import numpy as np
@@ -85,11 +84,11 @@ def _gradient_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
+def train(work: Path, device: torch.device, steps: int = STEPS) -> None:
     """Train, measure the latents' mean and deviation, save `work/autoencoder.pt`; a finished file is kept."""
     target = work / "autoencoder.pt"
     if target.exists():
-        return target
+        return
     torch.manual_seed(0)
     crops = Crops(work, np.random.default_rng(0))
     model = MiniAutoencoder().to(device).to(memory_format=torch.channels_last)
@@ -113,7 +112,6 @@ def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
         measure_latents(model, work, device)
         with replacing(target) as file:
             torch.save(model.state_dict(), file)
-    return target
 
 
 @torch.no_grad()
@@ -175,12 +173,11 @@ def encode_all(work: Path, device: torch.device) -> torch.Tensor:
     """Return the latents of all training scenes, bfloat16 [N, 16, 16, 16] in their order; kept on disk."""
     cache = work / "latents.pt"
     if not cache.exists():
-        model, start = load(work, device), time.time()
+        model = load(work, device)
         # twice as fast as float32 where the processor has bfloat16, in which the latents are kept anyway
         with torch.autocast(device.type, torch.bfloat16):
             encoded = encode(model, Painter(work), training_scenes(), device)
         with replacing(cache) as file:
             torch.save(encoded, file)
-        logger.info("encoded all scenes, %.0f s", time.time() - start)
     latents: torch.Tensor = torch.load(cache, weights_only=True)
     return latents

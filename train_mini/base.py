@@ -52,12 +52,12 @@ def is_matrix(name: str) -> bool:
     return name.startswith(blocks) or name in ends
 
 
-def train_base(work: Path, device: torch.device, s: Schedule | None = None) -> Path:
+def train_base(work: Path, device: torch.device, s: Schedule | None = None) -> None:
     """Train Base, from `work/start.pt` where that exists, and save `work/base.pt`; a finished file is kept."""
     s = s or Schedule()
     target, start_file = work / "base.pt", work / "start.pt"
     if target.exists():
-        return target
+        return
     dtype = matrix_dtype(device)
     model, probe = build().to(device), Probe.make(work, device)
     pictures = Pictures(work, device, s.seed)
@@ -84,7 +84,6 @@ def train_base(work: Path, device: torch.device, s: Schedule | None = None) -> P
     )  # fmt: skip
     with trained(training), replacing(target) as file:
         torch.save(model.state_dict(), file)
-    return target
 
 
 def report(work: Path, predict: Predict, probe: Probe, device: torch.device, step: int, steps: int) -> None:

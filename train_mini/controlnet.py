@@ -190,12 +190,12 @@ def draw_sigma(count: int, generator: torch.Generator) -> torch.Tensor:
     return torch.sigmoid(1.1 * math.sqrt(2) * torch.erfinv(2 * u - 1) + 1.3)
 
 
-def train(work: Path, device: torch.device, turbo: Path, s: Schedule | None = None) -> Path:
+def train(work: Path, device: torch.device, turbo: Path, s: Schedule | None = None) -> None:
     """Train from an exported Turbo's file and save `work/controlnet.pt`; a finished file is kept."""
     s = s or Schedule()
     target = work / "controlnet.pt"
     if target.exists():
-        return target
+        return
     dtype = matrix_dtype(device)
     model = build_transformer()
     model.load_state_dict({name: tensor.float() for name, tensor in load_file(turbo).items()})
@@ -231,7 +231,6 @@ def train(work: Path, device: torch.device, turbo: Path, s: Schedule | None = No
     )  # fmt: skip
     with trained(training), replacing(target) as file:
         torch.save(net.state_dict(), file)
-    return target
 
 
 def export(work: Path, turbo: Path, folder: Path = mini.config.CONTROLNET_FOLDER) -> Path:

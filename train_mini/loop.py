@@ -71,7 +71,8 @@ def trained(t: Training) -> Iterator[None]:
     with _signals() as received:
         for step in range(first, t.steps):
             loss = _step(t, step)
-            _follow(average, t.model, t.average(step))
+            for name, tensor in t.model.state_dict().items():
+                average[name].lerp_(tensor, t.average(step))
             smooth = loss if smooth is None else smooth + 0.03 * (loss - smooth)
             done, now = step + 1, time.monotonic()
             if step == first or done == t.steps or now - logged > LOG_SECONDS:
@@ -120,14 +121,6 @@ def _step(t: Training, step: int) -> float:
     for optimizer, _ in t.optimizers:
         optimizer.step()
     return total
-
-
-def _follow(average: dict[str, torch.Tensor], model: torch.nn.Module, share: float) -> None:
-    for name, tensor in model.state_dict().items():
-        if share == 1:
-            average[name].copy_(tensor)
-        else:
-            average[name].lerp_(tensor, share)
 
 
 @contextmanager

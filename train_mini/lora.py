@@ -86,11 +86,6 @@ def load() -> Pipeline:
     return built
 
 
-def draw(built: Pipeline, prompt: str, seed: int) -> Image.Image:
-    """Return a picture, drawn as the app does."""
-    return finished(start(built, prompt, seed))
-
-
 def start(built: Pipeline, prompt: str, seed: int, steps: int = TURBO_STEPS, **more: Any) -> Progress:
     """Return a drawing by Turbo at the miniature's size, with what else the pipeline is to use."""
     return built.text_to_image(
@@ -114,7 +109,7 @@ def training_set(built: Pipeline, s: Schedule) -> list[tuple[torch.Tensor, torch
     found = []
     for index, prompt in enumerate(prompts(s.pictures, s.seed)):
         prompt = complete(prompt, index + 1).text  # as the app draws it
-        golden = gilded(draw(built, prompt, seed=index + 1))
+        golden = gilded(finished(start(built, prompt, seed=index + 1)))
         with torch.no_grad():
             latents = built.pipe.vae_encoder(built.pipe.preprocess_image(golden))
             found.append((latents, built.prompts.encode(prompt).embedding))

@@ -316,11 +316,11 @@ def matrix_dtype(device: torch.device) -> torch.dtype:
     return min(seconds, key=lambda dtype: seconds[dtype])
 
 
-def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
+def train(work: Path, device: torch.device, steps: int = STEPS) -> None:
     """Train the text encoder, save `work/text_encoder.pt`; a finished file is kept."""
     target = work / "text_encoder.pt"
     if target.exists():
-        return target
+        return
     train_tokenizer(work)
     torch.manual_seed(0)
     rng = random.Random(2)
@@ -353,7 +353,6 @@ def train(work: Path, device: torch.device, steps: int = STEPS) -> Path:
 
     with trained(Training(target, model, [(optimizer, rate)], steps, loss, [rng])), replacing(target) as file:
         torch.save(model.state_dict(), file)
-    return target
 
 
 def load(work: Path, device: torch.device) -> MiniTextEncoder:

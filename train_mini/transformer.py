@@ -124,16 +124,12 @@ def block_forward(
 ) -> torch.Tensor:
     """Return the output of a ZImageTransformerBlock for x [B, tokens, dim] in float32; matrices multiply in `dtype`."""
     attention, feed_forward = block.attention, block.feed_forward
-    scale1: torch.Tensor | float
-    scale2: torch.Tensor | float
-    gate1: torch.Tensor | float
-    gate2: torch.Tensor | float
+    modulated: list[torch.Tensor | float] = [1.0] * 4
     if t is not None:
         modulation = F.linear(t, block.adaLN_modulation[0].weight, block.adaLN_modulation[0].bias).unsqueeze(1)
-        scale1, gate1, scale2, gate2 = modulation.chunk(4, dim=2)
-        scale1, scale2, gate1, gate2 = 1 + scale1, 1 + scale2, gate1.tanh(), gate2.tanh()
-    else:
-        scale1 = scale2 = gate1 = gate2 = 1.0
+        first, second, third, fourth = modulation.chunk(4, dim=2)
+        modulated = [1 + first, second.tanh(), 1 + third, fourth.tanh()]
+    scale1, gate1, scale2, gate2 = modulated
     h = (_norm(x, block.attention_norm1) * scale1).to(dtype)
     q, k, v = (
         _linear(h, m, dtype).unflatten(-1, (attention.num_heads, -1))  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -55,12 +55,12 @@ def walk(
     return (here - x) / (end - start).view(-1, 1, 1, 1)
 
 
-def train_turbo(work: Path, device: torch.device, s: Schedule | None = None) -> Path:
+def train_turbo(work: Path, device: torch.device, s: Schedule | None = None) -> None:
     """Train Turbo from `work/base.pt`, save `work/turbo.pt`; a finished file is kept."""
     s = s or Schedule()
     target = work / "turbo.pt"
     if target.exists():
-        return target
+        return
     dtype = matrix_dtype(device)
     pictures, probe = Pictures(work, device, s.seed), Probe.make(work, device)
     teacher, model = build().to(device).eval().requires_grad_(False), build().to(device)
@@ -99,4 +99,3 @@ def train_turbo(work: Path, device: torch.device, s: Schedule | None = None) -> 
         write_sheet(work, probe.sample(predict), work / "sheet_turbo.png", device)
         with replacing(target) as file:
             torch.save(model.state_dict(), file)
-    return target

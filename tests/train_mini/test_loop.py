@@ -36,7 +36,7 @@ def run(target: Path, stop_at: int | None = None, stop: Callable[[], None] = kil
             stop()
         inputs = torch.randn(4, 6, generator=sources[2]) * sources[1].normal() + sources[0].gauss()
         value: torch.Tensor = model(inputs).square().mean() / 2
-        seen.append(f"{step}: {value.item().hex()}")
+        seen.append(f"{step}: {float(value.detach()).hex()}")
         return value
 
     optimizers = muon_and_adamw(
