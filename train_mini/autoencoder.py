@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from mini.models import MiniAutoencoder
 from .loop import Training, load_rounded, trained
 from .scenes import PICTURE_SIDE, Painter, Scene, autoencoder_icons, contact_sheet, training_scenes
 from .things import BACKGROUNDS, THINGS
-
-logger = logging.getLogger(__name__)
 
 STEPS, BATCH, CROP = 5000, 12, 64  # crops of 64 px: about 6 minutes on two CPU cores
 OWN_SHARE = 0.5  # half of the crops from the things that the miniature draws, the rest from all icons
