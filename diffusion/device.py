@@ -71,7 +71,7 @@ def choose_device(asked: str, kind: WeightsKind) -> Device:
 def decide(asked: str, present: list[Accelerator], speeds: measure.Speeds | None = None) -> Device:
     """Choose among the devices that are present, listed best first, the CPU last. Pure.
 
-    Never fp16: its range is too small for these models, and the picture comes out black.
+    Never fp16: its range is too small for these models, and the image comes out black.
 
     Args:
         asked: "auto", or a device by its name.
@@ -81,25 +81,25 @@ def decide(asked: str, present: list[Accelerator], speeds: measure.Speeds | None
     Raises:
         RequestError: the device asked for is not among them.
     """
-    one = _asked_for(asked, present)
-    why = _AS_ASKED if asked != "auto" else _WHY_AUTO[one.kind]
-    dtype, why_dtype = _dtype(one, speeds)
-    known = speeds if one.kind == "cpu" else None
+    accelerator = _asked_for(asked, present)
+    why = _AS_ASKED if asked != "auto" else _WHY_AUTO[accelerator.kind]
+    dtype, why_dtype = _dtype(accelerator, speeds)
+    known = speeds if accelerator.kind == "cpu" else None
     return Device(
-        one.kind,
-        one.name,
-        one.total_bytes,
-        one.free_bytes,
+        accelerator.kind,
+        accelerator.name,
+        accelerator.total_bytes,
+        accelerator.free_bytes,
         dtype,
-        Message("device", "{name}, {why}; {dtype}", name=one.name, why=why, dtype=why_dtype),
-        one.capability,
+        Message("device", "{name}, {why}; {dtype}", name=accelerator.name, why=why, dtype=why_dtype),
+        accelerator.capability,
         vae_dtype=_vae_dtype(dtype, known) if known else None,
         flops=getattr(known.products, dtype) * 1e9 if known else None,
     )
 
 
 def _asked_for(asked: str, present: list[Accelerator]) -> Accelerator:
-    kinds = [one.kind for one in present]
+    kinds = [accelerator.kind for accelerator in present]
     if asked == "auto":
         return present[0]
     if asked not in kinds:
@@ -115,12 +115,12 @@ _WHY_AUTO: Mapping[DeviceKind, Message] = {
 }
 
 
-def _dtype(one: Accelerator, speeds: measure.Speeds | None) -> tuple[Dtype, Message]:
-    if one.kind == "mps":
+def _dtype(accelerator: Accelerator, speeds: measure.Speeds | None) -> tuple[Dtype, Message]:
+    if accelerator.kind == "mps":
         return "bfloat16", Message("dtype", "bf16, because fp16 overflows to black pictures on these models")
-    if one.kind == "cpu":
+    if accelerator.kind == "cpu":
         return ("float32", _WHY_FP32) if speeds is None else _measured_dtype(speeds)
-    capability = one.capability or (0, 0)
+    capability = accelerator.capability or (0, 0)
     number = ".".join(map(str, capability))
     if capability >= BFLOAT16_CAPABILITY:
         text = "bf16, which compute capability {number} has; fp16 overflows to black pictures"

@@ -1,4 +1,4 @@
-"""How much memory this machine has, or the container that this process runs in, and how to keep less of it."""
+"""The memory of this machine, or of the container that this process runs in, and keeping less of it."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ def _reclaimable(path: Path, name: str) -> int:
 
 @contextmanager
 def freed_at_once() -> Iterator[None]:
-    """Have large blocks that are freed inside go back to the system at once (glibc; others do so by themselves or not).
+    """Give large blocks that are freed inside the block back to the system at once (with glibc).
 
     glibc keeps blocks of up to 32 MiB in its heap once it has seen one freed, and torch's, which are aligned, do not
     fit into the holes that others of the same size leave: reading 12.3 GB of weights in another dtype left 4.8 GB of
-    holes. What the environment variable MALLOC_MMAP_THRESHOLD_ says stays.
+    holes. A value of the environment variable MALLOC_MMAP_THRESHOLD_ is kept.
     """
     if platform.libc_ver()[0] != "glibc" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
         yield
@@ -94,6 +94,6 @@ def freed_at_once() -> Iterator[None]:
     mallopt(_MMAP_THRESHOLD, _MIB)
     try:
         yield
-    finally:  # where glibc's own rule ends: computing asks for large blocks all the time
+    finally:  # the upper end of glibc's own rule: computing asks for large blocks all the time
         mallopt(_MMAP_THRESHOLD, 32 * _MIB)
         mallopt(_TRIM_THRESHOLD, 64 * _MIB)

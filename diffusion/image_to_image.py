@@ -1,8 +1,8 @@
-"""Image-to-image with the pipeline's transformer: a picture is made noisy to a degree and drawn again, in tiles.
+"""Image-to-image with the pipeline's transformer: an image is made noisy to a degree and drawn again, in tiles.
 
-A picture larger than the model draws well is cut into overlapping tiles, all of one noise. Each step's predictions are
-blended before the step is taken (MultiDiffusion, Bar-Tal et al. 2023), so that neighbours never part; the VAE works on
-the same tiles, blended too. One tile is the plain image-to-image of DiffSynth's own `__call__`.
+An image larger than the model draws well is cut into overlapping tiles, all of one noise. Each step's predictions are
+blended before the step is taken (MultiDiffusion, Bar-Tal et al. 2023), so that neighbours agree; the VAE works on the
+same tiles, blended too. One tile is the plain image-to-image of DiffSynth's own `__call__`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from diffusion.vae_tiles import FACTOR, REDRAWN_SHARE
 
 
 class InputImageUnit(ZImageUnit_InputImageEmbedder):  # type: ignore[misc]  # DiffSynth brings no types
-    """DiffSynth's unit for the picture to start from, which under VRAM management asks for a model `vae`.
+    """DiffSynth's unit for the image to start from, which works under VRAM management.
 
-    No pipeline of Z-Image has one, so the encoder would stay where it waits, and fail.
+    DiffSynth's own asks there for a model `vae`, which no pipeline of Z-Image has: the encoder would not be loaded.
     """
 
     def process(
         self, pipe: ZImagePipeline, input_image: Image.Image | None, noise: torch.Tensor
     ) -> dict[str, torch.Tensor | None]:
-        """Return the latents to start from, and those of the picture."""
+        """Return the latents to start from, and those of the image."""
         if input_image is None:
             return {"latents": noise, "input_latents": None}
         pipe.load_models_to_device(self.onload_model_names)
@@ -40,7 +40,7 @@ class InputImageUnit(ZImageUnit_InputImageEmbedder):  # type: ignore[misc]  # Di
 def redraw(
     pipe: ZImagePipeline, image: Image.Image, prompt_embeds: list[torch.Tensor], seed: int, side: int
 ) -> Generator[Stage | Step | TileDone, None, tuple[torch.Tensor, torch.Tensor]]:
-    """Draw `image` again, as far as the schedule says that is set in `pipe.scheduler`.
+    """Draw `image` again, over the part of the schedule that is set in `pipe.scheduler`.
 
     Args:
         pipe: with its models loaded.
@@ -50,7 +50,7 @@ def redraw(
         side: the most that a tile is wide and high, in pixels, a multiple of 64.
 
     Returns:
-        The decoded picture, [1, 3, height, width] in about -1..1, and its latents, as the generator's return value.
+        The decoded image, [1, 3, height, width] in about -1..1, and its latents, as the generator's return value.
     """
     width, height = (length // FACTOR for length in image.size)
     side, overlap = side // FACTOR, side // FACTOR // REDRAWN_SHARE
@@ -75,8 +75,8 @@ def redraw(
         for index, (tile, weight) in enumerate(zip(cut, weights, strict=True)):
             place = vae_tiles.at(tile)
             with torch.no_grad():
-                one = pipe.model_fn(dit=pipe.dit, latents=latents[place], timestep=now, prompt_embeds=prompt_embeds)
-                predicted[place] += one * weight
+                noise = pipe.model_fn(dit=pipe.dit, latents=latents[place], timestep=now, prompt_embeds=prompt_embeds)
+                predicted[place] += noise * weight
             if len(cut) > 1:
                 yield TileDone("denoising", step * len(cut) + index + 1, steps * len(cut))
         with torch.no_grad():

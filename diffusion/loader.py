@@ -1,10 +1,8 @@
-"""How models are read under a memory plan: DiffSynth's VRAM management, told where each part waits.
+"""Reading models under a memory plan: DiffSynth's VRAM management, given a place for each part.
 
 DiffSynth moves a managed model's layers between where they wait and where they compute; a part that stays on the device
 is read plainly. `StudioPipe` lets that work on every kind of device. The VAE is never managed: it is small, and
 DiffSynth's image-to-image asks for it by a name that does not exist.
-
-Imports torch and diffsynth.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ class StudioPipe(ZImagePipeline):  # type: ignore[misc]  # DiffSynth brings no t
     tiled_vae_above: int | None = None
 
     def in_tiles(self, half: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-        """Apply one half of the VAE to pictures or latents, [1, C, h, w]; tile by tile where they are large."""
+        """Apply one half of the VAE to images or latents, [1, C, h, w]; tile by tile where they are large."""
         encodes = half is self.vae_encoder
         pixels = inputs.shape[-2] * inputs.shape[-1] * (1 if encodes else vae_tiles.FACTOR**2)
         if self.tiled_vae_above is None or pixels <= self.tiled_vae_above:
@@ -72,7 +70,7 @@ def _each(model: torch.nn.Module, action: str) -> None:
 
 
 def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPlan, emulated: bool = False) -> ModelPool:
-    """Have DiffSynth recognise and read one model's files.
+    """Return one model, recognised and read from its files by DiffSynth.
 
     Args:
         pipe: what the model is for; its device and dtype are computed on and in.
@@ -114,7 +112,7 @@ def manage(config: ModelConfig, placement: Placement, device: str, dtype: torch.
         device: a torch device name.
         dtype: what is computed in.
         gated: whether a `vram_limit` will keep layers from filling the device. Without one, a layer fetched would
-            stay until the model is offloaded, so it is fetched anew for each call instead.
+            stay until the model is offloaded, so it is fetched again for each call instead.
     """
     held = getattr(torch, placement.held)
     if placement.at == "device" and held == dtype:

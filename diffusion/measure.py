@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BUDGET = 0.08  # seconds for each of the six measurements
-LONG_ENOUGH = 0.008  # seconds of one run from which a clock tells enough, so that no larger one is tried
+LONG_ENOUGH = 0.008  # seconds; a run that takes as long is timed well enough, and no larger one is tried
 KEPT = 16  # processors, versions of torch and numbers of threads in the file
 
 # What one denoising step of the real transformer consists of at 1024 x 1024, in operations: 30 layers on 4,192 tokens
 # of 3,840 numbers, 52 TFLOP of products and 8 of attention.
 STEP_SHARES: Mapping[str, float] = {"products": 0.86, "attention": 0.14}
-# What fp32 draws is nearer to other machines' pictures, so bf16 has to be faster by more than two measurements differ.
+# fp32 is nearer to what other machines draw, so bf16 has to be faster by more than two measurements differ.
 CLEARLY_FASTER = 1.2
 
 
@@ -118,7 +118,7 @@ _of_this_process: dict[tuple[Path | None, str], Speeds] = {}
 
 
 def measure() -> Speeds:
-    """Measure now; takes about half a second, also where one of the dtypes is many times slower than the other.
+    """Return this machine's figures, measured in half a second, also where one dtype is many times slower.
 
     One thread works, and its own processor time counts, so that other programs do not disturb it: among several threads
     the slowest would decide. The figures are for all of torch's threads.
@@ -167,7 +167,7 @@ _clock = time.perf_counter if sys.platform == "win32" else time.thread_time
 def _rate(work: Work, sizes: tuple[int, ...], dtype: torch.dtype) -> float:
     """Return one thread's GFLOP/s at the largest size that is reached: a slow dtype stops at a small one.
 
-    What a processor cannot do in a dtype at all runs at 0.
+    It is 0 for what a processor cannot do in a dtype at all.
     """
     ends = time.perf_counter() + BUDGET
     for size in sizes:
@@ -238,6 +238,7 @@ def cache_file(environ: Mapping[str, str] = os.environ, system: str = sys.platfo
 
 
 def key() -> str:
+    """Return what stored figures hold for: the processor, the version of torch and the number of threads."""
     import torch
 
     return f"{processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
@@ -248,7 +249,7 @@ _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve", 
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the processor's name and what it can do with bf16, as far as the system says."""
+    """Return the processor's name and its instructions for bf16, as the system lists them."""
     try:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:

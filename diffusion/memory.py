@@ -153,7 +153,7 @@ def memory_plan(
         room=allowed if allowed is not None else total if free is None else min(total, free),
         host_total=host_total,
         dtype=dtype,
-        # Black pictures on Apple's GPU have come from VAEs in half precision; fp32 costs 0.2 GB there.
+        # Black images on Apple's GPU have come from VAEs in half precision; fp32 costs 0.2 GB there.
         vae_dtype=vae_dtype or ("float32" if device_kind == "mps" else dtype),
         limited=allowed is not None,
         tighter=tighter,

@@ -1,4 +1,4 @@
-"""Our object around DiffSynth's `ZImagePipeline`: loading, both transformers, every workaround, one call per mode.
+"""The models of Z-Image around DiffSynth's pipe: loading, both transformers, one call per mode.
 
 Importing this module imports torch and diffsynth, so the engine does it on the first request, after
 `core.environment.prepare_environment`. Plain values go in, and a generator yields a `Stage` or a `Step` after each
@@ -50,14 +50,14 @@ from lora.adapter import Adapter, Adapters, applied
 log = logging.getLogger(__name__)
 
 SIGMA_SHIFT = 3.0  # scheduler_config.json of both official models
-BLANKS_KEPT = 8  # encoded blank pictures, by size: half a megabyte each at 1024 x 1024
+BLANKS_KEPT = 8  # encoded blank images, by size: half a megabyte each at 1024 x 1024
 
 Progress = Generator[Stage | Step | TileDone, None, "Picture"]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture, RGB, 8 bit; the latents it came from, (1, 16, height / 8, width / 8); the health of both."""
+    """A decoded image, RGB, 8 bit; the latents it came from, (1, 16, height / 8, width / 8); the health of both."""
 
     image: Image.Image
     latents: torch.Tensor
@@ -118,7 +118,7 @@ class Pipeline:
             pipe.vae_encoder = pool.fetch_model("flux_vae_encoder")
             pipe.vae_decoder = pool.fetch_model("flux_vae_decoder")
             loader.keep_own_dtype(pipe.vae_encoder, answer=pipe.torch_dtype)
-            loader.keep_own_dtype(pipe.vae_decoder)  # a picture is best rounded once
+            loader.keep_own_dtype(pipe.vae_decoder)  # an image is best rounded once
         if pipe.controlnet is None and "controlnet" in chosen.files:
             yield Stage("loading", Message("stage", "ControlNet"))
             pipe.controlnet = self._read(chosen.files["controlnet"], "controlnet").fetch_model("z_image_controlnet")
@@ -148,21 +148,21 @@ class Pipeline:
         seed: int,
         control: tuple[Image.Image, float] | None = None,
     ) -> Progress:
-        """Draw one picture with the transformer loaded last.
+        """Draw one image with the transformer loaded last.
 
         Args:
-            prompt: the text; what does not fit the text encoder is cut, and a note says so.
+            prompt: the text; what does not fit the text encoder is cut, and noted.
             negative_prompt: used when `cfg` is not 1.
             steps: Euler steps, at least 1.
             cfg: guidance in DiffSynth's sense, negative + cfg x (positive - negative); 1 is none.
             width: pixels, a multiple of 16.
             height: pixels, a multiple of 16.
-            seed: of the CPU's generator, so that it means the same noise on every device.
-            control: a control image, RGB of `width` x `height`, and how strictly it is kept, 0 to 2; at 0 the picture
+            seed: of the CPU's generator, so that the noise is the same on every device.
+            control: a control image, RGB of `width` x `height`, and how strictly it is kept, 0 to 2; at 0 the image
                 is the one without it.
 
         Returns:
-            The picture, as the generator's return value.
+            The image, as the generator's return value.
         """
         pipe = self.pipe
         shared: dict[str, Any] = {  # what DiffSynth's units hand to each other
@@ -213,7 +213,7 @@ class Pipeline:
         return Picture(image, shared["latents"], notes, health)
 
     def decode(self, latents: torch.Tensor) -> tuple[Image.Image, sanity.Health]:
-        """Decode latents, (1, 16, height / 8, width / 8), in tiles where the memory plan says so."""
+        """Decode latents, (1, 16, height / 8, width / 8), in tiles where the memory plan asks for them."""
         pipe = self.pipe
         with torch.no_grad():
             pipe.load_models_to_device(["vae_decoder"])
@@ -254,7 +254,7 @@ class Pipeline:
     def image_to_image(
         self, *, image: Image.Image, prompt: str, steps: int, denoise: float, seed: int, side: int
     ) -> Progress:
-        """Draw a picture again with the transformer loaded last, without guidance.
+        """Draw an image again with the transformer loaded last, without guidance.
 
         Args:
             image: RGB, width and height multiples of 16.
@@ -266,7 +266,7 @@ class Pipeline:
                 drawn in tiles.
 
         Returns:
-            The picture, as the generator's return value.
+            The image, as the generator's return value.
         """
         self.pipe.scheduler.set_timesteps(steps, denoising_strength=denoise, shift=SIGMA_SHIFT)
         yield Stage("encoding")
@@ -288,10 +288,10 @@ class Pipeline:
 
 
 class ControlUnit(ZImageUnit_PAIControlNet):  # type: ignore[misc]  # DiffSynth brings no types
-    """DiffSynth's unit for a control image, which encodes a blank picture too, in vain, each time.
+    """DiffSynth's unit for a control image, with the blank image that goes with it encoded once for each size.
 
-    The ControlNet also knows inpainting; without a mask, that part of its input is an empty mask and a mid-gray
-    picture. Encoding that takes as long as encoding the control image: 49 s on a CPU at full size.
+    The ControlNet also does inpainting; without a mask, that part of its input is an empty mask and a mid-gray image.
+    Encoding that takes as long as encoding the control image: 49 s on a CPU at full size.
     """
 
     def __init__(self) -> None:
@@ -304,17 +304,17 @@ class ControlUnit(ZImageUnit_PAIControlNet):  # type: ignore[misc]  # DiffSynth 
         """Return `control_context`, (1, 33, 1, height / 8, width / 8), and `control_scale`."""
         if controlnet_inputs is None:
             return {}
-        (wanted,) = controlnet_inputs
+        (control_input,) = controlnet_inputs
         pipe.load_models_to_device(self.onload_model_names)
-        control = pipe.in_tiles(pipe.vae_encoder, pipe.preprocess_image(wanted.image))
+        control = pipe.in_tiles(pipe.vae_encoder, pipe.preprocess_image(control_input.image))
         mask = torch.zeros((1, 1, height // 8, width // 8), dtype=pipe.torch_dtype, device=pipe.device)
         context = torch.cat([control, mask, self._blank(pipe, height, width)], dim=1)
-        return {"control_context": context.unsqueeze(2), "control_scale": wanted.scale}
+        return {"control_context": context.unsqueeze(2), "control_scale": control_input.scale}
 
     def _blank(self, pipe: StudioPipe, height: int, width: int) -> torch.Tensor:
         if (height, width) not in self._blanks:
-            picture = torch.zeros((1, 3, height, width), dtype=pipe.torch_dtype, device=pipe.device)
-            self._blanks[height, width] = pipe.in_tiles(pipe.vae_encoder, picture)
+            blank = torch.zeros((1, 3, height, width), dtype=pipe.torch_dtype, device=pipe.device)
+            self._blanks[height, width] = pipe.in_tiles(pipe.vae_encoder, blank)
         return self._blanks[height, width]
 
 

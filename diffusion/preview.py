@@ -1,7 +1,6 @@
-"""The picture that emerges: latents projected to colours, one small multiplication instead of a decoding.
+"""Previews of an image in progress: latents projected to colours, a small multiplication instead of a decoding.
 
-Each of the 16 channels adds its share of red, green and blue to a pixel that stands for 8 x 8 of the picture. Knows
-nothing of pipelines or pages.
+Each of the 16 channels adds its share of red, green and blue to a pixel that stands for 8 x 8 of the image.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ FACTORS: Mapping[WeightsKind, Factors] = {
 
 
 def project(latents: torch.Tensor, kind: WeightsKind) -> Preview:
-    """Return the colours of latents, (1, 16, height / 8, width / 8), as a picture of their own size."""
+    """Return the colours of latents, (1, 16, height / 8, width / 8), as an image of their own size."""
     factors = FACTORS[kind]
     grid = latents[0].float()
     shares = torch.tensor(factors.channels, device=grid.device)

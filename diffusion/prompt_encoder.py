@@ -1,7 +1,4 @@
-"""Prompts as the text encoder's numbers: Qwen's chat template, the cut at its limit, and the last embeddings kept.
-
-Importing this module imports torch and diffsynth.
-"""
+"""Prompts as the text encoder's numbers: Qwen's chat template, the cut at its limit, and the last embeddings kept."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ class PromptEncoder:
 
     DiffSynth's own unit pads every prompt to 512 tokens and encodes the padding too: half a minute on a CPU at full
     size, for numbers that are then thrown away. It also cuts a long prompt together with the end of the chat template,
-    without a word.
+    and does not report it.
 
     Args:
         pipe: whose models are used; they may be loaded later.
@@ -102,6 +99,6 @@ class PromptUnit(ZImageUnit_PromptEmbedder):  # type: ignore[misc]  # DiffSynth 
         self._encoder = encoder
 
     def process(self, pipe: StudioPipe, prompt: str, edit_image: None = None) -> dict[str, object]:
-        """Return `prompt_embeds`, a list of one embedding, and `prompt_note`, which the models do not look at."""
+        """Return `prompt_embeds`, a list of one embedding, and `prompt_note`, which the models ignore."""
         encoded = self._encoder.encode(prompt)
         return {"prompt_embeds": [encoded.embedding], "prompt_note": encoded.note}

@@ -1,9 +1,7 @@
-"""Whether a result is a picture at all: NaN, black, flat and clipped results are recognised and their cause is named.
+"""A check of results: NaN, black, flat and clipped ones are recognised, and their likely cause is named.
 
-Latents tell more than pixels: a NaN becomes a plain black picture in 8 bit, and a prompt may well ask for one. So a
-plain picture is only a fault where the latents that it came from are not plain too.
-
-Imports no torch: it measures the tensors it is given.
+Latents tell more than pixels: a NaN becomes a plain black image in 8 bit, and a prompt may well ask for one. So a
+plain image is only a fault where the latents that it came from are not plain too.
 """
 
 from __future__ import annotations
@@ -20,12 +18,12 @@ if TYPE_CHECKING:
 LATENT_LIMIT = 30.0
 # Beyond this, colours far outside of white and black are the latents' own: one guided step of Base reaches 21.
 LATENTS_USUAL = 10.0
-# Deviation of the latents over the picture, mean of the channels, below which nothing was drawn at all. A plain
+# Deviation of the latents over the image, mean of the channels, below which nothing was drawn at all. A plain
 # background, asked of the miniature by itself, had 0.27 and more.
 LATENTS_EMPTY = 1e-3
-# A decoded picture lies within -1..1, with overshoots of some tenths. Share of it that may lie beyond twice that.
+# A decoded image lies within -1..1, with overshoots of some tenths. Share of it that may lie beyond twice that.
 CLIPPED_AT, CLIPPED_SHARE = 2.0, 0.25
-# Deviation of the decoded picture below which it is one colour: half a level of 8 bit.
+# Deviation of the decoded image below which it is one colour: half a level of 8 bit.
 FLAT = 0.5 / 127.5
 # Deviation of latents that a decoder must show something of.
 LATENTS_VARIED = 0.5
@@ -33,14 +31,14 @@ LATENTS_VARIED = 0.5
 
 @dataclass(frozen=True)
 class Health:
-    """What is measured of a result before it is rounded to 8 bit.
+    """Measurements of a result before it is rounded to 8 bit.
 
     Attributes:
         latents_finite: whether every latent is a number.
         latents_peak: the largest latent, without its sign.
-        latents_spread: deviation over the picture, mean of the channels; unit variance is usual.
+        latents_spread: deviation over the image, mean of the channels; unit variance is usual.
         pixels_finite: whether every decoded value is a number.
-        pixels_spread: deviation over the picture, largest of the channels; -1..1 is the picture's range.
+        pixels_spread: deviation over the image, largest of the channels; -1..1 is the image's range.
         pixels_clipped: share of decoded values that lie far outside -1..1.
     """
 
@@ -71,7 +69,7 @@ DrawingStage = Literal["denoising", "decoding"]
 
 @dataclass(frozen=True)
 class Defect:
-    """What is wrong with a result: a code, the stage that broke it, and what was seen, as a clause."""
+    """A fault of a result: a code, the stage that caused it, and what was seen, as a clause."""
 
     code: DefectCode
     stage: DrawingStage
@@ -79,7 +77,7 @@ class Defect:
 
 
 def judge(health: Health) -> Defect | None:
-    """Return what is wrong with a result; None where it is a picture, a plain one included."""
+    """Return what is wrong with a result; None where it is an image, a plain one included."""
     if not health.latents_finite:
         return _defect("nan", "denoising", "the transformer's result holds NaN or infinity, which would show as black")
     if health.latents_peak > LATENT_LIMIT:

@@ -1,4 +1,4 @@
-"""How much of the text encoder's room a prompt takes, counted without loading torch or a model."""
+"""The number of tokens of a prompt, counted without torch or a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 MAX_TEXT_TOKENS = 512  # what Z-Image's text encoder was trained with, chat template included
 FILE = "tokenizer.json"
 
-# Qwen's chat template around one message, as `pipeline` applies it; a test holds the two equal.
+# Qwen's chat template around one message, as `prompt_encoder` applies it; a test keeps the two equal.
 TEMPLATE = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
 
 

@@ -1,7 +1,7 @@
-"""The VAE in tiles: a large picture encoded or decoded piece by piece, where memory does not suffice for all of it.
+"""The VAE in tiles: a large image encoded or decoded piece by piece, where memory does not suffice for all of it.
 
 DiffSynth's own tiles leave out what does not fill a whole stride at the right and bottom edges, and divide nothing by
-nothing there. `tiles` cuts and weighs; here it is done to tensors. Imports no torch: it works on those it is given.
+nothing there. `tiles` cuts and weighs; here it is done to tensors.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ def cut(size: tuple[int, int], side: int, overlap: int, scale: int = 1) -> list[
     return tiles.grid(size, side, overlap, step=STEP, scale=scale)
 
 
-def encode(encoder: Half, pictures: torch.Tensor, side: int = SIDE, overlap: int = OVERLAP) -> Work[torch.Tensor]:
-    """Encode pictures tile by tile and blend the overlaps.
+def encode(encoder: Half, images: torch.Tensor, side: int = SIDE, overlap: int = OVERLAP) -> Work[torch.Tensor]:
+    """Encode images tile by tile and blend the overlaps.
 
     Args:
         encoder: [B, C, 8 h, 8 w] -> [B, D, h, w].
-        pictures: [B, C, H, W], H and W multiples of 16.
+        images: [B, C, H, W], H and W multiples of 16.
         side: the most that a tile is wide and high, in latents, even.
         overlap: what neighbours share at least, in latents, even.
 
     Returns:
         [B, D, H / 8, W / 8], as the generator's return value.
     """
-    height, width = (length // FACTOR for length in pictures.shape[-2:])
-    return _blended(encoder, pictures, cut((width, height), side, overlap), FACTOR, 1)
+    height, width = (length // FACTOR for length in images.shape[-2:])
+    return _blended(encoder, images, cut((width, height), side, overlap), FACTOR, 1)
 
 
 def decode(decoder: Half, latents: torch.Tensor, side: int = SIDE, overlap: int = OVERLAP) -> Work[torch.Tensor]:
@@ -74,7 +74,7 @@ def at(tile: tiles.Tile, scale: int = 1) -> tuple[slice, ...]:
 
 
 def finished(work: Work[T]) -> T:
-    """Do all the work at once; return what it returns."""
+    """Return the result of work, done at once."""
     while True:
         try:
             next(work)

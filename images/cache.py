@@ -1,4 +1,4 @@
-"""Control images, made one at a time and kept for a while: a picture is drawn with the very image that was shown."""
+"""The control images of the last requests, made one at a time: what was shown is what is drawn with."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Controls:
         """Return a request's control image for weights that draw these sizes; make it where it is not there.
 
         Raises:
-            RequestError: the picture cannot be used.
+            RequestError: the image cannot be used.
             WeightsMissing: the preprocessor's model is not on this machine.
         """
         key = _Key.of(request, upload, sizes)
@@ -53,5 +53,5 @@ class Controls:
             return self._kept[key]
 
     def unlock(self) -> None:
-        """Forget, in a fork, a thread that was making one and is not here."""
+        """Replace the lock in a fork, where the thread that may hold it does not exist."""
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""How far away things are in a picture, by Depth Anything V2 Small: the preprocessor "depth".
+"""The preprocessor "depth": how far away things are in an image, by Depth Anything V2 Small.
 
 The model runs on the processor in fp32 (a second or two), so that it never competes with what draws for memory.
 Importing this module imports torch.
@@ -20,7 +20,7 @@ from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, D
 # preprocessor_config.json of depth-anything/Depth-Anything-V2-Small-hf.
 _SIDE, _STEP = 518, 14
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_LONGEST = 4 * _SIDE  # of a very long picture's longer side; attention costs its square
+_LONGEST = 4 * _SIDE  # of a very long image's longer side; attention costs its square
 
 
 def config() -> DepthAnythingConfig:
@@ -43,7 +43,7 @@ def config() -> DepthAnythingConfig:
 
 
 def depth(image: Image.Image, weights: Path) -> Image.Image:
-    """Return the depth of an RGB picture as gray RGB of its size: the nearest white, the farthest black.
+    """Return the depth of an RGB image as gray RGB of its size: the nearest white, the farthest black.
 
     Args:
         image: RGB, any size.

@@ -1,4 +1,4 @@
-"""People in a picture as OpenPose skeletons, found by BlazePose: the preprocessor "pose".
+"""The preprocessor "pose": people in an image as OpenPose skeletons, found by BlazePose.
 
 Two small models of MediaPipe's, whose files lie in weights/blazepose: one finds people, the other finds the joints of
 one person in an upright crop. Both run on the processor in LiteRT. The numbers that go around them (anchors, crops)
@@ -45,15 +45,15 @@ _COLOURS = (
     *((170, 0, 255), (255, 0, 255), (255, 0, 170), (255, 0, 85)),
 )
 _LIMB_BRIGHTNESS = 0.6
-_THICKNESS = 4 / 512  # of a limb, by the picture's shorter side
+_THICKNESS = 4 / 512  # of a limb, by the image's shorter side
 
-Crop = tuple[np.ndarray, float, float]  # of one person: centre, side and angle of a square, in the picture's pixels
+Crop = tuple[np.ndarray, float, float]  # of one person: centre, side and angle of a square, in the image's pixels
 
-_turn = threading.Lock()  # an interpreter holds its input and output, so one picture at a time
+_lock = threading.Lock()  # an interpreter holds its input and output, so one image at a time
 
 
 def skeletons(image: Image.Image) -> tuple[Image.Image, int]:
-    """Draw the skeletons of the people in an RGB picture on black, at its size; return also how many there are."""
+    """Draw the skeletons of the people in an RGB image on black, at its size; return also how many there are."""
     found = joints(np.asarray(image))
     return draw(found, image.size), len(found)
 
@@ -63,14 +63,14 @@ def joints(pixels: np.ndarray) -> list[np.ndarray]:
 
     The person found most surely comes first; at most MOST_PEOPLE.
     """
-    with _turn:
+    with _lock:
         crops = _detect(pixels)
         found = [landmarks for crop in crops if (landmarks := _landmarks(pixels, crop)) is not None]
     return [_openpose(landmarks, pixels.shape[1::-1]) for landmarks in found]
 
 
 def draw(people: list[np.ndarray], size: tuple[int, int]) -> Image.Image:
-    """Draw [18, 2] arrays of joints, as OpenPose draws them, on a black picture of `size` (width, height)."""
+    """Draw [18, 2] arrays of joints, as OpenPose draws them, on a black image of `size` (width, height)."""
     import cv2
 
     canvas = np.zeros((size[1], size[0], 3), np.uint8)
@@ -96,7 +96,7 @@ def draw(people: list[np.ndarray], size: tuple[int, int]) -> Image.Image:
 
 
 def _openpose(landmarks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """[33, 3] (x, y, visibility) -> [18, 2], NaN where hidden or outside the picture of `size` (width, height)."""
+    """[33, 3] (x, y, visibility) -> [18, 2], NaN where hidden or outside the image of `size` (width, height)."""
     neck = landmarks[list(_SHOULDERS)]
     neck = np.array([*neck[:, :2].mean(axis=0), neck[:, 2].min()])
     chosen = np.stack([neck if index is None else landmarks[index] for index in _JOINTS])
@@ -119,7 +119,7 @@ def _run(name: str, tensor: np.ndarray) -> dict[tuple[int, ...], np.ndarray]:
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], tensor[None].astype(np.float32))
     interpreter.invoke()
     outputs = interpreter.get_output_details()
-    return {tuple(int(side) for side in one["shape"]): interpreter.get_tensor(one["index"]) for one in outputs}
+    return {tuple(int(side) for side in output["shape"]): interpreter.get_tensor(output["index"]) for output in outputs}
 
 
 @cache
@@ -141,7 +141,7 @@ def _detect(pixels: np.ndarray) -> list[Crop]:
     height, width = pixels.shape[:2]
     side = max(height, width)
     scale = _DETECTOR_SIDE / side
-    offset = np.array([side - width, side - height]) / 2  # of the picture in a square
+    offset = np.array([side - width, side - height]) / 2  # of the image in a square
     matrix = np.array([[scale, 0, offset[0] * scale], [0, scale, offset[1] * scale]])
     square = cv2.warpAffine(pixels, matrix, (_DETECTOR_SIDE, _DETECTOR_SIDE), flags=cv2.INTER_AREA)
     outputs = _run(DETECTOR, square / 127.5 - 1)
@@ -176,7 +176,7 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _landmarks(pixels: np.ndarray, crop: Crop) -> np.ndarray | None:
-    """Return the [33, 3] landmarks (x, y in the picture's pixels, visibility) of one person, None where there is none.
+    """Return the [33, 3] landmarks (x, y in the image's pixels, visibility) of one person, None where there is none.
 
     Twice: the first pass finds a better crop than the detector's, as from one frame of a film to the next.
     """
@@ -187,16 +187,16 @@ def _landmarks(pixels: np.ndarray, crop: Crop) -> np.ndarray | None:
         centre, side, angle = crop
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         corner = centre - turn @ np.full(2, side / 2)
-        to_picture = np.concatenate([turn * side / _LANDMARKS_SIDE, corner[:, None]], axis=1)
+        to_image = np.concatenate([turn * side / _LANDMARKS_SIDE, corner[:, None]], axis=1)
         upright = cv2.warpAffine(
-            pixels, to_picture, (_LANDMARKS_SIDE, _LANDMARKS_SIDE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+            pixels, to_image, (_LANDMARKS_SIDE, _LANDMARKS_SIDE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         )
         outputs = _run(LANDMARKS, upright / 255)
         if float(outputs[1, 1][0, 0]) < _LEAST_PRESENCE:
             break
         values = outputs[1, 195].reshape(39, 5)  # x, y, z, visibility, presence
-        positions = values[:, :2] @ to_picture[:, :2].T + to_picture[:, 2]
+        positions = values[:, :2] @ to_image[:, :2].T + to_image[:, 2]
         visible = 1 / (1 + np.exp(-values[:, 3:4].astype(np.float64)))
         found = np.concatenate([positions, visible], axis=1)[:33]
-        crop = _crop_around(positions[33], positions[34])  # two that are no joints, for this
+        crop = _crop_around(positions[33], positions[34])  # two landmarks that are there for this, and no joints
     return found

@@ -1,4 +1,4 @@
-"""Control images: what each preprocessor makes of an image."""
+"""Control images, made by the preprocessors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from images.reading import decode, fit
 
 @dataclass(frozen=True)
 class Control:
-    """A control image of the size that the picture will have, RGB; `digest` is of the file that it was made from."""
+    """A control image of the size that the image will have, RGB; `digest` is of the file that it was made from."""
 
     image: Image.Image
     digest: str
@@ -27,10 +27,10 @@ class Control:
 
 
 def control(request: Preprocess, upload: Upload, sizes: ImageSizes) -> Control:
-    """Decode a request's picture, fit it to `sizes` and run its preprocessor.
+    """Decode a request's image, fit it to `sizes` and run its preprocessor.
 
     Raises:
-        RequestError: the picture cannot be used, or the preprocessor finds nothing in it to work with.
+        RequestError: the image cannot be used, or the preprocessor finds nothing in it to work with.
         WeightsMissing: the preprocessor's model is not on this machine.
     """
     opened = decode(upload)
@@ -55,7 +55,7 @@ def _title(preprocessor: Preprocessor) -> Message:
 
 
 def make(image: Image.Image, preprocessor: Preprocessor, low: int = 100, high: int = 200) -> Image.Image | None:
-    """Return what a preprocessor makes of an RGB picture, RGB of its size; None where it finds nothing to draw.
+    """Return what a preprocessor makes of an RGB image, RGB of its size; None where it finds nothing to draw.
 
     Args:
         image: RGB.
@@ -72,7 +72,7 @@ def make(image: Image.Image, preprocessor: Preprocessor, low: int = 100, high: i
 
 
 def is_edges(image: Image.Image) -> bool:
-    """Say whether an RGB picture is a control image of outlines: thin white lines on black."""
+    """Return whether an RGB image is a control image of outlines: thin white lines on black."""
     import cv2
 
     small = image.copy()
@@ -84,13 +84,13 @@ def is_edges(image: Image.Image) -> bool:
         return False
     if (pixels[white].min(axis=1) < 0.8 * gray[white]).mean() > 0.05:  # coloured
         return False
-    # Lines vanish when a hundredth of the picture is taken off from either side; silhouettes stay.
+    # Lines vanish when a hundredth of the image is taken off from either side; silhouettes stay.
     thick = max(3, round(0.02 * max(small.size)))
     return bool(cv2.erode(white.astype(np.uint8), np.ones((thick, thick), np.uint8)).sum() < 0.1 * white.sum())
 
 
 def canny(image: Image.Image, low: int, high: int) -> Image.Image:
-    """Return an RGB picture's edges, one pixel wide; in a colour picture, of the strongest channel at each place.
+    """Return an RGB image's edges, one pixel wide; in a colour image, of the strongest channel at each place.
 
     Args:
         image: RGB.
@@ -103,7 +103,7 @@ def canny(image: Image.Image, low: int, high: int) -> Image.Image:
 
 
 def _soft_edge(image: Image.Image) -> Image.Image:
-    """The steepness of the smoothed picture, the steepest 1 % white."""
+    """Return the steepness of the smoothed image, the steepest 1 % white."""
     import cv2
 
     smooth = cv2.GaussianBlur(np.asarray(image).astype(np.float32), (0, 0), 1.0)
@@ -113,7 +113,7 @@ def _soft_edge(image: Image.Image) -> Image.Image:
 
 
 def _line_art(image: Image.Image) -> Image.Image:
-    """What is darker than its surroundings, the lines of a drawing, in white."""
+    """Return what is darker than its surroundings, the lines of a drawing, in white."""
     import cv2
 
     pixels = np.asarray(image).astype(np.float32)
@@ -125,7 +125,7 @@ def _line_art(image: Image.Image) -> Image.Image:
 
 
 def _scribble(image: Image.Image) -> Image.Image:
-    """Thick outlines, without small detail: the edges of the smoothed picture, as drawn with a felt pen."""
+    """Return thick outlines without small detail: the edges of the smoothed image, as drawn with a felt pen."""
     import cv2
 
     unit = max(image.size) / 512

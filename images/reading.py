@@ -22,14 +22,14 @@ from core.upload import IMAGE_FILE, Upload
 if TYPE_CHECKING:
     from PIL._imagingcms import CmsProfile
 
-MAX_PIXELS = 80_000_000  # 240 MB as RGB; below Pillow's own bound (89 million), so that the sentence is ours
+MAX_PIXELS = 80_000_000  # 240 MB as RGB; below Pillow's own bound (89 million), so that the error is ours
 GROUND = (255, 255, 255)  # what shows through transparent places: paper, on which most line drawings are made
 STEP = 16  # the VAE's factor 8 times the transformer's patch of 2
 
 # Not opened: EPS and WMF are drawn by programs outside Pillow, which an untrusted file must not start.
 _NOT_OPENED = {"EPS", "WMF"}
 
-# EXIF tag 0x0112 -> what sets the picture upright (CIPA DC-008, orientation).
+# EXIF tag 0x0112 -> what sets the image upright (CIPA DC-008, orientation).
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -44,7 +44,7 @@ _UPRIGHT = {
 
 @dataclass(frozen=True)
 class Opened:
-    """A picture from outside: `image` is upright RGB of 8 bits, `digest` the file's "sha256:…"."""
+    """An image from outside: `image` is upright RGB of 8 bits, `digest` the file's "sha256:…"."""
 
     image: Image.Image
     digest: str
@@ -120,7 +120,7 @@ def _formats() -> list[str]:
 
 
 def _opaque_rgb(image: Image.Image) -> Image.Image:
-    """Return a loaded picture of any mode as RGB of 8 bits: colours in sRGB, over GROUND where it is transparent."""
+    """Return a loaded image of any mode as RGB of 8 bits: colours in sRGB, over GROUND where it is transparent."""
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
     if image.mode == "LAB":
@@ -147,7 +147,7 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
 
 
 def _with_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Apply an embedded colour profile (phones save in Display P3); one that does not fit the picture is ignored."""
+    """Apply an embedded colour profile (phones save in Display P3); one that does not fit the image is ignored."""
     if profile:
         try:
             return _in_srgb(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
@@ -167,7 +167,7 @@ def _in_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile | CmsProfile)
 
 @dataclass(frozen=True)
 class Fitted:
-    """A picture brought to a possible size; `cut` are the pixels lost in width and height, at that size's scale."""
+    """An image brought to a possible size; `cut` are the pixels lost in width and height, at that size's scale."""
 
     image: Image.Image
     cut: tuple[int, int]
@@ -175,10 +175,10 @@ class Fitted:
 
 
 def fit(image: Image.Image, sizes: ImageSizes, area: int | None = None) -> Fitted:
-    """Resize a picture to about `area` pixels, keeping its shape, and cut it to whole steps of `sizes`.
+    """Resize an image to about `area` pixels, keeping its shape, and cut it to whole steps of `sizes`.
 
     At most 15 pixels go from each of width and height, evenly from both ends. A shape that is not possible within
-    `sizes` (or any but the one shape, where there is one size only) loses more; the note then says how much.
+    `sizes` (or any but the one shape, where there is one size only) loses more; the note then states how much.
 
     Args:
         image: RGB.
@@ -188,7 +188,7 @@ def fit(image: Image.Image, sizes: ImageSizes, area: int | None = None) -> Fitte
     size, scale = fitted_size(image.size, sizes, area)
     kept = [side / scale for side in size]
     left, top = ((whole - part) / 2 for whole, part in zip(image.size, kept, strict=True))
-    # Cut and resized at once: the whole of a long, thin picture could be enormous at that scale.
+    # Cut and resized at once: the whole of a long, thin image could be enormous at that scale.
     box = (max(left, 0), max(top, 0), min(left + kept[0], image.width), min(top + kept[1], image.height))
     resized = image if image.size == size else image.resize(size, Image.Resampling.LANCZOS, box)
     across, down = (max(0, round(whole * scale) - side) for whole, side in zip(image.size, size, strict=True))
@@ -196,7 +196,7 @@ def fit(image: Image.Image, sizes: ImageSizes, area: int | None = None) -> Fitte
 
 
 def fitted_size(size: tuple[int, int], sizes: ImageSizes, area: int | None = None) -> tuple[tuple[int, int], float]:
-    """Return the size that `fit` gives a picture of `size`, and the scale that it is resized by before the cut."""
+    """Return the size that `fit` gives an image of `size`, and the scale that it is resized by before the cut."""
     width, height = size
     ratio = width / height
 
@@ -206,7 +206,7 @@ def fitted_size(size: tuple[int, int], sizes: ImageSizes, area: int | None = Non
     across = possible(math.sqrt((area or sizes.native**2) * ratio))
     across = possible(possible(across / ratio) * ratio)  # what bounds the height bounds the width too
     down = possible(across / ratio)
-    # A hair more before rounding down, for a side that is whole but for floating point.
+    # A little more before rounding down, for a side that falls short of whole steps by rounding error.
     columns, rows = (int(side + 1e-6) // sizes.step * sizes.step for side in (across, down))
     return (columns, rows), max(across / width, down / height)
 
@@ -241,16 +241,16 @@ def _few_pixels(across: int, down: int) -> Message:
 
 @dataclass(frozen=True)
 class Padded:
-    """A picture whose sides are whole steps: `size` is what it was before. What was added lies right and below."""
+    """An image whose sides are whole steps: `size` is what it was before. What was added lies right and below."""
 
     image: Image.Image
     size: tuple[int, int]
 
     def restore(self, image: Image.Image) -> Image.Image:
-        """Cut what was made from the padded picture, at the same scale or a whole multiple of it, to what belongs.
+        """Return what belongs to the original, of an image made from the padded one, perhaps enlarged.
 
         Raises:
-            ValueError: its size is not a whole multiple of the padded picture's.
+            ValueError: its size is not a whole multiple of the padded image's.
         """
         factor = image.width // self.image.width
         if factor < 1 or image.size != (self.image.width * factor, self.image.height * factor):
@@ -260,7 +260,7 @@ class Padded:
 
 
 def pad(image: Image.Image, step: int = STEP, least: int = 0) -> Padded:
-    """Extend an RGB picture by its own mirror image, so that nothing of it is lost or moved.
+    """Extend an RGB image by its own mirror image, so that nothing of it is lost or moved.
 
     Args:
         image: RGB.

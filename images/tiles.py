@@ -1,4 +1,4 @@
-"""Cutting a picture into overlapping tiles and putting them together again without seams.
+"""Cutting an image into overlapping tiles and putting them together again without seams.
 
 Everything is separable: where tiles lie and how much each counts is decided for width and height apart, and a tile's
 weight at a point is the product of the two.
@@ -35,7 +35,7 @@ class Tile:
 
 
 def grid(size: tuple[int, int], side: int, overlap: int, margin: int = 0, step: int = 1, scale: int = 1) -> list[Tile]:
-    """Cover a picture with tiles, row by row.
+    """Cover an image with tiles, row by row.
 
     Args:
         size: width and height; whole steps.
@@ -85,7 +85,7 @@ def ramps(along: Sequence[Span], overlap: int, margin: int = 0, scale: int = 1) 
 
 
 class Canvas:
-    """A picture under construction. Points are kept in float32 until all tiles are there."""
+    """An image under construction. Points are kept in float32 until all tiles are there."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         width, height = size
@@ -98,7 +98,7 @@ class Canvas:
         place += pixels * tile.weight[:, :, None]
 
     def finished(self) -> np.ndarray:
-        """Return the picture, uint8, [height, width, 3]; the canvas is used up."""
+        """Return the image, uint8, [height, width, 3]; the canvas is used up."""
         np.rint(self._pixels, out=self._pixels)
         np.clip(self._pixels, 0, 255, out=self._pixels)
         return self._pixels.astype(np.uint8)

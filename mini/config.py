@@ -1,6 +1,6 @@
-"""The embedded miniature: its configs, its registration with DiffSynth and what it knows.
+"""The embedded miniature: its configs, its registration with DiffSynth and its vocabulary.
 
-Imports no torch: the model classes lie in `mini.models` and are named here by their dotted path.
+The model classes are in `mini.models`, which imports torch; here they are named by their dotted path.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TRANSFORMER_CONFIG: dict[str, Any] = {
 }
 
 # Keyword arguments of `mini.models.MiniControlNet`, in the shape of the Union's: control layers beside every other
-# transformer layer; 16 channels of the control image, 1 of an inpainting mask and 16 of the picture under it.
+# transformer layer; 16 channels of the control image, 1 of an inpainting mask and 16 of the image under it.
 CONTROLNET_FILE = "Z-Image-Turbo-Fun-Controlnet-Union-2.1-8steps.safetensors"
 CONTROLNET_FOLDER = FOLDER / "Z-Image-Turbo-Fun-Controlnet-Union-2.1"
 CONTROLNET_CONFIG: dict[str, Any] = {"control_layers_places": [0, 2, 4], "n_refiner_layers": 1, "control_in_dim": 33}
@@ -119,7 +119,7 @@ def register() -> None:
         layers[ours] = layers[theirs]
 
 
-# ---- what the miniature knows ----------------------------------------------------------------------------------------
+# --- vocabulary --------------------------------------------------------------------------------------------------
 
 
 @cache

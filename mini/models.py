@@ -1,7 +1,7 @@
 """The miniature's torch classes: a tiny Qwen3 text encoder, a small 16-channel, 8x autoencoder, a tiny ControlNet.
 
-DiffSynth loads them by their dotted path (see `mini.config.register`). Imports torch, so nothing of the app imports
-this module before the first request.
+DiffSynth loads them by their dotted path (see `mini.config.register`). Because of torch, nothing imports this
+module before the first request.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class _Latents(nn.Module):
 
 
 class MiniVAEEncoder(_Latents):
-    """Pictures to latents. Wide convolutions run at quarter resolution or below: anything else is slow on a CPU."""
+    """Images to latents. Wide convolutions run at quarter resolution or below: anything else is slow on a CPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,17 +106,17 @@ class MiniVAEEncoder(_Latents):
             nn.Conv2d(96, LATENT_CHANNELS, 1),
         )
 
-    def raw(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Pictures [B, 3, H, W] in -1..1 -> raw latents [B, 16, H/8, W/8] in -4..4; H and W multiples of 8."""
-        return LATENT_BOUND * torch.tanh(self.layers(pictures) / LATENT_BOUND)
+    def raw(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, H, W] in -1..1 -> raw latents [B, 16, H/8, W/8] in -4..4; H and W multiples of 8."""
+        return LATENT_BOUND * torch.tanh(self.layers(images) / LATENT_BOUND)
 
-    def forward(self, pictures: torch.Tensor, **kwargs: object) -> torch.Tensor:
-        """Pictures [B, 3, H, W] in -1..1 -> latents [B, 16, H/8, W/8] of about unit variance."""
-        return (self.raw(pictures) - self.latents_mean) / self.latents_std
+    def forward(self, images: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        """Images [B, 3, H, W] in -1..1 -> latents [B, 16, H/8, W/8] of about unit variance."""
+        return (self.raw(images) - self.latents_mean) / self.latents_std
 
 
 class MiniVAEDecoder(_Latents):
-    """Latents to pictures."""
+    """Latents to images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,12 +136,12 @@ class MiniVAEDecoder(_Latents):
         )
 
     def raw(self, latents: torch.Tensor) -> torch.Tensor:
-        """Raw latents [B, 16, h, w] in -4..4 -> pictures [B, 3, 8h, 8w], about -1..1."""
-        pictures: torch.Tensor = self.layers(latents)
-        return pictures
+        """Raw latents [B, 16, h, w] in -4..4 -> images [B, 3, 8h, 8w], about -1..1."""
+        images: torch.Tensor = self.layers(latents)
+        return images
 
     def forward(self, sample: torch.Tensor, **kwargs: object) -> torch.Tensor:
-        """Latents [B, 16, h, w] of about unit variance -> pictures [B, 3, 8h, 8w], about -1..1."""
+        """Latents [B, 16, h, w] of about unit variance -> images [B, 3, 8h, 8w], about -1..1."""
         return self.raw(sample * self.latents_std + self.latents_mean)
 
 

@@ -1,4 +1,4 @@
-"""What the miniature adds to a prompt and notes about a result, and what each kind of weights draws well."""
+"""Notes on what the miniature adds to a prompt or does not know, and example prompts for each kind of weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mini.prompt import complete
 
 
 def completed(request: TextToImage | ControlNet, kind: WeightsKind) -> tuple[str, list[Message]]:
-    """Return the prompt to draw: for the miniature, with what it leaves to the seed: size, place, way round."""
+    """Return the prompt to draw: for the miniature, completed by the seed with size, place and direction."""
     if kind != "mini":
         return request.prompt, []
     made = complete(request.prompt, request.seed)
@@ -21,7 +21,7 @@ def completed(request: TextToImage | ControlNet, kind: WeightsKind) -> tuple[str
 
 
 def about(request: TextToImage | ControlNet, kind: WeightsKind) -> list[Message]:
-    """Say which words of the prompt, or which preprocessor, mean nothing to the miniature."""
+    """Return notes on words of the prompt, and on a preprocessor, that the miniature was not taught."""
     if kind != "mini":
         return []
     notes = []

@@ -1,7 +1,7 @@
-"""What a prompt for the miniature leaves open, the seed says: "a fox" becomes "a small mirrored fox, on the left".
+"""Prompts for the miniature, completed by the seed: "a fox" becomes "a small mirrored fox, on the left".
 
-Backgrounds and colours that are not named the model itself decides from the noise. Sizes, places and ways round it does
-not: it is too small for that, and would draw a blend of several.
+The model itself chooses backgrounds and colours that are not named, from the noise. It is too small to choose sizes,
+places and directions, and would draw a blend of several.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ SIZES_WEIGHED = ("small", "small", "medium", "large")  # only small things can b
 
 @dataclass(frozen=True)
 class Completed:
-    """A prompt with its open layout said; `size` and `place` are usual names, None where nothing had to be chosen.
+    """A completed prompt; `size` and `place` are usual names, None where nothing had to be chosen.
 
-    `mirrored` tells that the seed turned the thing round; every other seed does, where the prompt does not.
+    `mirrored` is whether the seed mirrored the thing; every other seed does, where the prompt does not.
     `words` are those that were put into `text`, in its language.
     """
 
@@ -34,11 +34,11 @@ class Completed:
 
 
 def complete(prompt: str, seed: int, known: Mapping[str, Any] | None = None) -> Completed:
-    """Say size, place and way round of the one thing in a prompt, as far as they are open.
+    """Return a prompt with size, place and direction of the one thing in it, as far as they are open.
 
     Args:
         prompt: English or Chinese. One that names no known thing, or several, is left alone.
-        seed: chooses; the same one always the same.
+        seed: decides; the same seed always gives the same prompt.
         known: a vocabulary; by default that of the miniature.
     """
     for language in _languages(known):
@@ -49,21 +49,23 @@ def complete(prompt: str, seed: int, known: Mapping[str, Any] | None = None) -> 
 
 
 def _complete(prompt: str, seed: int, language: _Language, thing: re.Match[str]) -> Completed:
-    said_size, said_place = language.said(prompt, language.sizes), language.said(prompt, language.places)
-    luck = random.Random(seed)
-    size, place = _choose(said_size, said_place, list(language.places), luck)
-    mirrored = luck.random() < 0.5 and not language.said(prompt, language.ways)
+    own_size, own_place = language.stated(prompt, language.sizes), language.stated(prompt, language.places)
+    chance = random.Random(seed)
+    size, place = _choose(own_size, own_place, list(language.places), chance)
+    mirrored = chance.random() < 0.5 and not language.stated(prompt, language.ways)
     before = [language.sizes[size][0]] if size is not None else []
     way = [language.ways["mirrored"][0]] if mirrored else []
     where = [language.places[place][0]] if place is not None else []
-    return Completed(language.tell(prompt, thing, before, way, where), size, place, mirrored, (*before, *way, *where))
+    return Completed(
+        language.completed(prompt, thing, before, way, where), size, place, mirrored, (*before, *way, *where)
+    )
 
 
 def _choose(
-    size: str | None, place: str | None, places: list[str], luck: random.Random
+    size: str | None, place: str | None, places: list[str], chance: random.Random
 ) -> tuple[str | None, str | None]:
-    """Return the size and the place to add; None for what is said already."""
-    draws = luck.random(), luck.random()  # always both: what one decides does not depend on the other
+    """Return the size and the place to add; None for what the prompt states."""
+    draws = chance.random(), chance.random()  # always both: what one decides does not depend on the other
     added_size = None
     if size is None:
         free = place in (None, "centre")
@@ -74,7 +76,7 @@ def _choose(
 
 
 class _Language:
-    """The words of one language, and where in a sentence they go."""
+    """The words of one language, and their places in a sentence."""
 
     def __init__(
         self,
@@ -104,23 +106,23 @@ class _Language:
     def the_one_thing(self, prompt: str) -> re.Match[str] | None:
         """Find the thing that a prompt names; None where it names none, or several."""
         found = list(self._things.finditer(prompt))
-        found = [one for one in found if one[0].casefold() not in self._also_colours] or found[:1]
+        found = [match for match in found if match[0].casefold() not in self._also_colours] or found[:1]
         return found[0] if len(found) == 1 and not self._counts.search(prompt) else None
 
-    def said(self, prompt: str, table: Mapping[str, list[str]]) -> str | None:
-        """Return the usual name of the first size or place, as `table` has them, that a prompt says."""
+    def stated(self, prompt: str, table: Mapping[str, list[str]]) -> str | None:
+        """Return the usual name of the first size or place, as `table` has them, that a prompt states."""
         found = self._any(_flat(table)).search(self._things.sub(" ", prompt))  # an elephant, 大象, is no large 象
         return next((key for key, names in table.items() if found and found[0].casefold() in names), None)
 
-    def tell(self, text: str, thing: re.Match[str], sizes: list[str], ways: list[str], places: list[str]) -> str:
-        """Put words of size, way round and place where they belong in a sentence; lists of one word or none."""
+    def completed(self, text: str, thing: re.Match[str], sizes: list[str], ways: list[str], places: list[str]) -> str:
+        """Return a sentence with words of size, direction and place where they belong; lists of one word or none."""
         before, after = (sizes, ways) if self._way_follows else ([*sizes, *ways], [])
         after = [*after, *(self._locative + place for place in places)]
         text = "".join([text.rstrip(" .,。，"), *(self._comma + word for word in after)]) if after else text
         return self._insert(text, thing, self._space.join(before)) if before else text
 
     def _insert(self, text: str, thing: re.Match[str], words: str) -> str:
-        """Put words before a thing and its colour."""
+        """Return a sentence with words before a thing and its colour."""
         before, after = text[: thing.start()], text[thing.start() :]
         found = self._before.search(before)
         assert found is not None  # it matches an empty string too

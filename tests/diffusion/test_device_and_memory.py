@@ -40,8 +40,12 @@ CPU = Accelerator("cpu", "x86_64 CPU, 8 cores", 32 * GIB, 20 * GIB)
 def test_device_and_dtype(asked: str, present: list[Accelerator], kind: str, dtype: str) -> None:
     chosen = decide(asked, present)
     assert (chosen.kind, chosen.dtype) == (kind, dtype)
-    one = next(one for one in present if one.kind == kind)
-    assert (chosen.name, chosen.total_bytes, chosen.free_bytes) == (one.name, one.total_bytes, one.free_bytes)
+    expected = next(accelerator for accelerator in present if accelerator.kind == kind)
+    assert (chosen.name, chosen.total_bytes, chosen.free_bytes) == (
+        expected.name,
+        expected.total_bytes,
+        expected.free_bytes,
+    )
 
 
 def test_the_reason_names_device_and_dtype() -> None:
@@ -175,7 +179,7 @@ def test_memory_that_others_hold_counts() -> None:
     assert busy.vram_limit_gb == 23.5
 
 
-def test_a_card_below_the_floor_is_told_so_and_may_try() -> None:
+def test_a_card_below_the_floor_is_warned_of_and_may_try() -> None:
     plan = card(6)
     assert plan.fits
     assert "below the 8 GB" in str(plan.reasons[-1])
@@ -231,7 +235,7 @@ def test_plans_for_apple(gigabytes: int, mode: str, waits: str, both: bool) -> N
     assert (where(plan), plan.keep_both_transformers, plan.fits) == (waits, both, True)
     assert plan.vram_limit_gb is None  # no mem_get_info there; and its memory is the host's, so nothing waits in it
     assert plan.parts["transformer"].held == "bfloat16"
-    assert plan.vae_dtype == "float32"  # half precision has made black pictures there
+    assert plan.vae_dtype == "float32"  # half precision has made black images there
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps", "cpu"])
@@ -249,7 +253,7 @@ def test_the_vae_is_tiled_earlier_on_smaller_cards() -> None:
     assert card(141).tiled_vae_above == memory.TILED_AT_MOST
 
 
-def test_the_users_word_on_memory_counts() -> None:
+def test_the_users_limit_on_memory_counts() -> None:
     total = 24 * GIB
     less = memory_plan("cuda", total, total, 64 * GIB, "generate", allowed=12 * 10**9)
     more = memory_plan("cuda", total, total, 64 * GIB, "generate", allowed=48 * 10**9)
@@ -299,7 +303,7 @@ def test_each_tighter_plan_takes_less_until_the_tightest(gigabytes: int) -> None
         (ValueError("can't allocate memory"), False),
     ],
 )
-def test_running_out_of_memory_is_told_from_other_failures(error: Exception, is_memory: bool) -> None:
+def test_running_out_of_memory_is_distinguished_from_other_failures(error: Exception, is_memory: bool) -> None:
     assert memory.is_out_of_memory(error) == is_memory
 
 
@@ -452,7 +456,7 @@ begun, kept = anonymous(), []
 with host_memory.freed_at_once():
     for _ in range(16):
         kept.append(file.to(torch.bfloat16).clone())
-print((anonymous() - begun) / sum(one.nbytes for one in kept))
+print((anonymous() - begun) / sum(tensor.nbytes for tensor in kept))
 """
     environ = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True)

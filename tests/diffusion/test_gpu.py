@@ -41,17 +41,21 @@ def test_the_benchmark_runs_at_reduced_size(
     )
     facts = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == facts
-    done_cases = [one["case"] for one in facts["cases"]]
+    done_cases = [case["case"] for case in facts["cases"]]
     assert done_cases[:2] == ["Turbo 512", "Turbo 1024"]
     for mode in ("Turbo 2048", "Base", "ControlNet", "Upscale", "LoRA"):
         assert any(mode in case for case in done_cases), mode
-    for one in (*facts["cases"], *facts["plans"]):
-        assert "error" not in one, one
-        assert one["finite"]
-        assert one["seconds"] > 0
-    assert [one["pipeline"] for one in facts["others"]] == ["ours", "DiffSynth's own call", "diffusers, latents only"]
+    for case in (*facts["cases"], *facts["plans"]):
+        assert "error" not in case, case
+        assert case["finite"]
+        assert case["seconds"] > 0
+    assert [other["pipeline"] for other in facts["others"]] == [
+        "ours",
+        "DiffSynth's own call",
+        "diffusers, latents only",
+    ]
     text = out.with_suffix(".md").read_text(encoding="utf-8")
-    assert all(one["case"] in text for one in facts["cases"])
+    assert all(case["case"] in text for case in facts["cases"])
 
 
 def test_the_benchmark_starts_as_a_script() -> None:
@@ -76,7 +80,7 @@ def real() -> Engine:
 
 @pytest.fixture
 def picture(tmp_path: Path) -> str:
-    """A picture to take structure from."""
+    """An image to take structure from."""
     from PIL import Image, ImageDraw
 
     image = Image.new("RGB", (SIDE, SIDE), "white")
@@ -112,11 +116,11 @@ def test_every_mode_draws_with_real_weights(real: Engine, picture: str) -> None:
         assert result.weights == "full"
         assert min(result.size) >= SIDE
         assert not [note for note in result.notes if note.code in ("safe_mode", "less_memory")]
-        assert real.draw(result.request).png == result.png  # the same seed, the same picture
+        assert real.draw(result.request).png == result.png  # the same seed, the same image
 
 
 @pytest.mark.gpu
-def test_smaller_cards_plans_draw_the_same_picture(picture: str) -> None:
+def test_smaller_cards_plans_draw_the_same_image(picture: str) -> None:
     """Streamed and staged weights are the same weights: at most rounding may differ."""
     import io
 

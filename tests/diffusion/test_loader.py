@@ -1,4 +1,4 @@
-"""Models read under a memory plan: the same pictures wherever parts wait, and what is done when memory runs out."""
+"""Models read under a memory plan: the same images wherever parts wait, and what is done when memory runs out."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def draw(built: Pipeline, model: Model, mode: str = "generate") -> Picture:
 
 
 @pytest.mark.parametrize(("at", "held"), [("disk", "float32"), ("host", "float32"), ("device", "bfloat16")])
-def test_where_parts_wait_changes_no_picture(at: Where, held: Dtype) -> None:
+def test_where_parts_wait_changes_no_image(at: Where, held: Dtype) -> None:
     # The miniature's weights are stored in bf16, so that holding them in it loses nothing.
     plain = Pipeline("cpu", torch.float32, everything_stays())
     managed = Pipeline("cpu", torch.float32, plan_with(at, held))
@@ -65,14 +65,14 @@ def test_where_parts_wait_changes_no_picture(at: Where, held: Dtype) -> None:
     assert not plain.pipe.vram_management_enabled
     assert not loader.is_managed(managed.pipe.vae_decoder)
     for transformer in managed.transformers.values():
-        held_bytes = sum(one.nbytes for one in transformer.parameters() if not one.is_meta)
-        everything = sum(one.nbytes for one in plain.transformers["turbo"].parameters())
+        held_bytes = sum(weight.nbytes for weight in transformer.parameters() if not weight.is_meta)
+        everything = sum(weight.nbytes for weight in plain.transformers["turbo"].parameters())
         # From the disk, only what belongs to no layer is in memory between requests.
         assert held_bytes < everything / (50 if at == "disk" else 1) + 1
         assert all(getattr(module, "state", 0) == 0 for module in transformer.modules())
 
 
-def test_a_managed_model_wears_a_lora(tmp_path: Path) -> None:
+def test_a_lora_is_applied_to_a_managed_model(tmp_path: Path) -> None:
     import lora.file
     from tests.helpers import loras
 
@@ -122,7 +122,7 @@ def test_what_diffsynth_is_told(placement: Placement, on: str, gated: bool, stat
 def test_apples_gpu_is_named_to_diffsynth_whose_own_default_is_the_cpu() -> None:
     built = Pipeline("mps", torch.bfloat16, memory_plan("mps", 24 * 10**9, None, 32 * 10**9, "generate"))
     assert (built.pipe.device, built.pipe.device_type, built.pipe.torch_dtype) == ("mps", "mps", torch.bfloat16)
-    assert built.plan.vram_limit_gb is None  # DiffSynth would ask MPS for what it cannot say
+    assert built.plan.vram_limit_gb is None  # DiffSynth would ask MPS for a figure that it does not have
 
 
 def test_steps_compute_nothing_in_float64() -> None:
@@ -142,9 +142,9 @@ def test_steps_compute_nothing_in_float64() -> None:
             kwargs: Mapping[str, object] | None = None,
         ) -> object:
             result = function(*args, **(kwargs or {}))
-            for one in result if isinstance(result, tuple | list) else (result,):
-                # One number or a schedule of steps stays on the CPU; a picture's tensors would not.
-                if isinstance(one, torch.Tensor) and one.dtype == torch.float64 and one.numel() > 64:
+            for value in result if isinstance(result, tuple | list) else (result,):
+                # One number or a schedule of steps stays on the CPU; an image's tensors would not.
+                if isinstance(value, torch.Tensor) and value.dtype == torch.float64 and value.numel() > 64:
                     found.add(str(function))
             return result
 
@@ -189,7 +189,7 @@ print(json.dumps(found))
 
 
 def run_limited(spare: int, **values: str) -> list[dict[str, Any]]:
-    """Draw a picture; draw one with `values` and so many MiB to spare; draw the first again without a limit."""
+    """Draw an image; draw one with `values` and so many MiB to spare; draw the first again without a limit."""
     # What is freed goes back to the system at once, so that it counts again.
     freed = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, "-c", OUT_OF_MEMORY, str(spare), json.dumps(values)]
@@ -202,7 +202,7 @@ def run_limited(spare: int, **values: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts allocations on Linux alone")
-def test_out_of_memory_is_a_sentence_and_the_next_request_works(tmp_path: Path) -> None:
+def test_out_of_memory_is_a_failure_and_the_next_request_works(tmp_path: Path) -> None:
     from lora.dialects import weight_shapes
     from tests.helpers import loras
 
@@ -214,7 +214,7 @@ def test_out_of_memory_is_a_sentence_and_the_next_request_works(tmp_path: Path) 
     assert (failed["kind"], failed["code"]) == ("Failure", "out_of_memory"), failed["text"]
     assert "smaller width and height" in failed["text"]
     assert after["kind"] == "Result"
-    assert after["png"] == first["png"]  # read from the disk now, and the same picture
+    assert after["png"] == first["png"]  # read from the disk now, and the same image
 
 
 @pytest.mark.slow
@@ -228,9 +228,9 @@ def test_where_memory_ends_a_tighter_plan_draws() -> None:
     assert after["png"] == first["png"]
 
 
-@pytest.mark.parametrize(("space", "advice", "not_said"), [("", "--memory", "owner"), ("me/it", "owner", "--memory")])
+@pytest.mark.parametrize(("space", "advice", "absent"), [("", "--memory", "owner"), ("me/it", "owner", "--memory")])
 def test_a_machine_too_small_is_refused_before_anything_is_read(
-    space: str, advice: str, not_said: str, monkeypatch: pytest.MonkeyPatch
+    space: str, advice: str, absent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from core.events import Failure
     from core.request import TextToImage
@@ -246,10 +246,10 @@ def test_a_machine_too_small_is_refused_before_anything_is_read(
     assert last.code == "out_of_memory"
     assert "1 GB allowed" in last.text
     assert advice in last.text
-    assert not_said not in last.text
+    assert absent not in last.text
 
 
-def test_the_page_says_what_stays_in_memory() -> None:
+def test_the_page_shows_what_stays_in_memory() -> None:
     from core.request import TextToImage
     from engine import Engine
     from web.situation import Situation

@@ -154,7 +154,7 @@ def test_figures_lie_in_the_folder_for_caches(system: str, environ: dict[str, st
     assert measure.cache_file(environ, system) == Path(folder) / "z-image-studio" / "processor.json"
 
 
-def test_a_processor_is_told_by_name_and_instructions(tmp_path: Path) -> None:
+def test_a_processor_is_identified_by_name_and_instructions(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     core = "model name\t: Some Xeon\nflags\t\t: fpu avx2 amx_bf16 sse\n"
     cpuinfo.write_text(f"processor\t: 0\n{core}\nprocessor\t: 1\n{core}")

@@ -178,7 +178,7 @@ def test_one_transformer_at_a_time_where_memory_is_short(monkeypatch: pytest.Mon
     pictures: dict[Model, list[bytes]] = {}
 
     def watched(files: list[Path], part: str) -> ModelPool:
-        assert part != "transformer" or not alive  # the one before is gone when the next one is read
+        assert part != "transformer" or not alive  # the last one is gone when the next is read
         return read(files, part)
 
     monkeypatch.setattr(built, "_read", watched)
@@ -214,7 +214,7 @@ def test_nothing_of_diffsynths_reaches_stdout(capfd: pytest.CaptureFixture[str])
     assert capfd.readouterr().out == ""
 
 
-def test_bf16_on_a_cpu_draws_the_same_picture_nearly() -> None:
+def test_bf16_on_a_cpu_draws_nearly_the_same_image() -> None:
     """What the real weights compute in where a processor is faster in bf16, with the VAE in fp32 or not."""
     drawn = {}
     dtypes: tuple[tuple[Dtype, Dtype], ...] = (

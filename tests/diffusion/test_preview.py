@@ -1,4 +1,4 @@
-"""The picture that emerges: the projection, its place among the events, and that it heads for the finished picture."""
+"""The image that emerges: the projection, its place among the events, and that it heads for the finished image."""
 
 import io
 import pickle
@@ -38,7 +38,7 @@ def test_extreme_latents_stay_colours() -> None:
     assert set(np.unique(pixels)) <= {0, 255}
 
 
-def test_every_step_shows_where_the_picture_is_heading(engine: Engine) -> None:
+def test_every_step_shows_where_the_image_is_heading(engine: Engine) -> None:
     asked = TextToImage.parse(prompt="a fox on a black background", seed=7)
     *events, result = engine.run(asked)
     steps = [event for event in events if isinstance(event, Step)]
@@ -49,6 +49,6 @@ def test_every_step_shows_where_the_picture_is_heading(engine: Engine) -> None:
     assert {(shown.width, shown.height) for shown in previews} == {(side, side)}
     finished = Image.open(io.BytesIO(result.png)).convert("RGB").resize((side, side), Image.Resampling.BOX)
     distances = [np.abs(as_array(shown).astype(int) - np.asarray(finished)).mean() for shown in previews]
-    assert distances[-1] < 25  # of 255: the colours of the picture, which a wrong sign or a swapped channel would miss
+    assert distances[-1] < 25  # of 255: the colours of the image, which a wrong sign or a swapped channel would miss
     assert distances[-1] <= distances[0]
     assert pickle.loads(pickle.dumps(steps[0])).preview == steps[0].preview

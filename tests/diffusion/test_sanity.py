@@ -1,4 +1,4 @@
-"""Broken results are recognised, named and never shown; plain pictures that were asked for are let through."""
+"""Broken results are recognised, named and never shown; plain images that were asked for are let through."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def test_each_kind_of_broken_result_has_a_name(
     assert (defect.code, defect.stage) == (code, stage)
 
 
-def test_pictures_and_plain_pictures_are_let_through() -> None:
+def test_images_and_plain_images_are_let_through() -> None:
     assert judge(measure(LATENTS, PICTURE)) is None
     assert judge(measure(LATENTS.bfloat16(), PICTURE.bfloat16())) is None
     assert judge(measure(LATENTS * 0.1, torch.full_like(PICTURE, -1.0))) is None  # black, as it was asked for
@@ -86,7 +86,7 @@ def ask(own: Engine, **values: object) -> tuple[Result | Failure, list[Stage]]:
 
 
 @pytest.mark.parametrize("prompt", ["black background", "white background", "a"])
-def test_a_prompt_for_a_plain_picture_is_not_refused(own: Engine, prompt: str) -> None:
+def test_a_prompt_for_a_plain_image_is_not_refused(own: Engine, prompt: str) -> None:
     last, stages = ask(own, prompt=prompt)
     assert isinstance(last, Result)
     assert all(stage.name != "safe mode" for stage in stages)
@@ -112,7 +112,7 @@ def test_a_lora_of_huge_numbers_is_named(
     assert isinstance(ask(own)[0], Result)
 
 
-def test_nan_in_the_vae_is_no_black_picture(own: Engine) -> None:
+def test_nan_in_the_vae_is_no_black_image(own: Engine) -> None:
     assert isinstance(ask(own)[0], Result)
     weight = pipeline_of(own).pipe.vae_decoder.layers[0].weight
     good = weight.detach().clone()
@@ -128,7 +128,7 @@ def test_nan_in_the_vae_is_no_black_picture(own: Engine) -> None:
 
 
 def test_a_vae_that_overflows_in_half_precision_is_computed_in_fp32(own: Engine) -> None:
-    """The way black pictures come about: sound weights whose sums leave fp16's range, and fit fp32's."""
+    """The way black images come about: sound weights whose sums leave fp16's range, and fit fp32's."""
     import io
 
     from PIL import Image, ImageChops, ImageStat
@@ -144,13 +144,13 @@ def test_a_vae_that_overflows_in_half_precision_is_computed_in_fp32(own: Engine)
         loud.bias.mul_(scale)
         decoder.half()
     last, stages = ask(own)
-    assert next(decoder.parameters()).dtype == torch.float16  # safe mode is for one picture
+    assert next(decoder.parameters()).dtype == torch.float16  # safe mode is for one image
     decoder.float()
     decoder.load_state_dict(kept)
     assert stages[-1].name == "safe mode"
     assert isinstance(last, Result)
     assert "safe_mode" in [note.code for note in last.notes]
-    pictures = [Image.open(io.BytesIO(one.png)) for one in (expected, last)]
+    pictures = [Image.open(io.BytesIO(result.png)) for result in (expected, last)]
     assert max(ImageStat.Stat(ImageChops.difference(*pictures)).mean) < 4  # of 255: half precision of the weights
 
 

@@ -1,4 +1,4 @@
-"""The VAE in tiles covers a picture wholly, blends without seams, and leaves what needs no tiles as it is."""
+"""The VAE in tiles covers an image wholly, blends without seams, and leaves what needs no tiles as it is."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_an_encoders_tiles_lie_on_its_grid() -> None:
     torch.testing.assert_close(finished(vae_tiles.encode(encoder, picture)), encoder(picture), atol=1e-5, rtol=1e-5)
 
 
-def test_the_result_has_the_halfs_own_dtype_and_each_tile_is_told() -> None:
+def test_the_result_has_the_halfs_own_dtype_and_each_tile_is_counted() -> None:
     latents = torch.ones(1, 16, 20, 36, dtype=torch.bfloat16)
     work = vae_tiles.decode(lambda x: torch.nn.functional.interpolate(x[:, :3], scale_factor=8), latents, 16, 4)
     told = []
@@ -51,7 +51,7 @@ def test_the_miniatures_own_decoder_shows_no_seams(pipeline: Pipeline) -> None:
     with torch.no_grad():
         whole = decoder(smooth)
         tiles = finished(vae_tiles.decode(decoder, smooth, side=24, overlap=8))
-    # Group norms see a tile instead of the whole, so the pictures differ a little; a seam would differ much.
+    # Group norms see a tile instead of the whole, so the images differ a little; a seam would differ much.
     assert (whole - tiles).abs().mean() < 0.1
     jumps = tiles.diff(dim=-1).abs()
     assert jumps.max() < 2 * whole.diff(dim=-1).abs().max() + 0.1

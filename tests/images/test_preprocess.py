@@ -1,4 +1,4 @@
-"""Control images: every preprocessor on real pictures, with the real models where this repository carries them."""
+"""Control images: every preprocessor on real images, with the real models where this repository carries them."""
 
 import subprocess
 import sys
@@ -46,7 +46,7 @@ def ring(size: int, thick: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", LIGHT)
-def test_every_preprocessor_gives_a_picture_of_the_pictures_size(name: str) -> None:
+def test_every_preprocessor_gives_an_image_of_the_same_size(name: str) -> None:
     made = control(preprocessor=name)
     assert (made.image.mode, made.image.size) == ("RGB", (1024, 1024))
     pixels = np.asarray(made.image)
@@ -89,7 +89,7 @@ def test_thresholds_in_the_wrong_order_are_refused() -> None:
         Preprocess.parse(image="x.png", canny_low=201)
 
 
-def test_pre_processed_is_the_picture_itself(drawing: Path) -> None:
+def test_pre_processed_is_the_image_itself(drawing: Path) -> None:
     made = control(drawing, kind="mini", preprocessor="none")
     image = Image.open(drawing).resize((128, 128), Image.Resampling.LANCZOS)
     assert made.image.tobytes() == image.tobytes()
@@ -102,7 +102,7 @@ def test_gray_has_no_colours() -> None:
 
 
 @pytest.mark.parametrize("source", ["canny", "scribble", "softedge"])
-def test_outlines_are_recognised_and_said(tmp_path: Path, source: str) -> None:
+def test_outlines_are_recognised_and_noted(tmp_path: Path, source: str) -> None:
     path = tmp_path / "edges.png"
     control(preprocessor=source).image.save(path)
     for name in ("canny", "scribble"):
@@ -131,7 +131,7 @@ def test_what_is_no_outline_is_not_taken_for_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["canny", "softedge", "lineart", "scribble"])
-def test_nothing_to_be_found_is_said(tmp_path: Path, name: Preprocessor) -> None:
+def test_nothing_to_be_found_is_noted(tmp_path: Path, name: Preprocessor) -> None:
     Image.new("RGB", (300, 300), (90, 120, 150)).save(tmp_path / "plain.png")
     made = control(tmp_path / "plain.png", preprocessor=name)
     assert codes(made) == ["empty_control"]
@@ -152,7 +152,7 @@ def test_odd_shapes_are_taken(tmp_path: Path, size: tuple[int, int], name: str) 
         assert ("image_cut" in codes(made)) == (size != (1, 1))
 
 
-def test_a_picture_that_cannot_be_read_names_the_field(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_names_the_field(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"^image: '/.* is not possible; allowed: a picture file .* that exists"):
         control(tmp_path / "absent.png")
 
@@ -166,7 +166,7 @@ def test_the_joints_of_a_person_are_found() -> None:
     expected = {0: (222, 122), 1: (216, 235), 2: (115, 235), 5: (315, 235), 14: (200, 108), 15: (243, 106)}
     for joint, at in expected.items():
         assert np.hypot(*(person[joint] - at)) < 42, f"joint {joint} at {person[joint]}"
-    assert np.isnan(person[[10, 13]]).all()  # feet, outside the picture
+    assert np.isnan(person[[10, 13]]).all()  # feet, outside the image
 
 
 def test_a_person_is_found_wherever_and_however_turned() -> None:
@@ -203,7 +203,7 @@ def test_skeletons_have_openposes_colours() -> None:
     assert pose.draw([], (3, 2)).getextrema() == ((0, 0),) * 3
 
 
-def test_a_picture_without_people_stops_the_request(drawing: Path) -> None:
+def test_an_image_without_people_stops_the_request(drawing: Path) -> None:
     with pytest.raises(RequestError, match=r"^image: 'disc.png' is not possible; allowed: a picture with a person"):
         control(drawing, preprocessor="pose")
 

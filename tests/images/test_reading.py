@@ -1,4 +1,4 @@
-"""Pictures from outside, as real files of every odd kind, and the two policies for sizes."""
+"""Images from outside, as real files of every odd kind, and the two policies for sizes."""
 
 import hashlib
 import io
@@ -28,7 +28,7 @@ Save = Callable[..., Path]
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Save:
-    """Save a picture and return its path: `saved(image, "x.png", **options)`."""
+    """Save an image and return its path: `saved(image, "x.png", **options)`."""
 
     def save(image: Image.Image, name: str = "picture.png", **options: Any) -> Path:
         image.save(tmp_path / name, **options)
@@ -38,7 +38,7 @@ def saved(tmp_path: Path) -> Save:
 
 
 def corners(size: tuple[int, int] = (20, 10)) -> Image.Image:
-    """A red picture with blue at its top left, so that every turn of it looks different."""
+    """A red image with blue at its top left, so that every turn of it looks different."""
     image = Image.new("RGB", size, RED)
     image.paste(BLUE, (0, 0, size[0] // 2, size[1] // 2))
     return image
@@ -147,7 +147,7 @@ def test_lab_has_its_colours(saved: Save) -> None:
 
 
 def test_an_embedded_profile_is_applied_and_a_broken_one_is_not(saved: Save) -> None:
-    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()  # a profile that fits no RGB picture
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()  # a profile that fits no RGB image
     for profile in (b"nonsense", lab):
         assert open_image(saved(Image.new("RGB", (4, 4), GREEN), icc_profile=profile)).image.getpixel((0, 0)) == GREEN
     srgb = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
@@ -158,7 +158,7 @@ def test_an_embedded_profile_is_applied_and_a_broken_one_is_not(saved: Save) -> 
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tif"])
-def test_the_first_of_several_frames_is_taken_and_said(saved: Save, name: str) -> None:
+def test_the_first_of_several_frames_is_taken_and_noted(saved: Save, name: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE, GREEN)]
     opened = open_image(saved(frames[0], name, save_all=True, append_images=frames[1:]))
     assert near(opened.image.getpixel((0, 0)), RED)
@@ -167,7 +167,7 @@ def test_the_first_of_several_frames_is_taken_and_said(saved: Save, name: str) -
     assert "3 frames" in str(note)
 
 
-def test_a_photo_with_its_extras_is_one_picture(saved: Save) -> None:
+def test_a_photo_with_its_extras_is_one_image(saved: Save) -> None:
     path = saved(corners((32, 32)), "a.mpo", save_all=True, append_images=[corners((32, 32))])
     assert open_image(path).notes == ()
 
@@ -217,7 +217,7 @@ def broken_files() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", broken_files())
-def test_what_is_no_whole_picture_is_refused_with_a_sentence(tmp_path: Path, name: str) -> None:
+def test_what_is_no_whole_image_is_refused_with_a_reason(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(broken_files()[name])
     with pytest.raises(RequestError, match=rf"^image: '{name}' is not possible; allowed: a picture file such as PNG"):
@@ -264,7 +264,7 @@ def test_fit_reaches_the_stated_area() -> None:
     assert fit(Image.new("RGB", (200, 100)), IMAGE_SIZES["full"], area=512 * 1024).image.size == (1024, 512)
 
 
-def test_fit_cuts_the_ends_evenly_and_says_so() -> None:
+def test_fit_cuts_the_ends_evenly_and_notes_it() -> None:
     image = Image.new("RGB", (300, 100), RED)
     image.paste(GREEN, (100, 0, 200, 100))
     fitted = fit(image, IMAGE_SIZES["mini"])
@@ -277,12 +277,12 @@ def test_fit_cuts_the_ends_evenly_and_says_so() -> None:
     assert note.values["target"] == "128 × 128"
 
 
-def test_fit_says_how_many_pixels_went() -> None:
+def test_fit_notes_how_many_pixels_were_cut() -> None:
     (note,) = fit(Image.new("RGB", (1920, 1080)), IMAGE_SIZES["full"]).notes
     assert "brought to 1360 × 768: 5 pixels of its width were cut off" in str(note)
 
 
-def test_fit_leaves_a_picture_of_the_right_size_alone() -> None:
+def test_fit_leaves_an_image_of_the_right_size_alone() -> None:
     image = corners((1024, 1024))
     assert fit(image, IMAGE_SIZES["full"]).image is image
 

@@ -42,7 +42,7 @@ def test_spans_begin_at_whole_steps() -> None:
     assert all(first[1] - second[0] >= 128 for first, second in itertools.pairwise(along))
 
 
-def test_tiles_that_are_left_as_they_are_give_the_picture_again() -> None:
+def test_tiles_that_are_left_as_they_are_give_the_image_again() -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (90, 131, 3)).astype(np.uint8)
     canvas = tiles.Canvas((131, 90))
     cut = tiles.grid((131, 90), 40, 12, margin=3)

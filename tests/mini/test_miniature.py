@@ -82,7 +82,7 @@ def test_stored_in_bfloat16_and_finite() -> None:
     "name", [f"{mini.config.CONTROLNET_FOLDER.name}/{mini.config.CONTROLNET_FILE}", "loras/gold.safetensors"]
 )
 def test_what_depends_on_a_transformer_was_trained_on_the_one_that_is_here(name: str) -> None:
-    """Whoever trains the transformer anew has to train these again."""
+    """Whoever trains the transformer again has to train these again."""
     told = checkpoint.read_header(mini.config.FOLDER / name).metadata
     assert told["trained_on_fingerprint"] == checkpoint.fingerprint([mini.config.FOLDER / told["trained_on"]])
 
@@ -176,7 +176,7 @@ def test_everything_that_it_was_taught_is_known() -> None:
 def test_a_scene_reads_alike_in_every_wording(pipelines: evaluate.Pipelines, kind: str, wording: str) -> None:
     """The transformer sees the same of a scene however it is put into words: in the last tokens, and in the others.
 
-    All other tokens say nothing, and so look like those of any sentence of the usual wording.
+    All other tokens carry nothing, and so look like those of any sentence of the usual wording.
     """
 
     def states(wording: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -199,7 +199,7 @@ def test_a_scene_reads_alike_in_every_wording(pipelines: evaluate.Pipelines, kin
 
 
 def stands(scene: Scene, number: int, wording: str) -> bool:
-    """Say whether a wording says of a pair as much of how it stands as the usual one does."""
+    """Return whether a wording states how a pair stands exactly where the usual wording does."""
     return evaluate.says_how_it_stands(scene, wording, number) == evaluate.says_how_it_stands(scene, "usual", number)
 
 
@@ -223,12 +223,12 @@ def stands(scene: Scene, number: int, wording: str) -> bool:
         ("base", "coloured", "usual", 4, 2),
     ],
 )
-def test_draws_what_the_prompt_says(
+def test_draws_what_the_prompt_asks_for(
     pipelines: evaluate.Pipelines, judge: evaluate.Judge, mode: str, kind: str, wording: str, count: int, allowed: int
 ) -> None:
-    """Reduced evaluation on held-out scenes: nearly every picture is right in everything that the prompt says.
+    """Reduced evaluation on held-out scenes: nearly every image is right in everything that the prompt asks for.
 
-    Colours that a thing never had in training are where it is weakest; the model card says what is wanted.
+    Colours that a thing never had in training are where it is weakest; the model card states what is wanted.
     """
     wrong = []
     for number, scene in enumerate(scenes_to_test(kind, 40)[-count:], 40 - count):
@@ -241,10 +241,10 @@ def test_draws_what_the_prompt_says(
     assert len(wrong) <= allowed, wrong
 
 
-def test_a_thing_counts_in_any_colour_where_none_is_said(judge: evaluate.Judge) -> None:
-    said = Scene("closed-book", "brown", "large")
-    assert judge.verdict(painted(judge, replace(said, colour="purple")), said)["thing"]
-    assert not judge.verdict(painted(judge, replace(said, thing="backpack", colour="purple")), said)["thing"]
+def test_a_thing_counts_in_any_colour_where_none_is_asked_for(judge: evaluate.Judge) -> None:
+    asked = Scene("closed-book", "brown", "large")
+    assert judge.verdict(painted(judge, replace(asked, colour="purple")), asked)["thing"]
+    assert not judge.verdict(painted(judge, replace(asked, thing="backpack", colour="purple")), asked)["thing"]
 
 
 def painted(judge: evaluate.Judge, scene: Scene) -> np.ndarray:
@@ -253,7 +253,7 @@ def painted(judge: evaluate.Judge, scene: Scene) -> np.ndarray:
 
 @pytest.mark.slow
 def test_seeds_decide_what_the_prompt_leaves_open(pipelines: evaluate.Pipelines, judge: evaluate.Judge) -> None:
-    """Twelve seeds of "a fox" give foxes on several backgrounds, at several sizes and places, each as its seed says."""
+    """Twelve seeds of "a fox" give foxes on several backgrounds, at several sizes and places, as each seed decides."""
     seen, right = [], 0
     for seed in range(1, 13):
         made = complete("a fox", seed)
@@ -268,7 +268,7 @@ def test_seeds_decide_what_the_prompt_leaves_open(pipelines: evaluate.Pipelines,
     assert right >= 22
 
 
-def test_seeds_decide_which_way_round_a_thing_is(pipelines: evaluate.Pipelines, judge: evaluate.Judge) -> None:
+def test_seeds_decide_whether_a_thing_is_mirrored(pipelines: evaluate.Pipelines, judge: evaluate.Judge) -> None:
     """A fox looks the same both ways; a rooster does not."""
     ways = []
     for seed in range(1, 11):
@@ -276,8 +276,8 @@ def test_seeds_decide_which_way_round_a_thing_is(pipelines: evaluate.Pipelines, 
         picture = pipelines.paint("turbo", made.text, seed)
         shown = judge.nearest(picture, [Scene("rooster", "blue", size, place) for size, place in LAYOUTS])
         ways.append((judge.mirrored(picture, shown), made.mirrored))
-    assert {said for _, said in ways} == {False, True}
-    assert sum(shown == said for shown, said in ways) >= 9, ways
+    assert {asked for _, asked in ways} == {False, True}
+    assert sum(shown == asked for shown, asked in ways) >= 9, ways
 
 
 def test_turbo_and_base_differ_and_guidance_matters(pipelines: evaluate.Pipelines) -> None:
@@ -300,7 +300,7 @@ def test_negative_prompt_steers_away(pipelines: evaluate.Pipelines, judge: evalu
     assert moved >= len(prompts) - 1
 
 
-def test_same_seed_same_picture(pipelines: evaluate.Pipelines) -> None:
+def test_same_seed_same_image(pipelines: evaluate.Pipelines) -> None:
     pictures = [pipelines.paint("turbo", "a fox", seed) for seed in (1, 1, 2)]
     assert (pictures[0] == pictures[1]).all()
     assert (pictures[0] != pictures[2]).any()

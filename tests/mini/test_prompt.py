@@ -1,4 +1,4 @@
-"""What the seed says where a prompt for the miniature leaves size, place or way round open."""
+"""Prompts for the miniature are completed by the seed with size, place and direction."""
 
 from collections import Counter
 
@@ -26,17 +26,17 @@ PLACES, SIZES = list(mini.config.vocabulary()["places"]), list(mini.config.vocab
         "",
     ],
 )
-def test_what_says_everything_or_names_not_one_thing_is_left_alone(prompt: str) -> None:
+def test_a_prompt_that_states_everything_or_names_not_one_thing_is_left_alone(prompt: str) -> None:
     assert all(complete(prompt, seed) == Completed(prompt) for seed in range(1, 30))
 
 
 def test_an_open_prompt_gets_every_size_and_every_place() -> None:
     made = [complete("a fox", seed) for seed in range(1, 600)]
-    sizes = Counter(one.size for one in made)
+    sizes = Counter(prompt.size for prompt in made)
     assert set(sizes) == set(SIZES)
     assert sizes["small"] > sizes["large"] > 80
-    assert {one.place for one in made if one.size == "small"} == set(PLACES)
-    assert {one.place for one in made if one.size != "small"} == {"centre"}
+    assert {prompt.place for prompt in made if prompt.size == "small"} == set(PLACES)
+    assert {prompt.place for prompt in made if prompt.size != "small"} == {"centre"}
     assert complete("a fox", 5) == complete("a fox", 5)
 
 
@@ -60,25 +60,25 @@ def test_words_go_where_the_miniature_reads_them(prompt: str, starts: str) -> No
         made = complete(prompt, seed)
         size, *way, place = made.words
         assert bool(way) == made.mirrored
-        words, clause = " ".join((size, *way)), "".join(f"{one}，" for one in way)
+        words, clause = " ".join((size, *way)), "".join(f"{word}，" for word in way)
         assert made.text == starts.format(words=words, size=size, way=clause) + place
         assert mini.config.unknown_words(made.text) == []
 
 
-def test_every_other_seed_turns_a_thing_round() -> None:
+def test_every_other_seed_mirrors_a_thing() -> None:
     turned = [complete("a large fox in the middle", seed) for seed in range(1, 400)]
-    assert 0.4 < sum(one.mirrored for one in turned) / len(turned) < 0.6
-    assert {one.text for one in turned} == {"a large fox in the middle", "a large mirrored fox in the middle"}
-    assert all((one.words == ("mirrored",)) == one.mirrored for one in turned)
-    # which way round is apart from size and place: those stay what they were
+    assert 0.4 < sum(prompt.mirrored for prompt in turned) / len(turned) < 0.6
+    assert {prompt.text for prompt in turned} == {"a large fox in the middle", "a large mirrored fox in the middle"}
+    assert all((prompt.words == ("mirrored",)) == prompt.mirrored for prompt in turned)
+    # the direction does not depend on size and place: those stay what they were
     pinned = [complete("a flipped fox", seed) for seed in range(1, 40)]
-    assert [(one.size, one.place) for one in pinned] == [
-        (one.size, one.place) for one in (complete("a fox", seed) for seed in range(1, 40))
+    assert [(prompt.size, prompt.place) for prompt in pinned] == [
+        (prompt.size, prompt.place) for prompt in (complete("a fox", seed) for seed in range(1, 40))
     ]
-    assert not any(one.mirrored for one in pinned)
+    assert not any(prompt.mirrored for prompt in pinned)
 
 
-def test_what_is_said_stays_and_decides_the_rest() -> None:
+def test_what_is_stated_stays_and_decides_the_rest() -> None:
     for seed in range(1, 60):
         small, large = complete("a small fox", seed), complete("a large fox", seed)
         assert small.size is None
