@@ -42,7 +42,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Accelerator:
-    """What torch says about one device: `capability` is CUDA's compute capability, (major, minor)."""
+    """A device as torch reports it: `capability` is CUDA's compute capability, (major, minor)."""
 
     kind: DeviceKind
     name: str

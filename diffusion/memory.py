@@ -68,7 +68,7 @@ class MemoryPlan:
         vae_dtype: what the VAE is held and computed in.
         room: bytes of the device's memory that the plan counts with.
         reasons: why it is so, for people.
-        fits: whether the plan is expected to run at all; where it is not, the last reason says what is short.
+        fits: whether the plan is expected to run at all; where it is not, the last reason states what is short.
         lora_copies: bytes that changed copies of weights may take while a LoRA is used; see docs/adr/0010.
         tightest: whether there is nothing left to give up.
         upscaler_tile: width and height of what Real-ESRGAN enlarges at once, in pixels of its input.
