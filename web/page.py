@@ -76,7 +76,7 @@ def _reword_weights(engine: Engine, weights_line: gr.HTML, model_field: Field, p
         mode = MODES.get(event.mode, TextToImage)
         model = chosen if mode is TextToImage else mode.usual_model()
         say = say_to(visitor)
-        names = {place: gr.Tab(say(tab.title)) for place, tab in zip(places, TABS, strict=True)}
+        names: Update = {place: gr.Tab(say(tab.title)) for place, tab in zip(places, TABS, strict=True)}
         return {weights_line: weights_sentence(situation.Situation.of(engine, mode, model), say), **names}
 
     weights_line.input(reword, model_field, [weights_line, *places], **QUIET)
