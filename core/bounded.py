@@ -29,7 +29,7 @@ def loads(text: str) -> Any:
         raise ValueError("nested too deeply") from None
     level: list[list[Any] | dict[str, Any]] = [[value]]
     for _ in range(MAX_DEPTH + 1):
-        every = (inner for one in level for inner in (one.values() if type(one) is dict else one))
+        every = (inner for item in level for inner in (item.values() if type(item) is dict else item))
         level = [inner for inner in every if type(inner) is dict or type(inner) is list]
         if not level:
             return value

@@ -61,7 +61,7 @@ class TileDone:
 
 @dataclass(frozen=True)
 class Retry:
-    """The work begins anew, for a reason; it stays true, and is shown, until the last event."""
+    """The work begins again, for a reason; it stays true, and is shown, until the last event."""
 
     note: Message
 

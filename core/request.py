@@ -250,7 +250,7 @@ def _not_blank(text: str) -> str:
     return text
 
 
-# Fields that more than one mode has. A mode sets the default, and may word the help line anew.
+# Fields that more than one mode has. A mode sets the default, and may word the help line again.
 Prompt = Annotated[
     str, Field(max_length=PROMPT_MAX_CHARS, description="What the picture should show."), AfterValidator(_not_blank)
 ]
@@ -488,7 +488,7 @@ class Upscale(DrawRequest):
     prompt: Prompt = Field("masterpiece, 8k", description="What the refinement should add: a word or two on quality.")
     steps: Steps = Field(None, description=f"Steps of the refinement; {UPSCALE_STEPS} is usual.")
     denoise: float | None = Field(
-        None, ge=0, le=1, description=f"How much is drawn anew: 0 is nothing. Usual: {_DENOISE_TEXT}."
+        None, ge=0, le=1, description=f"How much is drawn again: 0 is nothing. Usual: {_DENOISE_TEXT}."
     )
     upscaler: Upscaler = Field(
         "best", description="Real-ESRGAN x4plus, or a network of a thirtieth of its size for a slow processor."

@@ -36,13 +36,13 @@ def write_together(files: Mapping[Path, bytes]) -> None:
     """
     with contextlib.ExitStack() as stack:
         written = [stack.enter_context(contextlib.closing(_Written(path))) for path in files]
-        for one, data in zip(written, files.values(), strict=True):
-            with one.telling():
-                one.file.write(data)
-                one.finish()
-        for one in written:
-            with one.telling():
-                one.place()
+        for target, data in zip(written, files.values(), strict=True):
+            with target.reporting():
+                target.file.write(data)
+                target.finish()
+        for target in written:
+            with target.reporting():
+                target.place()
 
 
 @contextlib.contextmanager
@@ -52,7 +52,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         NotWritten: as `write_whole`; an OSError that leaves the block is taken for one of writing.
     """
-    with contextlib.closing(_Written(path)) as one, one.telling():
+    with contextlib.closing(_Written(path)) as one, one.reporting():
         yield one.file
         one.finish()
         one.place()
@@ -65,7 +65,7 @@ class _Written:
         self._path = path
         self._beside: Path | None = None
         self._mode: int | None = None
-        with self.telling():
+        with self.reporting():
             self._target = Path(os.path.realpath(path))
             if self._is_replaceable():
                 # Not named after the target, whose name may be as long as names can be.
@@ -87,7 +87,7 @@ class _Written:
         return True
 
     @contextlib.contextmanager
-    def telling(self) -> Iterator[None]:
+    def reporting(self) -> Iterator[None]:
         """Put what the system refuses into our sentence, with the name that the caller gave."""
         try:
             yield
