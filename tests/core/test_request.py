@@ -116,7 +116,7 @@ def test_request_is_frozen_and_survives_pickling_and_json() -> None:
     with pytest.raises(ValueError, match="frozen"):
         request.seed = 8
     assert pickle.loads(pickle.dumps(request)) == request
-    assert TextToImage.model_validate_json(request.model_dump_json()) == request
+    assert type(request).model_validate_json(request.model_dump_json()) == request
 
 
 def test_failure_event_tells_what_the_error_tells() -> None:
