@@ -185,6 +185,16 @@ class DrawRequest(Request):
         if "mode" in vars(cls):
             MODES[cls.mode] = cls
 
+    @property
+    def lora_name(self) -> str:
+        """The LoRA's file as it was named; empty where there is none."""
+        return ""
+
+    @property
+    def sides(self) -> tuple[int | None, int | None] | None:
+        """The width and height that were asked for, in pixels; None where they follow from an image."""
+        return None
+
     def _filled(self, **values: Any) -> dict[str, Any]:
         """Return the values of the fields, with those that were open."""
         return {**{name: getattr(self, name) for name in type(self).model_fields}, **values}
@@ -231,11 +241,6 @@ class Resolved(DrawRequest):
     @property
     def unwanted(self) -> str:
         """The negative prompt; empty where there is none."""
-        return ""
-
-    @property
-    def lora_name(self) -> str:
-        """The LoRA's file as it was named; empty where there is none."""
         return ""
 
     @property
@@ -315,6 +320,16 @@ class TextToImage(DrawRequest):
     lora_strength: LoraStrength = LORA_STRENGTH
     weights: Weights = "auto"
 
+    @property
+    def lora_name(self) -> str:
+        """The LoRA's file as it was named; empty where there is none."""
+        return self.lora
+
+    @property
+    def sides(self) -> tuple[int | None, int | None] | None:
+        """The width and height that were asked for, in pixels."""
+        return self.width, self.height
+
     def resolved(self, kind: WeightsKind, uploads: Mapping[str, Upload] | None = None) -> ResolvedTextToImage:
         """Return this request with every open value filled in, as `DrawRequest.resolved`.
 
@@ -365,11 +380,6 @@ class ResolvedTextToImage(TextToImage, Resolved):
     def unwanted(self) -> str:
         """The negative prompt; empty where there is none."""
         return self.negative_prompt
-
-    @property
-    def lora_name(self) -> str:
-        """The LoRA's file as it was named; empty where there is none."""
-        return self.lora
 
 
 ImageFile = Annotated[
@@ -423,6 +433,11 @@ class ControlNet(Preprocess, DrawRequest):
     lora: LoraFile = ""
     lora_strength: LoraStrength = LORA_STRENGTH
 
+    @property
+    def lora_name(self) -> str:
+        """The LoRA's file as it was named; empty where there is none."""
+        return self.lora
+
     def resolved(self, kind: WeightsKind, uploads: Mapping[str, Upload] | None = None) -> ResolvedControlNet:
         """Return this request with every open value filled in, as `DrawRequest.resolved`."""
         return ResolvedControlNet(
@@ -441,11 +456,6 @@ class ResolvedControlNet(ControlNet, Resolved):
 
     steps: int
     weights: WeightsKind
-
-    @property
-    def lora_name(self) -> str:
-        """The LoRA's file as it was named; empty where there is none."""
-        return self.lora
 
 
 Upscaler = Literal["best", "fast"]

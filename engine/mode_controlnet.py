@@ -41,7 +41,11 @@ class ControlNetMode(Mode[ResolvedControlNet]):
         assert control is not None  # `prepare` made it
         pipeline = yield from studio.load(job)
         # Where the control image decides nothing, the seed does, as without one.
-        prompt, chosen_by_seed = (request.prompt, []) if request.scale else mini.notes.completed(request, kind)
+        prompt, notes = request.prompt, [*mini.notes.untaught_control(request.preprocessor, kind)]
+        if not request.scale:
+            prompt, chosen_by_seed = mini.notes.completed(prompt, request.seed, kind)
+            notes = [*chosen_by_seed, *notes]
+        notes += mini.notes.unknown_words(request.prompt, kind)
         draw = partial(
             pipeline.text_to_image,
             prompt=prompt,
@@ -56,5 +60,5 @@ class ControlNetMode(Mode[ResolvedControlNet]):
         yield from drawing.lora_stage(job)
         with drawing.lora(pipeline, job) as applied:
             picture = yield from drawing.checked(pipeline, draw, applied.name)
-        notes = (*job.prepared.notes, *picture.notes, *applied.notes, *chosen_by_seed, *mini.notes.about(request, kind))
-        return Drawn(picture.image, notes, {**job.prepared.inputs, **applied.inputs}, lora=applied.used)
+        notes = [*job.prepared.notes, *picture.notes, *applied.notes, *notes]
+        return Drawn(picture.image, tuple(notes), {**job.prepared.inputs, **applied.inputs}, lora=applied.used)

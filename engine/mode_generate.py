@@ -41,7 +41,7 @@ class TextToImageMode(Mode[ResolvedTextToImage]):
         """Draw a picture from a prompt."""
         request, kind = job.request, job.chosen.kind
         pipeline = yield from studio.load(job)
-        prompt, chosen_by_seed = mini.notes.completed(request, kind)
+        prompt, chosen_by_seed = mini.notes.completed(request.prompt, request.seed, kind)
         draw = partial(
             pipeline.text_to_image,
             prompt=prompt,
@@ -55,5 +55,5 @@ class TextToImageMode(Mode[ResolvedTextToImage]):
         yield from drawing.lora_stage(job)
         with drawing.lora(pipeline, job) as applied:
             picture = yield from drawing.checked(pipeline, draw, applied.name)
-        notes = (*picture.notes, *applied.notes, *chosen_by_seed, *mini.notes.about(request, kind))
+        notes = (*picture.notes, *applied.notes, *chosen_by_seed, *mini.notes.unknown_words(request.prompt, kind))
         return Drawn(picture.image, notes, applied.inputs, lora=applied.used)

@@ -4,38 +4,38 @@ from __future__ import annotations
 
 import mini.config
 from core.messages import Message
-from core.request import PREPROCESSORS, ControlNet, TextToImage
+from core.request import PREPROCESSORS, Preprocessor
 from core.sizes import WeightsKind
 from mini.prompt import complete
 
 
-def completed(request: TextToImage | ControlNet, kind: WeightsKind) -> tuple[str, list[Message]]:
+def completed(prompt: str, seed: int, kind: WeightsKind) -> tuple[str, list[Message]]:
     """Return the prompt to draw: for the miniature, completed by the seed with size, place and direction."""
     if kind != "mini":
-        return request.prompt, []
-    made = complete(request.prompt, request.seed)
+        return prompt, []
+    made = complete(prompt, seed)
     if not made.words:
-        return request.prompt, []
+        return prompt, []
     text = "The seed chose what the prompt leaves open: {words}."
     return made.text, [Message("seed_chose", text, words=made.words, prompt=made.text)]
 
 
-def about(request: TextToImage | ControlNet, kind: WeightsKind) -> list[Message]:
-    """Return notes on words of the prompt, and on a preprocessor, that the miniature was not taught."""
-    if kind != "mini":
+def untaught_control(preprocessor: Preprocessor, kind: WeightsKind) -> list[Message]:
+    """Return a note on a preprocessor that the miniature was not taught."""
+    if kind != "mini" or preprocessor in (*mini.config.CONTROLS, "none"):
         return []
-    notes = []
-    used = request.preprocessor if isinstance(request, ControlNet) else "none"
-    if used not in (*mini.config.CONTROLS, "none"):
-        known = [PREPROCESSORS[name].title for name in mini.config.CONTROLS]
-        text = "The miniature was not taught {preprocessor}. It knows {known}."
-        title = Message("preprocessor", PREPROCESSORS[used].title)
-        notes.append(Message("unknown_control", text, preprocessor=title, known=known))
-    unknown = mini.config.unknown_words(request.prompt)
+    known = [PREPROCESSORS[name].title for name in mini.config.CONTROLS]
+    text = "The miniature was not taught {preprocessor}. It knows {known}."
+    title = Message("preprocessor", PREPROCESSORS[preprocessor].title)
+    return [Message("unknown_control", text, preprocessor=title, known=known)]
+
+
+def unknown_words(prompt: str, kind: WeightsKind) -> list[Message]:
+    """Return a note on words of the prompt that the miniature was not taught."""
+    unknown = mini.config.unknown_words(prompt) if kind == "mini" else []
     if not unknown:
-        return notes
+        return []
     return [
-        *notes,
         Message(
             "unknown_words",
             "The miniature does not know: {words}. It knows things on a plain background, such as {things}; their "

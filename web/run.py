@@ -10,7 +10,7 @@ import gradio as gr
 
 from core.errors import StudioError
 from core.events import Event, Failure
-from core.request import SEED_MAX, DrawRequest, TextToImage, random_seed
+from core.request import SEED_MAX, DrawRequest, random_seed
 from core.sizes import smaller
 from engine import Engine
 from web.language import say_to
@@ -48,11 +48,12 @@ def carry_out(
 def pointed(failure: Failure, engine: Engine, request: DrawRequest) -> Failure:
     """Return a failure with the change that likely fixes it, where it names none itself: a smaller size, or no LoRA."""
     found: dict[str, Any] = {}
-    if failure.code in ("out_of_memory", "broken_picture") and getattr(request, "lora", None):
+    if failure.code in ("out_of_memory", "broken_picture") and request.lora_name:
         found = {"field": "lora"}
-    if failure.code in ("out_of_memory", "gpu_aborted") and isinstance(request, TextToImage):
+    if failure.code in ("out_of_memory", "gpu_aborted") and request.sides is not None:
         sizes = Situation.of(engine, type(request), request.model).sizes
-        if less := smaller(request.width or sizes.native, request.height or sizes.native, sizes):
+        width, height = (side or sizes.native for side in request.sides)
+        if less := smaller(width, height, sizes):
             found = {"field": "size", "nearest": f"{less[0]} x {less[1]}"}
     return replace(failure, values={**found, **failure.values})
 
