@@ -108,7 +108,7 @@ def measure(runs: int) -> dict[str, dict[str, float]]:
             process.terminate()
             process.wait()
     medians: dict[str, dict[str, float]] = {
-        name: {what: round(statistics.median(one[what] for one in all_of)) for what in all_of[0]}
+        name: {what: round(statistics.median(result[what] for result in all_of)) for what in all_of[0]}
         for name, all_of in seen.items()
     }
     for other in PAGES[1:]:

@@ -136,7 +136,7 @@ class Bench:
         return Pipeline(self.on.kind, getattr(torch, self.on.dtype), plan)
 
     def load(self, built: Pipeline, case: Case) -> None:
-        """Load what a case needs, and fill what was read anew with random numbers."""
+        """Load what a case needs, and fill what was newly read with random numbers."""
         for _ in built.load(self.chosen[case.mode][case.model], case.model):
             pass
         for model in self._models(built):
@@ -153,7 +153,7 @@ class Bench:
         return [*built.pipe.children(), *built.transformers.values()]
 
     def draw(self, built: Pipeline, case: Case) -> Picture:
-        """Draw a case's picture with what is loaded."""
+        """Draw a case's image with what is loaded."""
         if case.mode == "upscale":
             drawing = self.enlarging(built, case)
         else:
@@ -230,7 +230,7 @@ class Bench:
 
 
 def gradient(side: int) -> Image.Image:
-    """Return a picture from black to white, RGB, of this width and height."""
+    """Return an image from black to white, RGB, of this width and height."""
     from PIL import Image
 
     return Image.linear_gradient("L").resize((side, side)).convert("RGB")
@@ -277,7 +277,7 @@ def reset_peak(device_kind: str) -> None:
 
 
 def peak(device_kind: str) -> int:
-    """Return the largest memory that tensors took on a card; 0 where torch does not say."""
+    """Return the largest memory that tensors took on a card; 0 where torch does not report it."""
     import torch
 
     return torch.cuda.max_memory_allocated() if device_kind == "cuda" else 0
@@ -328,7 +328,7 @@ def plans(bench: Bench, cards: list[int], case: Case) -> list[dict[str, Any]]:
             bench.on.kind, bench.on.total_bytes, room, host_total, case.mode, bench.kind, bench.on.dtype, allowed=room
         )
         if bench.on.kind == "cuda":
-            assert bench.on.total_bytes is not None  # every card says it
+            assert bench.on.total_bytes is not None  # every card reports it
             torch.cuda.set_per_process_memory_fraction(min(1.0, room / bench.on.total_bytes))
             # DiffSynth asks how full the whole card is; for this process it is full at its cap.
             limit = room / GIB - VRAM_MARGIN_GIB if plan.offload else None
@@ -458,17 +458,17 @@ def markdown(facts: dict[str, Any]) -> str:
     lines += ["", f"## Beside other pipelines: {facts['plan_case']}", ""]
     lines += ["| pipeline | seconds | times ours |", "|---|---|---|"]
     lines += [
-        f"| {one['pipeline']} | {one.get('seconds', one.get('error'))} | {one.get('times_ours', '')} |"
-        for one in facts["others"]
+        f"| {other['pipeline']} | {other.get('seconds', other.get('error'))} | {other.get('times_ours', '')} |"
+        for other in facts["others"]
     ]
     return "\n".join(lines) + "\n"
 
 
-def _row(title: str, one: dict[str, Any]) -> str:
-    if "error" in one:
-        return f"| {title} | {one['error']} | | | | |"
+def _row(title: str, facts: dict[str, Any]) -> str:
+    if "error" in facts:
+        return f"| {title} | {facts['error']} | | | | |"
     names = ("seconds", "tflops", "peak_gb", "expected_gb", "expected_seconds")
-    return f"| {title} | {' | '.join(str(one[name]) for name in names)} |"
+    return f"| {title} | {' | '.join(str(facts[name]) for name in names)} |"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -484,9 +484,9 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     chosen = [case for case in CASES if not (case.compiled and args.skip_compile)]
-    one = Case("Turbo 1024")
+    plan_case = Case("Turbo 1024")
     if args.weights == "mini":
-        chosen, one = [shrunk(case) for case in chosen], shrunk(one)
+        chosen, plan_case = [shrunk(case) for case in chosen], shrunk(plan_case)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args, Path(folder))
         smaller = [card for card in CARDS if card * 10**9 < (bench.on.total_bytes or 0)]
@@ -499,12 +499,12 @@ def main(argv: list[str] | None = None) -> None:
             "weights": args.weights,
             "runs": args.runs,
             "cases": cases(bench, chosen),
-            "plan_case": one.name,
+            "plan_case": plan_case.name,
         }
         clear(bench.on.kind)
-        facts["others"] = others(bench, one)
+        facts["others"] = others(bench, plan_case)
         clear(bench.on.kind)
-        facts["plans"] = plans(bench, cards, one)
+        facts["plans"] = plans(bench, cards, plan_case)
     print(json.dumps(facts))  # first: what took an hour is not lost where it cannot be written
     text = json.dumps(facts, indent=1) + "\n"
     write_together(

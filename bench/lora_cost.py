@@ -35,8 +35,8 @@ from lora.adapter import Adapter, Change, applied
 
 WAYS = {"none": None, "copies": 1 << 40, "hooks": 0}  # bytes of room for copies
 Figures = dict[str, dict[str, float]]  # by what is measured, and by way
-LAYERS = [f"attention.{one}" for one in ("to_q", "to_k", "to_v", "to_out.0")]
-LAYERS += [f"feed_forward.{one}" for one in ("w1", "w2", "w3")]
+LAYERS = [f"attention.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")]
+LAYERS += [f"feed_forward.{name}" for name in ("w1", "w2", "w3")]
 
 
 def random_lora(model: torch.nn.Module, blocks: list[str], rank: int) -> Adapter:
@@ -50,9 +50,9 @@ def random_lora(model: torch.nn.Module, blocks: list[str], rank: int) -> Adapter
 
 
 def measure(
-    step: Callable[[], None], model: torch.nn.Module, worn: Adapter, on: torch.device, dtype: torch.dtype, runs: int
+    step: Callable[[], None], model: torch.nn.Module, adapter: Adapter, on: torch.device, dtype: torch.dtype, runs: int
 ) -> Figures:
-    """Return seconds for each way, medians of runs in turn, and what putting it on takes."""
+    """Return seconds for each way, medians of runs in turn, and what applying it takes."""
     taken: dict[str, list[float]] = {way: [] for way in (*WAYS, "putting on copies", "putting on hooks")}
     # Seconds of this process's own on the CPU, so that other programs do not count.
     clock = time.process_time if on.type == "cpu" else time.perf_counter
@@ -65,13 +65,13 @@ def measure(
     for run in range(runs + 1):
         for way, room in WAYS.items():
             began = now()
-            with applied(model, worn, 0.8, room, dtype) if room is not None else nullcontext():
-                put_on, entered = now() - began, now()
+            with applied(model, adapter, 0.8, room, dtype) if room is not None else nullcontext():
+                applying, entered = now() - began, now()
                 step()
                 if run:  # the first one warms up
                     taken[way].append(now() - entered)
                     if room is not None:
-                        taken[f"putting on {way}"].append(put_on)
+                        taken[f"putting on {way}"].append(applying)
     medians = {way: statistics.median(seconds) for way, seconds in taken.items()}
     return {
         "seconds": {way: round(seconds, 4) for way, seconds in medians.items()},
@@ -83,15 +83,15 @@ def block(on: torch.device, dtype: torch.dtype, tokens: int, rank: int, runs: in
     """Measure one block of the real width."""
     with on:
         model = torch.nn.Module()
-        one = ZImageTransformerBlock(0, 3840, 30, 30, 1e-5, True).to(dtype).requires_grad_(False)
-        model.layers = torch.nn.ModuleList([one])
+        layer = ZImageTransformerBlock(0, 3840, 30, 30, 1e-5, True).to(dtype).requires_grad_(False)
+        model.layers = torch.nn.ModuleList([layer])
         x, t = torch.randn(1, tokens, 3840, dtype=dtype), torch.randn(1, 256, dtype=dtype)
     positions = torch.zeros(tokens, 3, dtype=torch.long)
     positions[:, 0] = torch.arange(tokens) % 1024
     rope = RopeEmbedder(axes_dims=[32, 48, 48], axes_lens=[1024, 512, 512])(positions).unsqueeze(0).to(on)
 
     def step() -> None:
-        one(x=x, attn_mask=None, freqs_cis=rope, adaln_input=t)
+        layer(x=x, attn_mask=None, freqs_cis=rope, adaln_input=t)
 
     return measure(step, model, random_lora(model, ["layers.0"], rank), on, dtype, runs)
 

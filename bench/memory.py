@@ -3,7 +3,7 @@
     .venv/bin/python bench/memory.py --model turbo --width 128 --height 128
 
 Writes the official names and shapes with no data (they take no room on the disk), loads them as the memory plan of
-this machine says, encodes a prompt, makes denoising steps and decodes: everything but a picture, since the numbers are
+this machine asks, encodes a prompt, makes denoising steps and decodes: everything but an image, since the numbers are
 all zero. What is reported is anonymous memory, which is what a process can run out of; pages of files that are read can
 be dropped by the kernel. `--memory GB` plans for a machine with so much.
 Prints JSON last.
@@ -77,7 +77,8 @@ def held(built: Pipeline) -> dict[str, int]:
     parts |= {"controlnet": [pipe.controlnet]} if pipe.controlnet is not None else {}
     parts |= {model: [transformer] for model, transformer in built.transformers.items()}
     return {
-        part: 2 * sum(one.numel() for model in models for one in model.parameters()) for part, models in parts.items()
+        part: 2 * sum(weight.numel() for model in models for weight in model.parameters())
+        for part, models in parts.items()
     }
 
 

@@ -43,7 +43,7 @@ def built() -> Pipeline:
 
 
 def drawn(pipeline: Pipeline, prompt: str, seed: int) -> Picture:
-    """Draw a picture to its end."""
+    """Draw an image to its end."""
     drawing = pipeline.text_to_image(
         prompt=prompt, negative_prompt="", steps=8, cfg=1.0, width=128, height=128, seed=seed
     )

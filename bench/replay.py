@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SIDES = ("old", "new")
 FAULT = "fault.txt"  # why a case could not be asked
 START_SECONDS = 120  # far more than the server takes; a machine may be busy
-ANSWER_SECONDS = 120  # as long as an answer may take to say anything
+ANSWER_SECONDS = 120  # as long as an answer may take to begin
 
 # --- the cases
 
@@ -371,7 +371,7 @@ def _file_difference(old: Path, new: Path) -> list[str]:
     if before == after:
         return []
     if old.suffix == ".png":
-        return [f"{old.name}: {_picture_difference(before, after)}"]
+        return [f"{old.name}: {_image_difference(before, after)}"]
     try:
         lines = _text_difference(settled(before.decode()), settled(after.decode()))
     except UnicodeDecodeError:
@@ -394,7 +394,7 @@ def _text_difference(old: str, new: str) -> list[str]:
     return lines + ([f"and {len(changes) - 1} more"] if len(changes) > 1 else [])
 
 
-def _picture_difference(old: bytes, new: bytes) -> str:
+def _image_difference(old: bytes, new: bytes) -> str:
     import numpy as np
     from PIL import Image
 
@@ -489,7 +489,7 @@ def checked_out(wanted: str, to: Path) -> Iterator[Path]:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Return what a git command says in a folder."""
+    """Return what a git command prints in a folder."""
     return subprocess.run(["git", *arguments], cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
@@ -532,7 +532,7 @@ class Side:
 
     def run(self, cases: Sequence[Case]) -> None:
         """Carry out cases and write what they give."""
-        # What lies in `models` of the checkout is found there, and said to be broken.
+        # What lies in `models` of the checkout is found there, and reported as broken.
         depth = self.checkout / "models/depth-anything/Depth-Anything-V2-Small-hf/model.safetensors"
         depth.parent.mkdir(parents=True, exist_ok=True)
         depth.write_bytes(b"broken")
@@ -567,7 +567,7 @@ def drive(side: Side, commands: Sequence[tuple[str, str]]) -> None:
         os.chdir(here)
         sys.argv = ["cli.py", *shlex.split(line.replace("@", f"{side.inputs}/"))]
         code: object = None
-        with capturing() as said:
+        with capturing() as printed:
             try:
                 runpy.run_path(program, run_name="__main__")
             except SystemExit as left:
@@ -576,14 +576,14 @@ def drive(side: Side, commands: Sequence[tuple[str, str]]) -> None:
                 traceback.print_exc(limit=0)
         os.chdir(side.folder)
         side.write(name, "exit.txt", f"{code}\n")
-        for stream, text in said.items():
+        for stream, text in printed.items():
             side.write(name, f"{stream}.txt", text)
 
 
 @contextlib.contextmanager
 def capturing() -> Iterator[dict[str, str]]:
-    """Catch all that this process says meanwhile, by file descriptors: loggers keep the stream they were made with."""
-    said: dict[str, str] = {}
+    """Catch all that this process prints meanwhile, by file descriptors: loggers keep the stream they began with."""
+    printed: dict[str, str] = {}
     streams = {"stdout": sys.stdout, "stderr": sys.stderr}
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(tempfile.TemporaryFile()) for name in streams}
@@ -592,14 +592,14 @@ def capturing() -> Iterator[dict[str, str]]:
             stream.flush()
             os.dup2(files[name].fileno(), stream.fileno())
         try:
-            yield said
+            yield printed
         finally:
             for name, stream in streams.items():
                 stream.flush()
                 os.dup2(saved[name], stream.fileno())
                 os.close(saved[name])
                 files[name].seek(0)
-                said[name] = files[name].read().decode(errors="replace")
+                printed[name] = files[name].read().decode(errors="replace")
 
 
 # --- the server, as a browser or a program meets it
@@ -797,7 +797,7 @@ def main() -> int:
 
 
 def _tally(results: Path) -> str:
-    """Say what the cases came to, so that a run in which everything fails is not taken for a good one."""
+    """Return what the cases came to, so that a run in which everything fails is not taken for a good one."""
     codes = Counter(file.read_text(encoding="utf-8").strip() for file in results.glob("*/exit.txt"))
     answers = Counter(
         answer["success"]
@@ -805,8 +805,8 @@ def _tally(results: Path) -> str:
         for answer in json.loads(file.read_text(encoding="utf-8"))
     )
     exits = ", ".join(f"{code} ({count})" for code, count in sorted(codes.items()))
-    pictures = len(list(results.glob("*/*.png")))
-    return f"old: {pictures} pictures; exit codes {exits}; {answers[True]} answers and {answers[False]} refusals"
+    images = len(list(results.glob("*/*.png")))
+    return f"old: {images} pictures; exit codes {exits}; {answers[True]} answers and {answers[False]} refusals"
 
 
 if __name__ == "__main__":

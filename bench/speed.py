@@ -63,15 +63,15 @@ def start_to_page() -> float:
         server.wait()
 
 
-def first_picture(folder: Path) -> float:
-    """Return the seconds of a command that draws one picture, set-up excluded."""
+def first_image(folder: Path) -> float:
+    """Return the seconds of a command that draws one image, set-up excluded."""
     command: list[str | Path] = [sys.executable, ROOT / "cli.py", "generate", PROMPT, "--seed", "7"]
     command += ["--weights", "mini", "--out", folder / "first.png"]
     return seconds(lambda: subprocess.run(command, check=True, capture_output=True))
 
 
-def warm_pictures(runs: int) -> dict[str, list[float]]:
-    """Return the seconds of warm pictures with ours, DiffSynth's own call and diffusers, run in turn."""
+def warm_images(runs: int) -> dict[str, list[float]]:
+    """Return the seconds of warm images with ours, DiffSynth's own call and diffusers, run in turn."""
     from core import environment
 
     environment.prepare_environment(os.environ)
@@ -106,7 +106,7 @@ def warm_pictures(runs: int) -> dict[str, list[float]]:
     diffusers_pipe.set_progress_bar_config(disable=True)
 
     def diffsynth_call() -> None:
-        """Draw with DiffSynth's pipeline as it comes, padding included; only its fp32 crash is mended."""
+        """Draw with DiffSynth's pipeline as it comes, padding included; only its fp32 crash is fixed."""
         ours = pipe.units[1]
         pipe.units[1] = plain_unit
         pipe.dit = pipeline.transformers["turbo"]
@@ -144,8 +144,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         taken = {
             "start to reachable page": [start_to_page() for _ in range(runs)],
-            "first picture of a process": [first_picture(Path(folder)) for _ in range(runs)],
-            **warm_pictures(runs),
+            "first picture of a process": [first_image(Path(folder)) for _ in range(runs)],
+            **warm_images(runs),
         }
     medians = {name: statistics.median(times) for name, times in taken.items()}
     ours = medians["warm picture, Turbo, 8 steps"]

@@ -73,21 +73,21 @@ def photograph(name: str, side: int = SIDE) -> Image.Image:
 
 
 def halved(image: Image.Image) -> Image.Image:
-    """Return a picture at half its size."""
+    """Return an image at half its size."""
     return image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
 
 
-def psnr(one: Any, other: Any) -> float:
-    """Return the peak signal-to-noise ratio of two pictures of 8 bits, in dB."""
-    error = float(np.mean((np.asarray(one, np.float64) - np.asarray(other, np.float64)) ** 2))
+def psnr(image: Any, other: Any) -> float:
+    """Return the peak signal-to-noise ratio of two images of 8 bits, in dB."""
+    error = float(np.mean((np.asarray(image, np.float64) - np.asarray(other, np.float64)) ** 2))
     return float(10 * np.log10(255**2 / max(error, 1e-10)))
 
 
-def ssim(one: Image.Image, other: Image.Image) -> float:
-    """Return the structural similarity of two pictures: 1 is the same."""
+def ssim(image: Image.Image, other: Image.Image) -> float:
+    """Return the structural similarity of two images: 1 is the same."""
     from skimage.metrics import structural_similarity
 
-    pixels = np.asarray(one), np.asarray(other)
+    pixels = np.asarray(image), np.asarray(other)
     return float(structural_similarity(*pixels, channel_axis=2))  # type: ignore[no-untyped-call]  # scikit-image's
 
 
@@ -162,7 +162,7 @@ def parity(choice: str) -> dict[str, float]:
 def tiled(choice: str, name: str = "chelsea", side: int = 152, tile: int = 96) -> dict[str, float]:
     """Compare an enlargement in tiles with one without.
 
-    Returns the PSNR in dB, and how much steeper the tiled picture is across the middle of the tiles' overlaps than the
+    Returns the PSNR in dB, and how much steeper the tiled image is across the middle of the tiles' overlaps than the
     untiled one at the very same place: 1 is no seam.
     """
     import upscaler.network
@@ -176,7 +176,7 @@ def tiled(choice: str, name: str = "chelsea", side: int = 152, tile: int = 96) -
 
 
 def seams(along: list[tuple[int, int]], scale: int) -> list[int]:
-    """Return the places where one tile's picture takes over from the next one's."""
+    """Return the places where one tile's image takes over from the next one's."""
     return [scale * (end + begin) // 2 for (_, end), (begin, _) in itertools.pairwise(along)]
 
 
@@ -186,7 +186,7 @@ def borders(along: list[tuple[int, int]]) -> list[int]:
 
 
 def steepness(pixels: Image.Image | np.ndarray, at: list[int]) -> float:
-    """Return the mean step between the columns and rows on either side of the given places, of a square picture."""
+    """Return the mean step between the columns and rows on either side of the given places, of a square image."""
     pixels = np.asarray(pixels, np.float64)
     across = [np.abs(pixels[:, place] - pixels[:, place - 1]).mean() for place in at]
     down = [np.abs(pixels[place] - pixels[place - 1]).mean() for place in at]
@@ -194,7 +194,7 @@ def steepness(pixels: Image.Image | np.ndarray, at: list[int]) -> float:
 
 
 def beside_inside(pixels: Image.Image | np.ndarray, at: list[int]) -> float:
-    """Return how much steeper a square picture is at borders of tiles than elsewhere: about 1 without a seam.
+    """Return how much steeper a square image is at borders of tiles than elsewhere: about 1 without a seam.
 
     Elsewhere is where latents meet, every 8 pixels, as tiles do: the miniature's decoder is steeper there everywhere.
     """
@@ -222,7 +222,7 @@ def quality() -> dict[str, dict[str, dict[str, float]]]:
 
 
 def enlarged(small: Image.Image) -> dict[str, Image.Image]:
-    """Return a picture at twice its size, by the way that enlarged it."""
+    """Return an image at twice its size, by the way that enlarged it."""
     import upscaler.network
 
     made = {"Lanczos": mode_upscale.plain(small)}
@@ -249,7 +249,7 @@ def picture(side: int = 128, times: int = 2, gap: int = 8) -> str:
 
 
 def refinement() -> dict[str, float]:
-    """Return what the miniature's refinement leaves of a picture, in dB of PSNR, and what its tiles show of themselves.
+    """Return what the miniature's refinement leaves of an image, in dB of PSNR, and what its tiles show of themselves.
 
     At 0 nothing is refined, and what was enlarged is the result. For `seam`, see `refined_in_tiles`.
     """
@@ -318,8 +318,8 @@ def memory(side: int, smaller_tiles: int = 1) -> dict[str, float]:
     """Return the process's peak so far in GiB: with the models loaded, after Real-ESRGAN, after the refinement.
 
     Args:
-        side: of the square picture that goes in, in pixels.
-        smaller_tiles: by what the sides of Real-ESRGAN's tiles are divided, as those of the picture may be.
+        side: of the square image that goes in, in pixels.
+        smaller_tiles: by what the sides of Real-ESRGAN's tiles are divided, as those of the image may be.
     """
     pixels = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)
     on, plan = LocalWorker(Settings(weights="mini", device="cpu")).machine(Upscale.mode, "mini")
@@ -345,7 +345,7 @@ def memory(side: int, smaller_tiles: int = 1) -> dict[str, float]:
 
 def peak() -> float:
     """Return the process's peak resident memory, in GiB."""
-    # Not getrusage: what it says begins with the peak of the process that started this one.
+    # Not getrusage: what it reports begins with the peak of the process that started this one.
     status = Path("/proc/self/status").read_text(encoding="ascii")
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert found is not None  # it is in every process's
