@@ -1,6 +1,6 @@
 """The command line: `python cli.py COMMAND …`. Flags are made from the request's fields, which also check them.
 
-Progress goes to stderr; stdout holds the picture's path, or with `--json` exactly one JSON object. Exit codes are the
+Progress goes to stderr; stdout holds the image's path, or with `--json` exactly one JSON object. Exit codes are the
 errors' own (see errors.py): 0 done, 2 bad request, 3 weights missing, 4 out of memory, 130 cancelled, 1 anything else.
 """
 
@@ -180,13 +180,13 @@ def _draw(args: argparse.Namespace) -> int:
         again = Message(failure.code, text, failure=failure.message, seed=result.request.seed)
         return _fail(replace(failure, message=again), args.json)
     for note in result.notes:
-        _say(str(note))
+        _to_stderr(str(note))
     if args.json:
         facts = {"file": str(out), "json": str(sidecar), "seed": result.request.seed, **result.sidecar}
         print(json.dumps(facts, ensure_ascii=False))
     else:
         print(out)
-        _say(f"seed {result.request.seed}, {result.seconds['total']:.1f} s. {result.weights_note}")
+        _to_stderr(f"seed {result.request.seed}, {result.seconds['total']:.1f} s. {result.weights_note}")
     return 0
 
 
@@ -198,7 +198,7 @@ def _preprocess(args: argparse.Namespace) -> int:
     with replacing(args.out) as file:
         control.image.save(file, "PNG")
     for note in control.notes:
-        _say(str(note))
+        _to_stderr(str(note))
     notes = [str(note) for note in control.notes]
     facts = {"file": str(args.out), "size": control.image.size, "digest": control.digest, "notes": notes}
     print(json.dumps(facts, ensure_ascii=False) if args.json else args.out)
@@ -206,7 +206,7 @@ def _preprocess(args: argparse.Namespace) -> int:
 
 
 def _lora(given: dict[str, Any]) -> dict[str, str]:
-    """Part `--lora FILE:STRENGTH`. What stands before a colon may also be a drive, and a file's name may hold one."""
+    """Split `--lora FILE:STRENGTH`. What stands before a colon may also be a drive, and a file's name may hold one."""
     match = re.fullmatch(
         r"(.+\.safetensors):([^:/\\]*)|(..+):(\d*\.?\d+)", given.get("lora", ""), re.IGNORECASE | re.DOTALL
     )
@@ -215,22 +215,22 @@ def _lora(given: dict[str, Any]) -> dict[str, str]:
     return {"lora": match[1] or match[3], "lora_strength": match[2] if match[1] else match[4]}
 
 
-def _replayed(request: type[Request], picture: Path, lora_given: bool) -> dict[str, Any]:
-    """Return the fields of the request that drew a picture, which must be of this command's mode.
+def _replayed(request: type[Request], path: Path, lora_given: bool) -> dict[str, Any]:
+    """Return the fields of the request that drew an image, which must be of this command's mode.
 
     Raises:
         RequestError: it is another mode's, or it was drawn with a LoRA that is not at hand.
     """
-    found = metadata.read_png(picture)
+    found = metadata.read_png(path)
     if found.mode != request.mode:
-        raise RequestError("from", picture.name, f"a picture made by {request.mode}; this one is of {found.mode}")
+        raise RequestError("from", path.name, f"a picture made by {request.mode}; this one is of {found.mode}")
     if found.values.get("lora") and not lora_given:
         _check_same_lora(found)
     return found.request().model_dump()
 
 
 def _check_same_lora(found: metadata.Parameters) -> None:
-    """Refuse to replay with another file of the same name; a picture holds a LoRA's name and digest, not its place."""
+    """Refuse to replay with another file of the same name; an image holds a LoRA's name and digest, not its place."""
     name = found.values["lora"]
     wanted = (
         f"the file that drew this picture (SHA-256 {found.inputs.get('lora', 'unknown')}); give it with --lora FILE"
@@ -308,14 +308,14 @@ def _engine(args: argparse.Namespace) -> Engine:
 
 
 def _follow(engine: Engine, request: DrawRequest) -> Result | Failure:
-    """Run a request, saying on stderr how far it is; return its last event."""
-    said = ""
+    """Run a request, showing on stderr how far it is; return its last event."""
+    shown = ""
     for event in engine.run(request):
         if isinstance(event, Result | Failure):
             return event
-        if (line := _progress(event)) != said:
-            _say(line)
-            said = line
+        if (line := _progress(event)) != shown:
+            _to_stderr(line)
+            shown = line
     raise AssertionError("a run ends with a Result or a Failure")
 
 
@@ -335,7 +335,7 @@ def _progress(event: Event) -> str:
 
 
 def _fail(failure: Failure, as_json: bool) -> int:
-    _say(failure.text)
+    _to_stderr(failure.text)
     if as_json:
         error = {"code": failure.code, "message": failure.text, **plain(failure.values)}
         print(json.dumps({"error": error}, ensure_ascii=False))
@@ -343,7 +343,7 @@ def _fail(failure: Failure, as_json: bool) -> int:
 
 
 def _check_out(path: Path) -> None:
-    """Refuse, before any work is done, a name that the picture could not be written to."""
+    """Refuse, before any work is done, a name that the image could not be written to."""
     if path.suffix.lower() != ".png" or not path.parent.is_dir() or path.is_dir():
         raise RequestError("out", str(path), "a file name that ends in .png, in a folder that exists")
 
@@ -372,7 +372,7 @@ def _print_facts(facts: dict[str, Any], as_json: bool, indent: str = "") -> None
             print(f"{indent}{name}: {value}")
 
 
-def _say(line: str) -> None:
+def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
