@@ -3,11 +3,11 @@
     python install.py [--extra test] [SCRIPT [ARGUMENT ...]]
 
 Standard library only, and readable by Python 3.8, so that an interpreter that is too old still gets a sentence.
-Everything said here goes to stderr: stdout belongs to the script.
+Everything shown here goes to stderr: stdout belongs to the script.
 
 Z_IMAGE_TORCH chooses the build of torch: auto (the default), cpu, cuda, pip, or a name such as cu126.
 
-A stamp, written last, says which locks .venv was made from. While it holds, nothing but the script is started;
+A stamp, written last, records which locks .venv was made from. While it holds, nothing but the script is started;
 a .venv without one was cut short, and is made again rather than trusted.
 """
 
@@ -44,7 +44,7 @@ print("%d.%d.%d" % sys.version_info[:3], whole, getattr(sys, "_base_executable",
 
 
 class SetupError(Exception):
-    """The set-up cannot go on; the text says why and what to do."""
+    """The set-up cannot go on; the text gives the reason and what to do."""
 
 
 class Interpreter(NamedTuple):
@@ -61,8 +61,8 @@ class Interpreter(NamedTuple):
         return major == "3" and int(minor) in MINORS
 
 
-def say(text: str) -> None:
-    """Tell the user something, on stderr."""
+def show(text: str) -> None:
+    """Print a line for the user, on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -214,7 +214,7 @@ def write_stamp(venv: Path, locks: dict[str, str]) -> None:
 
 
 def stamp_path(venv: Path) -> Path:
-    """Inside the environment, so that removing it removes the stamp."""
+    """Where the stamp lies: inside the environment, so that removing it removes the stamp."""
     return venv / "stamp.json"
 
 
@@ -250,7 +250,7 @@ def only_one(path: Path) -> Iterator[int]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                say("Another set-up of this folder is running; waiting for it.")
+                show("Another set-up of this folder is running; waiting for it.")
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
 
@@ -282,13 +282,13 @@ def set_up(root: Path, extras: Sequence[str] = ()) -> Path:
         if holds(stamp, wanted):  # by the set-up we waited for
             return venv_python(venv)
         if stamp is not None and stamp.get(TORCH, wanted[TORCH]) != wanted[TORCH]:
-            say(f"Another build of torch is asked for ({wanted[TORCH]}): .venv is made anew.")
+            show(f"Another build of torch is asked for ({wanted[TORCH]}): .venv is made anew.")
             stamp = None  # pip takes one build of a version for another
         if stamp is None:
             make_venv(venv, lock)
         with contextlib.suppress(FileNotFoundError):
             stamp_path(venv).unlink()
-        say("Installing the pinned packages into .venv; the first time this takes some minutes and several GB.")
+        show("Installing the pinned packages into .venv; the first time this takes some minutes and several GB.")
         files = [argument for name in digests(root, extras) for argument in ("-r", str(root / name))]
         index = index_arguments("" if wanted[TORCH] == "pip" else wanted[TORCH])
         code = call([str(venv_python(venv)), "-m", "pip", "install", *index, *files], lock)
@@ -310,7 +310,7 @@ def set_up(root: Path, extras: Sequence[str] = ()) -> Path:
 def make_venv(venv: Path, lock: int) -> None:
     """Make an empty environment in place of whatever is there."""
     python = find_python(candidates())
-    say(f"Making .venv with Python {python.version} ({python.path}).")
+    show(f"Making .venv with Python {python.version} ({python.path}).")
     if call([python.path, "-m", "venv", "--clear", str(venv)], lock) != 0:
         raise SetupError(
             f"The set-up stopped because the environment {venv} could not be made; the reason is above.\n"
@@ -354,11 +354,11 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except SetupError as error:
-        say(str(error))
+        show(str(error))
         sys.exit(1)
     except OSError as error:
-        say(f"The set-up stopped: {error}.")
+        show(f"The set-up stopped: {error}.")
         sys.exit(1)
     except KeyboardInterrupt:
-        say("Stopped. Run the same command again to go on.")
+        show("Stopped. Run the same command again to go on.")
         sys.exit(130)
