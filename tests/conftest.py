@@ -58,7 +58,7 @@ def pipeline() -> Pipeline:
 
 @pytest.fixture(scope="session")
 def draw(engine: Engine) -> Callable[..., Result]:
-    """Draw one picture: `draw(prompt=..., seed=...)`; raises the error of a failed run."""
+    """Draw one image: `draw(prompt=..., seed=...)`; raises the error of a failed run."""
 
     def draw(**values: object) -> Result:
         return engine.draw(TextToImage.parse(**{"prompt": "a fox on a black background", "seed": 7, **values}))

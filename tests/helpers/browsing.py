@@ -63,7 +63,7 @@ def open_page(browser: Browser) -> Iterator[Open]:
         page.set_default_timeout(PATIENCE)
         page.on("request", lambda request: asked.add(request.url))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
         streams[page] = under_way = set()
         page.on("request", lambda request: under_way.add(request) if "/queue/data" in request.url else None)
         page.on("requestfinished", lambda request: under_way.discard(request))
@@ -169,7 +169,7 @@ def finished(page: Page) -> None:
 
 
 def draw_seed(page: Page, seed: str) -> None:
-    """Draw the usual prompt in two steps, and wait for the picture."""
+    """Draw the usual prompt in two steps, and wait for the image."""
     write(page, PROMPT)
     set_steps(page, 2)
     set_seed(page, seed)

@@ -33,7 +33,7 @@ def is_large(name: str) -> bool:
 class Fault:
     """What goes wrong with a file's content, how many times.
 
-    `kind`: "cut" (half of what is left, then the line breaks), "short" (half, said to be all), "long" (more than
+    `kind`: "cut" (half of what is left, then the line breaks), "short" (half, claimed to be all), "long" (more than
     announced), "wrong" (right length, other content), "slow" (nothing after the head), or an HTTP status.
     """
 
@@ -166,11 +166,11 @@ class _Handler(BaseHTTPRequestHandler):
         files = [
             {
                 "Path": name,
-                "Size": len(one),
+                "Size": len(content),
                 "Type": "blob",
-                "Sha256": self.hub.marks.get(name, [digest(one, large=True)])[0],
+                "Sha256": self.hub.marks.get(name, [digest(content, large=True)])[0],
             }
-            for name, one in held.items()
+            for name, content in held.items()
         ]
         body = json.dumps({"Code": 200, "Success": True, "Data": {"Files": files}}).encode()
         self._head(200, {"Content-Length": str(len(body)), "Content-Type": "application/json"})

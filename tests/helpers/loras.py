@@ -28,7 +28,9 @@ def random_pairs(seed: int = 0, size: str = "mini", gain: float = 0.3, modules: 
     generator = torch.Generator().manual_seed(seed)
     shapes = weight_shapes(size)
     pairs = {}
-    for name in modules or [one for one in linear_modules(size) if one.startswith("layers.") and "adaLN" not in one]:
+    for name in modules or [
+        module for module in linear_modules(size) if module.startswith("layers.") and "adaLN" not in module
+    ]:
         rows, columns = shapes[name]
         down = torch.randn(RANK, columns, generator=generator) / columns**0.5
         pairs[name] = down, gain * torch.randn(rows, RANK, generator=generator) / RANK**0.5
@@ -37,7 +39,7 @@ def random_pairs(seed: int = 0, size: str = "mini", gain: float = 0.3, modules: 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> Path:
     """Write a safetensors file."""
-    save_file({name: one.clone().contiguous() for name, one in tensors.items()}, path, dict(metadata or {}))
+    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, path, dict(metadata or {}))
     return path
 
 
@@ -70,10 +72,10 @@ def fused(pairs: Pairs, flat: bool = False) -> Tensors:
             continue
         if name.endswith("to_q"):
             block = name.removesuffix("to_q")
-            three = [pairs[block + one] for one in ("to_q", "to_k", "to_v")]
+            three = [pairs[block + part] for part in ("to_q", "to_k", "to_v")]
             name = block + "qkv"
-            down = torch.cat([one for one, _ in three])
-            up = torch.block_diag(*(one for _, one in three))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            down = torch.cat([first for first, _ in three])
+            up = torch.block_diag(*(second for _, second in three))  # type: ignore[no-untyped-call]  # torch leaves it untyped
         start = "lora_unet_" + name.replace(".", "_") if flat else "diffusion_model." + name
         found[f"{start}.lora_down.weight"], found[f"{start}.lora_up.weight"] = down, up
         found[f"{start}.alpha"] = torch.tensor(float(len(down)))
@@ -140,11 +142,11 @@ NAMES: Mapping[str, Callable[[Pairs], Tensors]] = {
     "kohya, lora.down": lambda pairs: kohya(pairs, down="lora.down"),
     "lycoris": lambda pairs: kohya(pairs, "lycoris_"),
     "1 x 1 convolutions": lambda pairs: {
-        name: one if one.ndim == 0 else one[..., None, None] for name, one in kohya(pairs).items()
+        name: tensor if tensor.ndim == 0 else tensor[..., None, None] for name, tensor in kohya(pairs).items()
     },
     "old names": lambda pairs: {
-        name.replace("to_out.0", "out").replace("all_x_embedder.2-1", "x_embedder"): one
-        for name, one in peft(pairs, "diffusion_model.").items()
+        name.replace("to_out.0", "out").replace("all_x_embedder.2-1", "x_embedder"): tensor
+        for name, tensor in peft(pairs, "diffusion_model.").items()
     },
 }
 # Rewritings that reach the same weights by other sums: equal to within rounding.

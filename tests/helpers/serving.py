@@ -20,7 +20,7 @@ START_SECONDS = 120  # far more than it takes; a machine may be busy
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: its address, and the file that everything it says goes to."""
+    """A running server: its address, and the file that everything it prints goes to."""
 
     url: str
     log: Path

@@ -6,7 +6,7 @@ miniature draws on the CPU.
 
 `direct`: the same, for one task without a page, closed in the middle; prints what became of it.
 
-`retried`: the same, for three tasks after each other, of which the first two are aborted; prints what was said.
+`retried`: the same, for three tasks after each other, of which the first two are aborted; prints what came of each.
 
 `emulated`: `spaces` with its emulation of CUDA, as on a Space before a GPU is lent; prints where the models lie before
 the launch, and what the launch packed.
@@ -126,14 +126,14 @@ def retried() -> None:
     LocalContext.request.set(visitor)  # type: ignore[arg-type]  # as much of a request as is read
     runs = []
     for _ in ("aborted", "aborted twice", "quota"):
-        said: list[str] = []
+        outcome: list[str] = []
         events = Returning(worker_zerogpu.carry_out(_task()))
         try:
-            said.extend(type(event).__name__ for event in events)
-            said += [type(events.value).__name__, *map(str, events.value.notes)]
+            outcome.extend(type(event).__name__ for event in events)
+            outcome += [type(events.value).__name__, *map(str, events.value.notes)]
         except StudioError as error:
-            said += [type(error).__name__, str(error)]
-        runs.append(said)
+            outcome += [type(error).__name__, str(error)]
+        runs.append(outcome)
     blocks.close()
     print(json.dumps(runs))
 
@@ -157,8 +157,8 @@ def emulated() -> None:
         **{str(name): transformer for name, transformer in pipeline.transformers.items()},
     }
     models = {name: model for name, model in parts.items() if model is not None}
-    devices = {name: sorted({str(one.device) for one in model.parameters()}) for name, model in models.items()}
-    size = sum(one.numel() * one.element_size() for model in models.values() for one in model.parameters())
+    devices = {name: sorted({str(weight.device) for weight in model.parameters()}) for name, model in models.items()}
+    size = sum(weight.numel() * weight.element_size() for model in models.values() for weight in model.parameters())
     offload = Path(os.environ["ZEROGPU_OFFLOAD_DIR"])
     before = sum(file.stat().st_size for file in offload.rglob("*") if file.is_file())
 
