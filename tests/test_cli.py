@@ -43,39 +43,39 @@ Made = tuple[Path, subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A folder with a picture in it, and the run that made it."""
+    """A folder with an image in it, and the run that made it."""
     folder = tmp_path_factory.mktemp("made")
     prompt = "a large red apple in the middle on a blue background"
     return folder, command("generate", prompt, "--seed", 7, "--out", "apple.png", "--offline", cwd=folder)
 
 
-def test_generate_writes_the_picture_and_its_parameters(made: Made) -> None:
+def test_generate_writes_the_image_and_its_parameters(made: Made) -> None:
     folder, done = made
     assert done.returncode == 0, done.stderr
     assert done.stdout == "apple.png\n"
     assert "step 8 of 8" in done.stderr
     assert "miniature" in done.stderr
-    with Image.open(folder / "apple.png") as picture:
-        assert picture.size == (128, 128)
+    with Image.open(folder / "apple.png") as image:
+        assert image.size == (128, 128)
     assert json.loads((folder / "apple.json").read_text())["request"]["seed"] == 7
 
 
-def test_picture_shows_what_was_asked_for(made: Made) -> None:
+def test_image_shows_what_was_asked_for(made: Made) -> None:
     """Red in the middle, blue around it: in numbers, what anyone sees."""
     folder, _ = made
-    picture = Image.open(folder / "apple.png").convert("RGB")
-    corner = picture.getpixel((4, 4))
+    image = Image.open(folder / "apple.png").convert("RGB")
+    corner = image.getpixel((4, 4))
     assert isinstance(corner, tuple)
     red, green, blue = corner
     assert blue > red + 40
     assert blue > green
-    middle = picture.crop((40, 40, 88, 96)).resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+    middle = image.crop((40, 40, 88, 96)).resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
     assert isinstance(middle, tuple)
     assert middle[0] > middle[2] + 40
 
 
 @pytest.mark.slow
-def test_json_puts_one_object_on_stdout_and_from_replays_a_picture(made: Made, here: Command, tmp_path: Path) -> None:
+def test_json_puts_one_object_on_stdout_and_from_replays_an_image(made: Made, here: Command, tmp_path: Path) -> None:
     folder, _ = made
     done = here("generate", "--from", folder / "apple.png", "--out", "again.png", "--json", cwd=tmp_path)
     facts = json.loads(done.stdout)
@@ -92,7 +92,7 @@ def test_default_name_overwrites_nothing(made: Made, here: Command, tmp_path: Pa
     assert (tmp_path / "z-image-7.png").read_bytes() == b"mine"
 
 
-def test_inspect_reads_the_picture(made: Made, here: Command) -> None:
+def test_inspect_reads_the_image(made: Made, here: Command) -> None:
     folder, _ = made
     facts = json.loads(here("inspect", "apple.png", "--json", cwd=folder).stdout)
     assert facts["source"] == "z-image-studio"
@@ -101,16 +101,16 @@ def test_inspect_reads_the_picture(made: Made, here: Command) -> None:
     assert "a large red apple" in here("inspect", "apple.png", cwd=folder).stdout
 
 
-def is_one_line(done: subprocess.CompletedProcess[str], code: int, said: str, folder: Path) -> None:
+def is_one_line(done: subprocess.CompletedProcess[str], code: int, reason: str, folder: Path) -> None:
     assert done.returncode == code, done.stderr
-    assert said in done.stderr
+    assert reason in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""
     assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "reason"),
     [
         (("generate",), 2, "prompt: "),
         (("generate", " "), 2, "prompt: "),
@@ -128,13 +128,13 @@ def is_one_line(done: subprocess.CompletedProcess[str], code: int, said: str, fo
     ],
 )
 def test_bad_request_is_one_line_and_an_exit_code(
-    arguments: tuple[str, ...], code: int, said: str, here: Command, tmp_path: Path
+    arguments: tuple[str, ...], code: int, reason: str, here: Command, tmp_path: Path
 ) -> None:
-    is_one_line(here(*arguments, cwd=tmp_path), code, said, tmp_path)
+    is_one_line(here(*arguments, cwd=tmp_path), code, reason, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "reason"),
     [
         (("generate", "fox", "--steps", "many"), 2, "steps: 'many'"),
         (("generate", "fox", "--weights", "full"), 3, "Tongyi-MAI/Z-Image-Turbo"),
@@ -143,10 +143,10 @@ def test_bad_request_is_one_line_and_an_exit_code(
     ],
 )
 def test_a_process_ends_with_the_exit_code_and_nothing_but_the_line(
-    arguments: tuple[str, ...], code: int, said: str, tmp_path: Path
+    arguments: tuple[str, ...], code: int, reason: str, tmp_path: Path
 ) -> None:
     """One of each way to fail: by the request, by the weights, after Gradio's import, by the command line itself."""
-    is_one_line(command(*arguments, cwd=tmp_path), code, said, tmp_path)
+    is_one_line(command(*arguments, cwd=tmp_path), code, reason, tmp_path)
 
 
 def test_failure_as_json_is_one_object(here: Command, tmp_path: Path) -> None:

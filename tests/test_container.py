@@ -41,7 +41,8 @@ def test_both_variants_are_builds_that_the_set_up_knows_and_are_for_this_machine
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
         args = cli.build_parser().parse_args(service["command"])
         options = web.server.launch_options(args.host, args.port, args.auth, args.insecure, args.allow_host)
-        assert AllowedHosts in [one.cls for one in options["app_kwargs"]["middleware"]]  # no other site's page comes in
+        classes = [middleware.cls for middleware in options["app_kwargs"]["middleware"]]
+        assert AllowedHosts in classes  # no other site's page comes in
     assert "deploy" in services["cuda"]
     assert "deploy" not in services["cpu"]
 
@@ -68,7 +69,7 @@ def test_the_image_holds_what_the_app_needs_and_not_what_it_must_not() -> None:
         *(face.parent.name for face in ROOT.glob("*/__init__.py") if face.parent.name != "train_mini"),
         "requirements.lock",
         "install.py",
-        *(one.name for one in ROOT.glob("*.py")),
+        *(path.name for path in ROOT.glob("*.py")),
     }
     for name in re.findall(r"^COPY (.+) \./$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE):
         assert all((ROOT / file).is_file() for file in name.split())

@@ -1,9 +1,9 @@
-"""The docs that are made: they say what the code says."""
+"""The docs that are made: they agree with the code."""
 
 from docs.reference import PAGE, reference
 
 
-def test_the_reference_is_what_the_requests_and_the_parser_say() -> None:
+def test_the_reference_is_what_the_requests_and_the_parser_give() -> None:
     assert PAGE.read_text(encoding="utf-8") == reference(), "run: .venv/bin/python docs/reference.py"
 
 

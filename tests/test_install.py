@@ -60,7 +60,7 @@ class Project:
 
     @property
     def environment(self) -> dict[str, str]:
-        """pip sees the wheels of the test and nothing else."""
+        """The environment of a call: pip sees the wheels of the test and nothing else."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "VIRTUAL_ENV"))}
         return {**kept, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels), "PIP_CONFIG_FILE": os.devnull}
 
@@ -153,7 +153,7 @@ def test_no_arguments_mean_the_page(ready: Project) -> None:
     assert answer(ready.run())["arguments"] == ["serve"]
 
 
-def test_second_call_says_nothing_and_calls_no_pip(ready: Project) -> None:
+def test_second_call_prints_nothing_and_calls_no_pip(ready: Project) -> None:
     replace_pip(ready, "raise SystemExit('pip was called')")
     done = ready.run("doctor")
     assert answer(done)["packages"] == {"tiny": "1.0"}
@@ -243,9 +243,11 @@ def test_failing_pip_is_told_and_leaves_no_stamp(tmp_path: Path, wheels: Path) -
     project.lock("absent==1.0")
     done = project.run("generate", "x")
     assert (done.returncode, done.stdout) == (1, "")
-    said_by_pip, said_by_us = done.stderr.split("The set-up stopped because pip failed; its last lines are above.")
-    assert "No matching distribution found for absent==1.0" in said_by_pip
-    assert "Run the same command again" in said_by_us
+    printed_by_pip, printed_by_us = done.stderr.split(
+        "The set-up stopped because pip failed; its last lines are above."
+    )
+    assert "No matching distribution found for absent==1.0" in printed_by_pip
+    assert "Run the same command again" in printed_by_us
     assert not project.stamp.exists()
 
 
@@ -286,8 +288,8 @@ def test_two_first_calls_make_one_environment(tmp_path: Path, wheels: Path) -> N
     output = [call.communicate(timeout=240) for call in calls]
     assert [call.returncode for call in calls] == [7, 7, 7], output
     assert [json.loads(told)["packages"] for told, _ in output] == [{"tiny": "1.0"}] * 3
-    assert sum(said.count("Making .venv") for _, said in output) == 1
-    assert sum(said.count("Installing the pinned packages") for _, said in output) == 1
+    assert sum(stderr.count("Making .venv") for _, stderr in output) == 1
+    assert sum(stderr.count("Installing the pinned packages") for _, stderr in output) == 1
 
 
 @pytest.fixture
@@ -518,7 +520,7 @@ def test_locks_pin_exactly_and_name_no_place(name: str) -> None:
         assert requirement.url is None
     assert "://" not in (ROOT / name).read_text()
     # torch names the CUDA packages that its build needs; a lock that names them forces gigabytes on everyone.
-    assert [one for one in locked if re.match("nvidia|cuda|triton", one)] == []
+    assert [package for package in locked if re.match("nvidia|cuda|triton", package)] == []
 
 
 def test_locks_fit_the_ranges_and_each_other() -> None:

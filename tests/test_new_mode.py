@@ -68,7 +68,7 @@ class ResolvedBlur(Blur, Resolved):
 
     @property
     def steps_run(self) -> int:
-        """Nothing is drawn."""
+        """0: nothing is drawn."""
         return 0
 
 
@@ -138,7 +138,7 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_engine_carries_it_out_and_its_picture_replays(engine: Engine, blur: None, photo: Path) -> None:
+def test_the_engine_carries_it_out_and_its_image_replays(engine: Engine, blur: None, photo: Path) -> None:
     result = engine.draw(Blur.parse(image=str(photo), radius=3, seed=5))
     expected = Image.open(photo).filter(ImageFilter.GaussianBlur(3))
     with Image.open(io.BytesIO(result.png)) as made:

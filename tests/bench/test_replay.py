@@ -10,7 +10,7 @@ from bench import replay
 
 NAME = "turbo, json"
 FACTS = {"seed": 7, "seconds": {"total": 0.4}, "created": "2026-11-26T19:30:00+00:00", "notes": ["It is small."]}
-SAID = "step 8 of 8\n2026-11-26 19:30:00,123 engine WARNING out of memory\nseed 7, 0.4 s.\n"
+STDERR = "step 8 of 8\n2026-11-26 19:30:00,123 engine WARNING out of memory\nseed 7, 0.4 s.\n"
 
 
 @pytest.fixture
@@ -18,13 +18,13 @@ def sides(tmp_path: Path) -> tuple[Path, Path]:
     """Two folders of the same results, but for the time and the module that logged."""
     old, new = tmp_path / "old", tmp_path / "new"
     later = FACTS | {"seconds": {"total": 12.0}, "created": "2026-11-27T08:00:00+00:00"}
-    moved = SAID.replace("26 19:30", "27 08:00").replace(" engine ", " studio.engine ").replace("0.4 s", "12.0 s")
-    for side, facts, said in ((old, FACTS, SAID), (new, later, moved)):
+    moved = STDERR.replace("26 19:30", "27 08:00").replace(" engine ", " studio.engine ").replace("0.4 s", "12.0 s")
+    for side, facts, stderr in ((old, FACTS, STDERR), (new, later, moved)):
         folder = side / replay.slug(NAME)
         folder.mkdir(parents=True)
         (folder / "exit.txt").write_text("0\n")
         (folder / "stdout.txt").write_text(json.dumps(facts))
-        (folder / "stderr.txt").write_text(said)
+        (folder / "stderr.txt").write_text(stderr)
         save(folder / "z-image-7.png", "red", "a fox")
     return old, new
 
@@ -44,7 +44,7 @@ def test_what_differs_from_run_to_run_is_no_difference(sides: tuple[Path, Path])
 
 
 @pytest.mark.parametrize(
-    ("file", "was", "now", "said"),
+    ("file", "was", "now", "reason"),
     [
         ("exit.txt", "0", "2", "'0' became '2'"),
         ("stderr.txt", "WARNING out of", "ERROR out of", "'WARNING out of memory' became 'ERROR out of memory'"),
@@ -52,19 +52,19 @@ def test_what_differs_from_run_to_run_is_no_difference(sides: tuple[Path, Path])
         ("stdout.txt", "small", "large", 'large."'),
     ],
 )
-def test_a_changed_text_is_reported(sides: tuple[Path, Path], file: str, was: str, now: str, said: str) -> None:
+def test_a_changed_text_is_reported(sides: tuple[Path, Path], file: str, was: str, now: str, reason: str) -> None:
     path = sides[1] / replay.slug(NAME) / file
     path.write_text(path.read_text().replace(was, now))
-    assert said in reported(*sides)
+    assert reason in reported(*sides)
 
 
 @pytest.mark.parametrize(
-    ("colour", "prompt", "said"),
+    ("colour", "prompt", "reason"),
     [("#fe0000", "a fox", "16 of 48 numbers differ, by up to 1"), ("red", "a lion", "the same pixels; ")],
 )
-def test_a_changed_picture_is_reported(sides: tuple[Path, Path], colour: str, prompt: str, said: str) -> None:
+def test_a_changed_image_is_reported(sides: tuple[Path, Path], colour: str, prompt: str, reason: str) -> None:
     save(sides[1] / replay.slug(NAME) / "z-image-7.png", colour, prompt)
-    assert said in reported(*sides)
+    assert reason in reported(*sides)
 
 
 def test_missing_results_are_reported(sides: tuple[Path, Path]) -> None:

@@ -17,7 +17,7 @@ from web import restore
 from web.language import english
 
 PROVENANCE = Provenance("mini", {"turbo": "ab" * 32})
-PICTURE = Image.new("RGB", (128, 128), "#b33")
+IMAGE = Image.new("RGB", (128, 128), "#b33")
 
 
 def resolved(**values: object) -> ResolvedTextToImage:
@@ -31,7 +31,7 @@ def write(folder: Path, data: bytes) -> Path:
 
 
 def test_png_holds_both_chunks_as_text(tmp_path: Path) -> None:
-    path = write(tmp_path, encode_png(PICTURE, resolved(), PROVENANCE))
+    path = write(tmp_path, encode_png(IMAGE, resolved(), PROVENANCE))
     data = path.read_bytes()
     assert b"tEXtparameters\x00" in data
     assert b"tEXtz-image-studio\x00" in data
@@ -48,12 +48,12 @@ def test_png_holds_both_chunks_as_text(tmp_path: Path) -> None:
 
 
 def test_same_request_gives_the_same_bytes() -> None:
-    assert encode_png(PICTURE, resolved(), PROVENANCE) == encode_png(PICTURE.copy(), resolved(), PROVENANCE)
+    assert encode_png(IMAGE, resolved(), PROVENANCE) == encode_png(IMAGE.copy(), resolved(), PROVENANCE)
 
 
-def test_own_picture_gives_its_request_back(tmp_path: Path) -> None:
+def test_own_image_gives_its_request_back(tmp_path: Path) -> None:
     request = resolved(model="base", negative_prompt="blue, or green", prompt='two\nlines, "quotes": and 中文')
-    found = read_png(write(tmp_path, encode_png(PICTURE, request, PROVENANCE)))
+    found = read_png(write(tmp_path, encode_png(IMAGE, request, PROVENANCE)))
     assert found.source == "z-image-studio"
     assert found.fingerprints == PROVENANCE.fingerprints
     assert found.request().model_dump() == request.model_dump()
@@ -71,7 +71,7 @@ def test_a1111_text_can_be_read_back(prompt: str, negative: str, seed: int) -> N
     if not prompt or re.search(r"^Negative prompt:", prompt, re.M):
         return  # the format cannot tell such a line from its own
     request = resolved(prompt=prompt, negative_prompt=negative, seed=seed, model="base")
-    found = parse_a1111(a1111_text(request, PROVENANCE, PICTURE.size))
+    found = parse_a1111(a1111_text(request, PROVENANCE, IMAGE.size))
     assert found.values == {**request.model_dump(exclude_defaults=True), "weights": "mini", "model": "base"}
     assert not found.not_restored
 
@@ -112,9 +112,9 @@ def test_nonsense_does_not_crash_and_is_not_lost(text: str) -> None:
 
 def test_damaged_chunk_of_ours_falls_back_on_a1111_text(tmp_path: Path) -> None:
     chunks = PngImagePlugin.PngInfo()
-    chunks.add_text("parameters", a1111_text(resolved(), PROVENANCE, PICTURE.size))
+    chunks.add_text("parameters", a1111_text(resolved(), PROVENANCE, IMAGE.size))
     chunks.add_text("z-image-studio", '{"schema": 1, "request": [')
-    PICTURE.save(tmp_path / "damaged.png", pnginfo=chunks)
+    IMAGE.save(tmp_path / "damaged.png", pnginfo=chunks)
     found = read_png(tmp_path / "damaged.png")
     assert (found.source, found.values["prompt"]) == ("a1111", "a red apple")
 
@@ -124,7 +124,7 @@ def test_unknown_fields_of_a_later_version_are_named(tmp_path: Path) -> None:
     described["request"]["tiling"] = True
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("z-image-studio", json.dumps(described))
-    PICTURE.save(tmp_path / "later.png", pnginfo=chunks)
+    IMAGE.save(tmp_path / "later.png", pnginfo=chunks)
     found = read_png(tmp_path / "later.png")
     assert found.not_restored == {"tiling": "True"}
     request = found.request()
@@ -133,7 +133,7 @@ def test_unknown_fields_of_a_later_version_are_named(tmp_path: Path) -> None:
 
 
 def test_files_that_hold_nothing_are_refused_with_a_sentence(tmp_path: Path) -> None:
-    PICTURE.save(tmp_path / "plain.png")
+    IMAGE.save(tmp_path / "plain.png")
     (tmp_path / "text.png").write_text("not a picture")
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "cut.png").write_bytes((tmp_path / "plain.png").read_bytes()[:20])
@@ -152,7 +152,7 @@ def holding(path: Path, **chunks: str) -> Path:
     info = PngImagePlugin.PngInfo()
     for name, text in chunks.items():
         info.add_text(name.replace("_", "-"), text)
-    PICTURE.save(path, pnginfo=info)
+    IMAGE.save(path, pnginfo=info)
     return path
 
 
@@ -219,7 +219,7 @@ def test_a_size_of_many_digits_is_refused_by_its_field(digits: int, tmp_path: Pa
 @pytest.mark.parametrize("key", ["Steps", "CFG scale", "Seed", "Size", "Model"])
 def test_an_impossible_value_is_named_or_refused(key: str, value: str) -> None:
     pairs = {"Steps": "8", "CFG scale": "1", "Seed": "3", "Size": "128x128", key: value}
-    found = parse_a1111("x\n" + ", ".join(f"{name}: {one}" for name, one in pairs.items()))
+    found = parse_a1111("x\n" + ", ".join(f"{name}: {text}" for name, text in pairs.items()))
     try:
         assert found.request() is not None
     except RequestError as refused:

@@ -126,7 +126,7 @@ def test_failure_event_tells_what_the_error_tells() -> None:
     assert pickle.loads(pickle.dumps(failure)) == failure
 
 
-def test_every_field_has_a_help_line_and_says_what_it_takes() -> None:
+def test_every_field_has_a_help_line_and_shows_what_it_takes() -> None:
     for name, field in TextToImage.model_fields.items():
         assert field.description, name
         assert TextToImage.allowed(name), name

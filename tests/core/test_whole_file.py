@@ -165,7 +165,7 @@ def test_an_exception_of_the_callers_leaves_the_old_file(tmp_path: Path) -> None
 
 @LINUX
 @pytest.mark.parametrize("old", [True, False], ids=["over-another", "new"])
-def test_a_full_disk_leaves_picture_and_json_as_they_were_and_says_so(tmp_path: Path, old: bool) -> None:
+def test_a_full_disk_leaves_image_and_json_as_they_were_and_reports_it(tmp_path: Path, old: bool) -> None:
     before = {"fox.png": b"old", "fox.json": b"{}"} if old else {}
     for name, data in before.items():
         (tmp_path / name).write_bytes(data)
@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_picture_and_json_as_they_were_and_says_so(tmp_path: 
 
 
 @LINUX
-def test_where_the_json_has_no_room_the_picture_does_not_change_either(tmp_path: Path) -> None:
+def test_where_the_json_has_no_room_the_image_does_not_change_either(tmp_path: Path) -> None:
     (tmp_path / "fox.png").write_bytes(b"old")
     (tmp_path / "fox.json").symlink_to("/dev/full")
     done = python(SAVE, tmp_path / "fox.png", 1)
@@ -220,7 +220,7 @@ def test_a_kill_before_the_first_move_leaves_the_old_files(tmp_path: Path) -> No
 def test_a_kill_between_the_moves_leaves_each_file_whole(tmp_path: Path) -> None:
     (tmp_path / "fox.json").write_bytes(b"{}")
     assert python(KILLED_AT.format(2) + SAVE, tmp_path / "fox.png", 1).returncode == -signal.SIGKILL
-    assert (tmp_path / "fox.png").read_bytes() == b"new"  # which holds all that the other one says
+    assert (tmp_path / "fox.png").read_bytes() == b"new"  # which holds all that the other one does
     assert (tmp_path / "fox.json").read_bytes() == b"{}"
 
 
@@ -243,19 +243,19 @@ def no_room() -> Iterator[None]:
 @LINUX
 @pytest.mark.parametrize("as_json", [True, False])
 @pytest.mark.usefixtures("no_room")
-def test_a_drawn_picture_that_has_no_room_is_told_with_the_seed_that_draws_it_again(
+def test_a_drawn_image_that_has_no_room_is_told_with_the_seed_that_draws_it_again(
     tmp_path: Path, as_json: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "fox.png").write_bytes(b"old")
     command = ["generate", "a fox", "--seed", "7", "--steps", "1", "--weights", "mini", "--device", "cpu"]
     command += ["--out", str(tmp_path / "fox.png"), *(["--json"] if as_json else [])]
     assert cli.main(command) == 1
-    said = capsys.readouterr()
-    last = said.err.splitlines()[-1]
+    printed = capsys.readouterr()
+    last = printed.err.splitlines()[-1]
     assert last.startswith(f"{tmp_path / 'fox.png'} could not be written (File too large): make room")
     assert last.endswith("; the same picture comes again with --seed 7")
-    assert "Traceback" not in said.err
-    assert json.loads(said.out)["error"]["code"] == "not_written" if as_json else not said.out
+    assert "Traceback" not in printed.err
+    assert json.loads(printed.out)["error"]["code"] == "not_written" if as_json else not printed.out
     assert content(tmp_path) == {"fox.png": b"old"}
 
 
