@@ -56,11 +56,11 @@ def test_switching_models_back_and_forth_changes_nothing(draw: Callable[..., Res
 
 
 def test_guidance_and_negative_prompt_change_base(draw: Callable[..., Result]) -> None:
-    pictures = [
+    images = [
         pixels(draw(model="base", **values).png)
         for values in ({}, {"cfg": 1}, {"cfg": 2}, {"negative_prompt": "black background"})
     ]
-    assert len(set(pictures)) == len(pictures)
+    assert len(set(images)) == len(images)
 
 
 def pixels(png: bytes) -> bytes:
@@ -69,7 +69,7 @@ def pixels(png: bytes) -> bytes:
     return Image.open(io.BytesIO(png)).tobytes()
 
 
-def test_picture_names_its_weights_and_replays_itself(draw: Callable[..., Result], tmp_path: Path) -> None:
+def test_image_names_its_weights_and_replays_itself(draw: Callable[..., Result], tmp_path: Path) -> None:
     result = draw(model="base", negative_prompt="blue background")
     path = tmp_path / "picture.png"
     sidecar = metadata.save(result, path)
@@ -132,17 +132,17 @@ def test_unknown_words_are_named(draw: Callable[..., Result]) -> None:
     assert not draw(prompt="a small mirrored fox in the middle, black background").notes
 
 
-def test_the_seed_says_what_the_prompt_leaves_open(draw: Callable[..., Result]) -> None:
+def test_the_seed_chooses_what_the_prompt_leaves_open(draw: Callable[..., Result]) -> None:
     results = [draw(seed=seed) for seed in range(1, 9)]
     chosen = [note.values for result in results for note in result.notes if note.code == "seed_chose"]
     assert len(chosen) == len(results)
-    assert len({said["prompt"] for said in chosen}) > 2
+    assert len({values["prompt"] for values in chosen}) > 2
     for result in results:
         assert isinstance(result.request, TextToImage)
         assert result.request.prompt == "a fox on a black background"
-    again = draw(prompt=chosen[0]["prompt"], seed=1)  # what was drawn is what the note says
-    with Image.open(io.BytesIO(again.png)) as one, Image.open(io.BytesIO(results[0].png)) as other:
-        assert one.tobytes() == other.tobytes()
+    again = draw(prompt=chosen[0]["prompt"], seed=1)  # what was drawn is what the note names
+    with Image.open(io.BytesIO(again.png)) as redrawn, Image.open(io.BytesIO(results[0].png)) as other:
+        assert redrawn.tobytes() == other.tobytes()
 
 
 def test_examples_mean_something_to_the_weights_they_are_for(engine: Engine) -> None:
@@ -191,7 +191,7 @@ def test_full_queue_is_refused() -> None:
     assert isinstance(list(second)[-1], Result)
 
 
-def test_two_threads_at_once_both_get_their_own_picture(engine: Engine, draw: Callable[..., Result]) -> None:
+def test_two_threads_at_once_both_get_their_own_image(engine: Engine, draw: Callable[..., Result]) -> None:
     expected = {seed: draw(seed=seed, steps=2).png for seed in (1, 2)}
     results: dict[int, bytes] = {}
     threads = [

@@ -25,7 +25,7 @@ def plan_of(gigabytes: int, mode: str = "generate", kind: device.DeviceKind = "c
 
 
 def work(mode: str = "generate", *, side: int = 1024, height: int | None = None, **values: Any) -> Work:
-    """A request's work with the real weights: eight steps of a square picture, but for what is given."""
+    """A request's work with the real weights: eight steps of a square image, but for what is given."""
     given = {"steps": 8, **({} if mode == "generate" else {"image": "-"}), **values}
     if mode != "upscale":
         given.setdefault("prompt", "a fox")
@@ -135,19 +135,19 @@ def test_an_enlargement_rests_on_what_its_own_network_took() -> None:
     alone, other = work("upscale", denoise=0), work("upscale", denoise=0, upscaler="fast")
     forecast.learn(alone, {"upscaling": 7.0})
     assert forecast.estimate(alone, on, plan).seconds == pytest.approx(7.0)
-    sources = [forecast.estimate(one, on, plan).source for one in (alone, other, work("upscale"))]
+    sources = [forecast.estimate(asked, on, plan).source for asked in (alone, other, work("upscale"))]
     assert sources == ["measured", "assumed", "assumed"]
 
 
 @pytest.mark.parametrize(("taken", "text"), [(0.2, "1 s"), (45, "45 s"), (600, "10 minutes"), (9000, "2.5 hours")])
-def test_durations_are_said_as_people_say_them(taken: float, text: str) -> None:
+def test_durations_are_written_as_people_write_them(taken: float, text: str) -> None:
     assert str(estimate.duration_text(taken)) == text
 
 
 # --- memory, and what is hopeless
 
 
-def test_memory_grows_with_the_picture_and_shrinks_with_the_plan() -> None:
+def test_memory_grows_with_the_image_and_shrinks_with_the_plan() -> None:
     sizes = [peak_bytes(work(side=side), plan_of(48), "bfloat16") for side in (512, 1024, 2048)]
     assert sizes == sorted(sizes)
     assert sizes[0] > plan_of(48).resident_bytes

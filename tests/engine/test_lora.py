@@ -1,4 +1,4 @@
-"""A LoRA through the engine and the command line, on the real miniature: what it does, what is said, what stays."""
+"""A LoRA through the engine and the command line, on the real miniature: what it does, what is shown, what stays."""
 
 import hashlib
 import io
@@ -44,13 +44,13 @@ def pixels(png: bytes) -> bytes:
 # --- the engine ---
 
 
-def test_a_lora_changes_the_picture_and_nothing_afterwards(draw: Callable[..., Result], style: Path) -> None:
+def test_a_lora_changes_the_image_and_nothing_afterwards(draw: Callable[..., Result], style: Path) -> None:
     before = draw(steps=2).png
-    worn = draw(steps=2, lora=str(style), lora_strength=1).png
-    assert pixels(worn) != pixels(before)
+    applied = draw(steps=2, lora=str(style), lora_strength=1).png
+    assert pixels(applied) != pixels(before)
     assert draw(steps=2).png == before
-    assert draw(steps=2, lora=str(style), lora_strength=1).png == worn
-    assert pixels(draw(steps=2, lora=str(style), lora_strength=0.5).png) not in (pixels(before), pixels(worn))
+    assert draw(steps=2, lora=str(style), lora_strength=1).png == applied
+    assert pixels(draw(steps=2, lora=str(style), lora_strength=0.5).png) not in (pixels(before), pixels(applied))
 
 
 def test_strength_zero_draws_what_no_lora_draws(draw: Callable[..., Result], style: Path) -> None:
@@ -61,17 +61,15 @@ def test_a_strength_without_a_lora_means_nothing(draw: Callable[..., Result]) ->
     assert draw(steps=2, lora_strength=1.5).png == draw(steps=2).png
 
 
-def test_picture_carries_name_hash_strength_and_digest(
-    draw: Callable[..., Result], style: Path, tmp_path: Path
-) -> None:
+def test_image_carries_name_hash_strength_and_digest(draw: Callable[..., Result], style: Path, tmp_path: Path) -> None:
     result = draw(steps=2, lora=str(style), lora_strength=0.75)
     path = tmp_path / "picture.png"
     save(result, path)
     file = lora.file.read(style)
     data = style.read_bytes()[file.header.data_start :]
     short = hashlib.sha256(data).hexdigest()[:12]
-    with Image.open(path) as picture:
-        text, chunk = picture.info["parameters"], json.loads(picture.info["z-image-studio"])
+    with Image.open(path) as image:
+        text, chunk = image.info["parameters"], json.loads(image.info["z-image-studio"])
     assert f'Lora hashes: "my_ style: {short}", Lora strength: 0.75, ' in text
     assert chunk["lora"] == {"name": "my, style", "hash": short, "strength": 0.75}
     assert chunk["inputs"] == {"lora": hashlib.sha256(style.read_bytes()).hexdigest()}
@@ -98,15 +96,15 @@ def test_unusable_files_are_failures_and_the_next_request_works(
 ) -> None:
     before = draw(steps=2).png
     full = random_pairs(size="full", modules=["layers.20.attention.to_q"])
-    broken = {name: one * float("nan") for name, one in loras.peft(PAIRS).items()}
-    for path, said in {
+    broken = {name: tensor * float("nan") for name, tensor in loras.peft(PAIRS).items()}
+    for path, reason in {
         tmp_path / "absent.safetensors": "that exists",
         write(tmp_path / "real.safetensors", loras.peft(full)): "this one was made for Z-Image",
         write(tmp_path / "broken.safetensors", broken): "holds NaN or infinity",
     }.items():
         *_, failure = engine.run(ask(lora=str(path)))
         assert isinstance(failure, Failure)
-        assert said in failure.text
+        assert reason in failure.text
         assert draw(steps=2).png == before
 
 
@@ -135,10 +133,10 @@ def test_no_file_whatever_its_numbers_takes_away_what_is_loaded(
     before = draw(steps=2).png
     loaded = pipeline_of(engine)
     bad = [
-        *(told(lora_adapter_metadata=f'{{"lora_alpha": {one}}}') for one in NO_NUMBERS),
-        *(told(lora_adapter_metadata=f'{{"alpha_pattern": {{"to_q": {one}}}}}') for one in NO_NUMBERS),
-        *(entry(f'{{"dtype": "F32", "shape": [0, {one}], "data_offsets": [0, 0]}}') for one in NO_NUMBERS),
-        *(entry(f'{{"dtype": "F32", "shape": [0], "data_offsets": [0, {one}]}}') for one in NO_NUMBERS),
+        *(told(lora_adapter_metadata=f'{{"lora_alpha": {value}}}') for value in NO_NUMBERS),
+        *(told(lora_adapter_metadata=f'{{"alpha_pattern": {{"to_q": {value}}}}}') for value in NO_NUMBERS),
+        *(entry(f'{{"dtype": "F32", "shape": [0, {value}], "data_offsets": [0, 0]}}') for value in NO_NUMBERS),
+        *(entry(f'{{"dtype": "F32", "shape": [0], "data_offsets": [0, {value}]}}') for value in NO_NUMBERS),
         *(entry("[" * depth) for depth in (900, 10_000)),
         entry(f'{{"dtype": "F32", "shape": [{"0," * 100_000}0], "data_offsets": [0, 0]}}'),
         write(tmp_path / "f64.safetensors", loras.kohya(PAIRS) | {ALPHA: torch.tensor(1e308, dtype=torch.float64)}),
@@ -178,7 +176,7 @@ def test_cancelled_run_leaves_nothing_of_the_lora(engine: Engine, draw: Callable
     assert draw(steps=2).png == before
 
 
-def test_loading_a_lora_is_a_stage_and_the_notes_say_what_is_left_out(engine: Engine, tmp_path: Path) -> None:
+def test_loading_a_lora_is_a_stage_and_the_notes_tell_what_is_left_out(engine: Engine, tmp_path: Path) -> None:
     extra = {"text_encoder.x.lora_A.weight": torch.ones(2), "layers.40.attention.to_q.lora_A.weight": torch.ones(2)}
     tensors = loras.peft(PAIRS) | extra
     path = write(tmp_path / "a.safetensors", tensors, {"base_model": "Tongyi-MAI/Z-Image"})
@@ -186,10 +184,10 @@ def test_loading_a_lora_is_a_stage_and_the_notes_say_what_is_left_out(engine: En
     assert Stage("loading", Message("stage", "LoRA")) in events
     assert isinstance(result, Result)
     notes = [note for note in result.notes if note.code.startswith("lora")]
-    said = [str(note) for note in notes]
+    texts = [str(note) for note in notes]
     assert [note.code for note in notes] == ["lora_partly", "lora_partly", "lora_base"]
-    assert "1 of 43 layers of the LoRA have no place in Z-Image and are left out: layers.40.attention.to_q." in said[0]
-    assert said[2] == "The LoRA was trained on Z-Image; with Z-Image Turbo it may do less, or harm."
+    assert "1 of 43 layers of the LoRA have no place in Z-Image and are left out: layers.40.attention.to_q." in texts[0]
+    assert texts[2] == "The LoRA was trained on Z-Image; with Z-Image Turbo it may do less, or harm."
 
 
 def test_a_lora_works_with_base_and_guidance_too(draw: Callable[..., Result], style: Path) -> None:
@@ -286,7 +284,7 @@ def test_impossible_strength_is_one_line(strength: str, style: Path, capsys: pyt
     assert line == f"lora_strength: {strength!r} is not possible; allowed: a number from 0 to 1.5"
 
 
-def test_inspect_says_what_a_lora_is(style: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_what_a_lora_is(style: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", str(style), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["layers"] == "42 of 42 matched"

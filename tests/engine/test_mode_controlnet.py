@@ -1,4 +1,4 @@
-"""Structure to picture: through the engine and DiffSynth's own ControlNet input, on the miniature."""
+"""Structure to image: through the engine and DiffSynth's own ControlNet input, on the miniature."""
 
 import io
 import warnings
@@ -112,9 +112,7 @@ def test_control_equals_the_pipelines_own_call(pipeline: Pipeline, edges: Image.
     assert ours.image.tobytes() != draw(pipeline, None).image.tobytes()
 
 
-def test_scale_0_is_the_picture_without_control_and_without_a_controlnet(
-    pipeline: Pipeline, edges: Image.Image
-) -> None:
+def test_scale_0_is_the_image_without_control_and_without_a_controlnet(pipeline: Pipeline, edges: Image.Image) -> None:
     alone = load("generate")
     assert alone.pipe.controlnet is None
     free = draw(alone, None)
@@ -132,7 +130,7 @@ def test_the_scale_and_the_image_decide_how_far_it_goes(pipeline: Pipeline, edge
     assert not torch.equal(draw(pipeline, (turned, 1.0)).latents, draw(pipeline, (edges, 1.0)).latents)
 
 
-def test_a_blank_picture_is_encoded_once_for_each_size(pipeline: Pipeline, edges: Image.Image) -> None:
+def test_a_blank_image_is_encoded_once_for_each_size(pipeline: Pipeline, edges: Image.Image) -> None:
     unit = next(unit for unit in pipeline.pipe.units if isinstance(unit, ZImageUnit_PAIControlNet))
     wanted = [ControlNetInput(image=edges, scale=1.0)]
     with torch.no_grad():
@@ -150,7 +148,7 @@ def test_a_blank_picture_is_encoded_once_for_each_size(pipeline: Pipeline, edges
 def test_latents_agree_with_diffusers(edges: Image.Image) -> None:
     """An implementation that shares no code with DiffSynth, on the same weights.
 
-    Two things are switched off here because the implementations differ in them: diffusers takes zeros for the picture
+    Two things are switched off here because the implementations differ in them: diffusers takes zeros for the image
     under the inpainting mask, where DiffSynth encodes a gray one; and its transformer does not add what the refiner
     blocks hand to the noise refiner. DiffSynth does both as the authors of the ControlNet do (VideoX-Fun).
     """
@@ -191,8 +189,8 @@ def test_latents_agree_with_diffusers(edges: Image.Image) -> None:
         dtype, device = torch.float32, torch.device("cpu")
         config = SimpleNamespace(block_out_channels=(1, 1, 1, 1), shift_factor=0.0, scaling_factor=1.0)
 
-        def encode(self, pictures: torch.Tensor) -> SimpleNamespace:
-            return SimpleNamespace(latents=ours.pipe.vae_encoder(pictures))
+        def encode(self, images: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(latents=ours.pipe.vae_encoder(images))
 
     turbo = parts.MINI_ROOT / "Z-Image-Turbo"
     transformer = ZImageTransformer2DModel.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers leaves it untyped
@@ -253,7 +251,7 @@ def test_the_full_size_controlnet_is_detected_and_loaded_by_the_same_code(tmp_pa
     assert shapes == sparse.official_shapes("controlnet")
 
 
-def test_without_its_controlnet_the_miniature_says_so(
+def test_without_its_controlnet_the_miniature_reports_it(
     engine: Engine, sketch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
@@ -276,7 +274,7 @@ def test_without_its_controlnet_the_miniature_says_so(
 # --- the engine
 
 
-def test_a_picture_follows_and_says_what_it_is_made_of(engine: Engine, sketch: Path, tmp_path: Path) -> None:
+def test_an_image_follows_and_records_what_it_is_made_of(engine: Engine, sketch: Path, tmp_path: Path) -> None:
     *events, result = engine.run(ask(sketch))
     assert [str(event.detail) for event in events if isinstance(event, Stage) and event.name == "loading"] == [
         "program",
@@ -303,7 +301,7 @@ def test_a_picture_follows_and_says_what_it_is_made_of(engine: Engine, sketch: P
 
 
 def test_scale_0_draws_what_text_alone_does(engine: Engine, sketch: Path) -> None:
-    pictures = [
+    images = [
         Image.open(io.BytesIO(engine.draw(request).png)).tobytes()
         for request in (
             ask(sketch, scale=0),
@@ -311,7 +309,7 @@ def test_scale_0_draws_what_text_alone_does(engine: Engine, sketch: Path) -> Non
             ask(sketch, scale=0.8),
         )
     ]
-    assert pictures[0] == pictures[1] != pictures[2]
+    assert images[0] == images[1] != images[2]
 
 
 def test_the_controlnet_is_loaded_when_it_is_first_used(engine: Engine, sketch: Path) -> None:
@@ -335,7 +333,7 @@ def test_the_drawing_uses_the_very_preview(engine: Engine, sketch: Path, monkeyp
     engine.draw(ask(sketch, steps=1))
     assert engine.control_image(Preprocess.parse(image=str(sketch))) is preview
     assert made == []
-    # What does not change the image does not make it anew; what does, does.
+    # What does not change the image does not make it again; what does, does.
     engine.control_image(Preprocess.parse(image=str(sketch), preprocessor="gray"))
     engine.control_image(Preprocess.parse(image=str(sketch), preprocessor="gray", canny_low=7))
     assert len(made) == 1
@@ -353,7 +351,7 @@ def test_only_recent_previews_are_kept(engine: Engine, sketch: Path) -> None:
     assert len(worker_of(engine).controls) == KEPT
 
 
-def test_the_control_image_has_the_size_of_the_picture(engine: Engine, sketch: Path) -> None:
+def test_the_control_image_has_the_size_of_the_drawn_one(engine: Engine, sketch: Path) -> None:
     expected: dict[WeightsKind, tuple[int, int]] = {"mini": (128, 128), "full": (1440, 720)}
     for kind, size in expected.items():
         assert (
@@ -362,7 +360,7 @@ def test_the_control_image_has_the_size_of_the_picture(engine: Engine, sketch: P
         )
 
 
-def test_the_miniature_says_what_it_was_not_taught(engine: Engine) -> None:
+def test_the_miniature_reports_what_it_was_not_taught(engine: Engine) -> None:
     portrait = Path(__file__).parent.parent / "data" / "astronaut.jpg"
     notes = engine.draw(ask(portrait, preprocessor="pose", steps=1)).notes
     (note,) = [note for note in notes if note.code == "unknown_control"]
@@ -372,7 +370,7 @@ def test_the_miniature_says_what_it_was_not_taught(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("name", ["absent.png", "text.png"])
-def test_a_picture_that_cannot_be_used_is_a_sentence_and_the_next_request_works(
+def test_an_image_that_cannot_be_used_is_a_sentence_and_the_next_request_works(
     engine: Engine, sketch: Path, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "text.png").write_text("not a picture")
@@ -382,7 +380,7 @@ def test_a_picture_that_cannot_be_used_is_a_sentence_and_the_next_request_works(
     assert engine.draw(ask(sketch, steps=1)).png
 
 
-def test_a_missing_depth_model_never_falls_back_on_the_raw_picture(
+def test_a_missing_depth_model_never_falls_back_on_the_raw_image(
     engine: Engine, sketch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
@@ -401,7 +399,7 @@ def command(command_here: Command) -> Command:
 
 
 @pytest.mark.slow
-def test_controlnet_command_writes_a_picture_that_can_be_replayed(
+def test_controlnet_command_writes_an_image_that_can_be_replayed(
     command: Command, sketch: Path, tmp_path: Path
 ) -> None:
     done = command("controlnet", "a green apple", "--image", sketch, "--preprocessor", "canny", "--seed", 3,

@@ -35,7 +35,7 @@ from upscaler.weights import SETTING, find
 
 ROOT = Path(__file__).parent.parent.parent
 MEMORY_BOUND_GIB = 3.0  # docs/upscaling.md states it
-SEAM_BOUND = 1.25  # how much steeper than elsewhere a refined picture may be on the borders of its tiles
+SEAM_BOUND = 1.25  # how much steeper than elsewhere a refined image may be on the borders of its tiles
 
 
 def fast() -> spandrel.ImageModelDescriptor:
@@ -43,8 +43,8 @@ def fast() -> spandrel.ImageModelDescriptor:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Callable[..., Path]:
-    """Save a part of a photograph: `picture(width, height, mode)` -> its path."""
+def photo(tmp_path: Path) -> Callable[..., Path]:
+    """Save a part of a photograph: `photo(width, height, mode)` -> its path."""
 
     def save(width: int, height: int, mode: str = "RGB") -> Path:
         image = bench.photograph("chelsea", max(width, height, 32)).crop((0, 0, width, height))
@@ -89,18 +89,18 @@ def test_tiles_leave_no_seams(choice: str, side: int, tile: int) -> None:
 
 
 def edges(image: object) -> float:
-    """Return how steep the steepest twentieth of a picture is."""
+    """Return how steep the steepest twentieth of an image is."""
     gray = np.asarray(image, np.float64).mean(axis=2)
     return float(np.percentile(np.hypot(np.diff(gray, axis=0)[:, 1:], np.diff(gray, axis=1)[1:]), 95))
 
 
-def test_the_usual_network_is_sharper_than_a_filter_and_keeps_the_picture() -> None:
+def test_the_usual_network_is_sharper_than_a_filter_and_keeps_the_image() -> None:
     small = bench.photograph("chelsea", 44)
     plain = mode_upscale.plain(small)
     model = upscaler.network.load(find("best", {}), "cpu")
     enlarged = bench.whole(upscaler.network.enlarge(small, model, 256))
     assert edges(enlarged) > 1.5 * edges(plain)
-    assert bench.psnr(enlarged, plain) > 24  # the same picture still, in its place
+    assert bench.psnr(enlarged, plain) > 24  # the same image still, in its place
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -160,9 +160,9 @@ def test_a_file_that_is_no_such_network_is_refused_and_runs_nothing(tmp_path: Pa
 )
 @pytest.mark.parametrize("denoise", [0, 0.33])
 def test_the_result_is_exactly_twice_as_wide_and_high(
-    engine: Engine, picture: Callable[..., Path], tmp_path: Path, size: tuple[int, int], mode: str, denoise: float
+    engine: Engine, photo: Callable[..., Path], tmp_path: Path, size: tuple[int, int], mode: str, denoise: float
 ) -> None:
-    result = upscale(engine, picture(*size, mode), denoise=denoise, steps=1)
+    result = upscale(engine, photo(*size, mode), denoise=denoise, steps=1)
     assert result.size == (2 * size[0], 2 * size[1])
     assert pixels(result, tmp_path).shape == (2 * size[1], 2 * size[0], 3)
 
@@ -172,10 +172,10 @@ def test_transparent_places_become_white(engine: Engine, tmp_path: Path) -> None
     assert pixels(upscale(engine, tmp_path / "glass.png", denoise=0), tmp_path).min() > 250
 
 
-def test_without_denoising_the_picture_is_what_the_network_made(
-    engine: Engine, picture: Callable[..., Path], tmp_path: Path
+def test_without_denoising_the_image_is_what_the_network_made(
+    engine: Engine, photo: Callable[..., Path], tmp_path: Path
 ) -> None:
-    file = picture(40, 30)
+    file = photo(40, 30)
     wanted = bench.whole(upscaler.network.enlarge(Image.open(file), fast(), 256))
     result = upscale(engine, file)  # 0 is the miniature's usual
     np.testing.assert_array_equal(pixels(result, tmp_path), np.asarray(wanted))
@@ -187,17 +187,17 @@ def test_without_denoising_the_picture_is_what_the_network_made(
     assert b"Denoising strength: 0" in parameters
 
 
-def test_without_denoising_no_model_that_draws_is_loaded(picture: Callable[..., Path]) -> None:
+def test_without_denoising_no_model_that_draws_is_loaded(photo: Callable[..., Path]) -> None:
     alone = Engine(Settings(weights="mini", device="cpu"))
-    events = list(alone.run(Upscale.parse(image=str(picture(16, 16)), upscaler="fast")))
+    events = list(alone.run(Upscale.parse(image=str(photo(16, 16)), upscaler="fast")))
     assert isinstance(events[-1], Result)
     assert not [event for event in events if isinstance(event, Stage) and "transformer" in str(event.detail)]
 
 
-def test_all_steps_are_taken_and_said_and_it_can_be_replayed(
-    engine: Engine, picture: Callable[..., Path], tmp_path: Path
+def test_all_steps_are_taken_and_shown_and_it_can_be_replayed(
+    engine: Engine, photo: Callable[..., Path], tmp_path: Path
 ) -> None:
-    file = picture(40, 40)
+    file = photo(40, 40)
     events = list(engine.run(Upscale.parse(image=str(file), upscaler="fast", denoise=0.33, seed=3)))
     result = events[-1]
     assert isinstance(result, Result)
@@ -242,7 +242,7 @@ def test_the_unit_asks_only_for_models_that_the_pipeline_has(
         real(names)
 
     monkeypatch.setattr(pipeline.pipe, "load_models_to_device", note)
-    unit = next(one for one in pipeline.pipe.units if isinstance(one, InputImageUnit))
+    unit = next(unit for unit in pipeline.pipe.units if isinstance(unit, InputImageUnit))
     pipeline.pipe.scheduler.set_timesteps(2, denoising_strength=0.5, shift=3.0)
     with torch.no_grad():
         unit.process(pipeline.pipe, Image.new("RGB", (128, 128)), torch.zeros(1, 16, 16, 16))
@@ -250,7 +250,7 @@ def test_the_unit_asks_only_for_models_that_the_pipeline_has(
     assert all(hasattr(pipeline.pipe, name) for name in asked)
 
 
-def test_a_picture_larger_than_native_is_refined_in_tiles_and_stays_what_it_is(pipeline: Pipeline) -> None:
+def test_an_image_larger_than_native_is_refined_in_tiles_and_stays_what_it_is(pipeline: Pipeline) -> None:
     drawn = bench.whole(
         pipeline.text_to_image(
             prompt="a red apple on a blue background", negative_prompt="", steps=8, cfg=1, width=128, height=128, seed=7
@@ -282,19 +282,19 @@ def test_a_large_frame_is_refined_in_many_tiles_without_seams(pipeline: Pipeline
 
 def test_it_refines_the_same_under_vram_management(pipeline: Pipeline) -> None:
     managed = Pipeline("cpu", torch.float32, plan_with("disk"))
-    for one in (pipeline, managed):  # other tests may have left the shared one with Base
-        bench.whole(one.load(inventory.choose("mini", Upscale.mode, "turbo"), "turbo"))
+    for built in (pipeline, managed):  # other tests may have left the shared one with Base
+        bench.whole(built.load(inventory.choose("mini", Upscale.mode, "turbo"), "turbo"))
     image = bench.photograph("coffee", 192)
     plain, found = (
-        bench.whole(one.image_to_image(image=image, prompt="a fox", steps=2, denoise=0.5, seed=5, side=128))
-        for one in (pipeline, managed)
+        bench.whole(built.image_to_image(image=image, prompt="a fox", steps=2, denoise=0.5, seed=5, side=128))
+        for built in (pipeline, managed)
     )
     assert managed.pipe.vram_management_enabled
     assert (np.asarray(found.image) == np.asarray(plain.image)).all()
     # DiffSynth's own call takes the same way into the VAE.
     values = {"input_image": image, "denoising_strength": 0.5, "num_inference_steps": 2, "seed": 5, "sigma_shift": 3.0}
     values |= {"prompt": "a fox", "height": 192, "width": 192, "progress_bar_cmd": iter}
-    theirs, managed_theirs = (np.asarray(one.pipe(**values)) for one in (pipeline, managed))
+    theirs, managed_theirs = (np.asarray(built.pipe(**values)) for built in (pipeline, managed))
     np.testing.assert_array_equal(theirs, managed_theirs)
 
 
@@ -311,9 +311,9 @@ def test_the_memory_plan_makes_tiles_smaller() -> None:
 
 @pytest.mark.parametrize("stage", ["upscaling", "encoding", "denoising", "decoding"])
 def test_it_is_cancelled_between_tiles_and_the_next_request_works(
-    engine: Engine, picture: Callable[..., Path], stage: str
+    engine: Engine, photo: Callable[..., Path], stage: str
 ) -> None:
-    events = engine.run(Upscale.parse(image=str(picture(300, 1)), upscaler="fast", denoise=0.5, steps=1))
+    events = engine.run(Upscale.parse(image=str(photo(300, 1)), upscaler="fast", denoise=0.5, steps=1))
     for event in events:
         if isinstance(event, TileDone) and event.stage == stage:
             assert event.index < event.total
@@ -321,7 +321,7 @@ def test_it_is_cancelled_between_tiles_and_the_next_request_works(
     else:
         pytest.fail(f"no tile of {stage} was told")
     events.close()
-    assert isinstance(upscale(engine, picture(16, 16)), Result)
+    assert isinstance(upscale(engine, photo(16, 16)), Result)
 
 
 @pytest.mark.parametrize("size", [(2049, 1), (1, 2049)])
@@ -351,9 +351,9 @@ def test_usual_values_are_those_of_the_weights() -> None:
     assert full.seed != 0
 
 
-def test_an_estimate_gives_sizes_and_learns(engine: Engine, picture: Callable[..., Path]) -> None:
+def test_an_estimate_gives_sizes_and_learns(engine: Engine, photo: Callable[..., Path]) -> None:
     alone = Engine(Settings(weights="mini", device="cpu"))
-    request = Upscale.parse(image=str(picture(300, 20)), upscaler="fast")
+    request = Upscale.parse(image=str(photo(300, 20)), upscaler="fast")
     guess = alone.foresee(request)
     assert (guess.before, guess.after, guess.tiles, guess.refined) == ((300, 20), (600, 40), 2, 0)
     assert not guess.measured
@@ -376,7 +376,7 @@ def test_an_estimate_counts_every_tile_of_every_step_and_what_is_fetched_for_it(
     speed = estimate.Speed(products=1e14, convolutions=1e14, fetched=1e10)
 
     def seconds(side: int, plan: MemoryPlan, **changed: object) -> float:
-        """The seconds of the refinement of a square picture alone."""
+        """The seconds of the refinement of a square image alone."""
         requests = [Upscale.parse(image="-", **{"denoise": 0.33, **changed, **also}) for also in ({}, {"denoise": 0.0})]
         refined, plain = (
             MODES["upscale"].work(request.resolved("full"), "full", (2 * side, 2 * side), plan) for request in requests
@@ -384,12 +384,12 @@ def test_an_estimate_counts_every_tile_of_every_step_and_what_is_fetched_for_it(
         assert plain.steps == 0
         return speed.seconds(refined, plan) - speed.seconds(plain, plan)
 
-    one = seconds(512, roomy)
-    assert one == pytest.approx(5 * 56e12 / 1e14, rel=0.1)  # DiffSynth's 449 TFLOP for eight steps, and the VAE
-    assert seconds(1024, roomy) == pytest.approx(9 * one, rel=0.01)  # the prompt is encoded once
-    assert seconds(512, roomy, steps=10) == pytest.approx(2 * one, rel=0.05)
+    small = seconds(512, roomy)
+    assert small == pytest.approx(5 * 56e12 / 1e14, rel=0.1)  # DiffSynth's 449 TFLOP for eight steps, and the VAE
+    assert seconds(1024, roomy) == pytest.approx(9 * small, rel=0.01)  # the prompt is encoded once
+    assert seconds(512, roomy, steps=10) == pytest.approx(2 * small, rel=0.05)
     # In tiles that are as large, since what they take decides it.
-    assert seconds(512, streamed) > one + 5 * 12.3e9 / 1e10
+    assert seconds(512, streamed) > small + 5 * 12.3e9 / 1e10
 
 
 @pytest.mark.slow
@@ -403,12 +403,12 @@ def test_the_peak_of_memory_is_bounded() -> None:
     assert found["loaded"] + 4 * (max(found.values()) - found["loaded"]) < MEMORY_BOUND_GIB
 
 
-def test_the_command_makes_a_picture_of_exactly_twice_the_size(
-    command_here: Command, picture: Callable[..., Path], tmp_path: Path
+def test_the_command_makes_an_image_of_exactly_twice_the_size(
+    command_here: Command, photo: Callable[..., Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "large.png"
     command = ["upscale", "--weights", "mini", "--device", "cpu", "--offline", "--json"]
-    done = command_here(*command, "--image", picture(25, 18), "--upscaler", "fast", "--out", out, cwd=tmp_path)
+    done = command_here(*command, "--image", photo(25, 18), "--upscaler", "fast", "--out", out, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     with Image.open(out) as made:
         assert made.size == (50, 36)

@@ -1,4 +1,4 @@
-"""How long a picture still takes, on a clock that the test turns."""
+"""How long an image still takes, on a clock that the test turns."""
 
 from core.events import Stage, Step
 from engine.timing import Pace
@@ -17,7 +17,7 @@ def test_the_rest_is_told_from_the_steps_after_the_first() -> None:
     assert pace.left(Stage("decoding")) is None
 
 
-def test_the_next_picture_begins_anew() -> None:
+def test_the_next_image_begins_again() -> None:
     now = [0.0]
     pace = Pace(lambda: now[0])
     for index in (1, 2):

@@ -103,11 +103,11 @@ def test_the_estimate_grows_with_model_steps_area_controlnet_and_lora() -> None:
     assert seconds(turbo(), (2048, 2048)) > plain
     assert seconds(turbo(lora="x.safetensors")) > plain
     assert seconds(controlnet(steps=8)) > plain
-    # ControlNet's size is its picture's, which the request does not hold
+    # ControlNet's size is its image's, which the request does not hold
     assert seconds(controlnet(), (2048, 2048)) > seconds(controlnet())
 
 
-def test_upscale_counts_what_comes_out_and_redraws_large_pictures_in_tiles() -> None:
+def test_upscale_counts_what_comes_out_and_redraws_large_images_in_tiles() -> None:
     def computing(side: int, **values: object) -> float:
         return seconds(upscale(**values), (side, side)) - zerogpu.START_SECONDS
 
@@ -163,9 +163,9 @@ QUOTA = "You have exceeded your free ZeroGPU quota (120s requested vs. 30s left)
     ],
 )
 def test_each_error_of_the_space_is_a_sentence(title: str, message: str, kind: type, words: list[str]) -> None:
-    said = zerogpu.refusal_of(gr.Error(message, title=title, print_exception=False), 60)
-    assert type(said) is kind
-    assert all(word in str(said) for word in words), str(said)
+    refusal = zerogpu.refusal_of(gr.Error(message, title=title, print_exception=False), 60)
+    assert type(refusal) is kind
+    assert all(word in str(refusal) for word in words), str(refusal)
 
 
 def test_the_titles_are_those_of_the_installed_package() -> None:
@@ -192,7 +192,7 @@ def test_only_this_module_knows_the_titles() -> None:
         (task(base(), (2048, 1536), multiplier=2.0), GpuAborted("-"), None),
         (task(base(steps=100), (2048, 2048)), GpuAborted("-"), None),  # at 180 already
         (task(turbo()), GpuQuota("-", fits=40), {"at_most": 40}),
-        (task(turbo()), GpuQuota("-", fits=10), None),  # the picture itself takes longer
+        (task(turbo()), GpuQuota("-", fits=10), None),  # the image itself takes longer
         (task(turbo(), at_most=40), GpuQuota("-", fits=30), None),  # once
         (task(turbo()), GpuQuota("-"), None),
         (task(turbo()), GpuBusy("-"), None),
@@ -370,7 +370,7 @@ def lender(space: Space) -> Lender:
     return space.lender
 
 
-def test_a_picture_is_drawn_in_a_fork_that_a_gpu_is_lent_to(space: Space, lender: Lender) -> None:
+def test_an_image_is_drawn_in_a_fork_that_a_gpu_is_lent_to(space: Space, lender: Lender) -> None:
     _, facts = space.client.predict("a fox on a black background", seed=7, api_name="/generate")
     assert facts["request"]["seed"] == 7
     (asked,) = lender.named("/schedule")
@@ -391,9 +391,9 @@ def test_an_aborted_task_is_tried_once_more(space: Space, lender: Lender) -> Non
     job = space.client.submit("a fox on a black background", seed=7, api_name="/generate")
     _, facts = job.result()
     assert [asked["durationSeconds"] for asked in lender.named("/schedule")] == ["60", "120"]
-    said = "The Space took its GPU back after 60 s; trying once more with 120 s."
-    assert said in facts["notes"]
-    assert {"progress": "retry", "text": said} in [facts for _, facts in job.outputs()]
+    text = "The Space took its GPU back after 60 s; trying once more with 120 s."
+    assert text in facts["notes"]
+    assert {"progress": "retry", "text": text} in [facts for _, facts in job.outputs()]
 
 
 def test_it_is_tried_once_more_and_not_twice(space: Space, lender: Lender) -> None:
@@ -403,13 +403,13 @@ def test_it_is_tried_once_more_and_not_twice(space: Space, lender: Lender) -> No
     assert len(lender.named("/schedule")) == 2
 
 
-def test_a_picture_is_enlarged_and_refined_in_a_fork(space: Space, lender: Lender, tmp_path: Path) -> None:
+def test_an_image_is_enlarged_and_refined_in_a_fork(space: Space, lender: Lender, tmp_path: Path) -> None:
     Image.linear_gradient("L").resize((64, 48)).convert("RGB").save(tmp_path / "small.png")
     client = Client(space.client.src, verbose=False, download_files=str(tmp_path))
-    picture, facts = client.predict(
+    file, facts = client.predict(
         handle_file(tmp_path / "small.png"), denoise=0.3, steps=2, upscaler="fast", api_name="/upscale"
     )
-    with Image.open(picture) as enlarged:
+    with Image.open(file) as enlarged:
         assert enlarged.size == (128, 96)
     assert facts["request"]["denoise"] == 0.3
     assert len(lender.named("/schedule")) == len(lender.named("/allow")) == 1
@@ -447,7 +447,7 @@ def test_closing_the_generator_stops_the_fork(tmp_path: Path) -> None:
         assert [event["index"] for event in facts["first"]] == [1, 2]
         assert facts["steps"] < 50
         assert facts["last"] == "closed in a fork"
-        assert [one["fail"] for one in lender.named("/release")] == ["false"]
+        assert [release["fail"] for release in lender.named("/release")] == ["false"]
 
 
 @pytest.mark.slow
