@@ -25,15 +25,6 @@ environment.prepare_environment(os.environ)
 ROOT = Path(__file__).parent.parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that hold long tests first: a long one that begins last would keep one of the processes waiting.
-
-    Whole files, in which no test changes places: their fixtures are not built more often for it.
-    """
-    long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("browser")}
-    items.sort(key=lambda item: item.path not in long)
-
-
 @pytest.fixture(scope="session")
 def engine() -> Engine:
     """An engine that draws with the miniature on the CPU, whatever else this machine has."""

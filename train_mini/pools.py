@@ -137,7 +137,10 @@ class Pictures:
         best = couple(candidates.flatten(2), noise.flatten(1))
         latents = candidates[torch.arange(count), best]
         words = pool.words[chosen].float()
-        return tuple(x.to(self.device) for x in (words, pool.lengths[chosen], latents, noise))  # type: ignore[return-value]
+        words, lengths, latents, noise = (
+            tensor.to(self.device) for tensor in (words, pool.lengths[chosen], latents, noise)
+        )
+        return words, lengths, latents, noise
 
 
 def layout_of(scene: Scene) -> tuple[str, str, str]:
