@@ -153,6 +153,8 @@ def start_long_work(page: Page) -> None:
     choose(page, "Base")
     expect(page.get_by_label("number input for Steps")).to_have_value("25")
     set_steps(page, 100)
+    advanced(page)
+    page.locator("#generate-controls .count").get_by_role("radio", name="4").check()
     write(page, PROMPT)
     generate(page)
     page.locator("#generate-status .bar[aria-valuenow]").wait_for()
