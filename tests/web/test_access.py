@@ -114,7 +114,7 @@ def test_an_expert_never_touches_the_mouse(open_page: Open, tmp_path: Path) -> N
     page.keyboard.type("100")
     page.keyboard.press("Tab")
     page.keyboard.press("Control+Enter")
-    page.locator("#generate-status .bar[aria-valuenow]").wait_for()
+    page.locator("#generate-status .bar").wait_for()
     page.keyboard.press("Escape")
     expect(page.locator("#generate-status")).to_contain_text("Cancelled")
 
