@@ -174,7 +174,7 @@ class ZeroGpuWorker:
         device, plan = self.packed.machine(request.mode, chosen.kind)
         work = mode.work(request, chosen.kind, prepared.size, plan)
         self.packed.refuse_hopeless(work, device, plan)
-        expected = zerogpu.estimate(work, lora=bool(request.lora_name))
+        expected = zerogpu.estimate(work, plan, lora=bool(request.lora_name))
         return (yield from carry_out(Task(Job(request, chosen, prepared), expected)))
 
 

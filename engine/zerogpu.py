@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from core.errors import GpuAborted, GpuBusy, GpuQuota, InternalError, StudioError
 from core.messages import Message
+from diffusion.memory import MemoryPlan
 from engine.estimate import Speed, Work
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -42,10 +43,9 @@ def lend(**options: Any) -> Callable[[F], F]:
 SPEED = Speed(products=FLOP_PER_SECOND, convolutions=FLOP_PER_SECOND, fetched=math.inf)
 
 
-def estimate(work: Work, lora: bool = False) -> float:
-    """Return the seconds that work will hold the GPU, with a LoRA or without one."""
-    computing = work.flops / SPEED.products + work.enlarging / SPEED.convolutions
-    return START_SECONDS + computing + (LORA_SECONDS if lora else 0.0)
+def estimate(work: Work, plan: MemoryPlan, lora: bool = False) -> float:
+    """Return the seconds that work will hold the GPU under a memory plan, with a LoRA or without one."""
+    return START_SECONDS + SPEED.seconds(work, plan) + (LORA_SECONDS if lora else 0.0)
 
 
 def seconds_asked(expected: float, multiplier: float = 1.0, at_most: int | None = None) -> int:

@@ -68,7 +68,7 @@ def work(request: Resolved, size: tuple[int, int]) -> Work:
 
 def seconds(request: Resolved, size: tuple[int, int] = NATIVE) -> float:
     """The seconds that a request is taken to hold the GPU."""
-    return zerogpu.estimate(work(request, size), lora=bool(request.lora_name))
+    return zerogpu.estimate(work(request, size), ROOMY, lora=bool(request.lora_name))
 
 
 def task(request: Resolved, size: tuple[int, int] = NATIVE, **values: Any) -> Task:
