@@ -315,7 +315,6 @@ def environment(lender: Lender, folder: Path) -> dict[str, str]:
         "DIFFSYNTH_MODEL_BASE_PATH": str(folder / "models"),
         "GRADIO_ANALYTICS_ENABLED": "False",
         "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "default",
     }
 
 
