@@ -37,6 +37,10 @@ MEMORY_HELP = (
     "GB of the device's memory to count with, in place of what is free: fewer leave room to others, more keep more of "
     "the models loaded (also Z_IMAGE_MEMORY)"
 )
+DTYPE_HELP = (
+    "what the real weights compute in: auto (what the device is faster in, as doctor shows it), bf16 or fp32 "
+    "(also Z_IMAGE_DTYPE)"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,6 +56,7 @@ def build_parser() -> Parser:
     common = Parser(add_help=False)
     common.add_argument("--weights", default="auto", help=_help(TextToImage, "weights"))
     common.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    common.add_argument("--dtype", help=DTYPE_HELP)
     common.add_argument("--memory", metavar="GB", help=MEMORY_HELP)
     common.add_argument("--offline", action="store_true", help="never touch the network")
     common.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else")
@@ -272,7 +277,7 @@ def _inspect_lora(args: argparse.Namespace) -> int:
 def _doctor(args: argparse.Namespace) -> int:
     environment.prepare_environment(os.environ)
     chosen = inventory.choose(args.weights, TextToImage.mode, "turbo")
-    on = {kind: device.choose_device(args.device, kind) for kind in get_args(WeightsKind)}
+    on = {kind: device.choose_device(args.device, kind, args.dtype) for kind in get_args(WeightsKind)}
     total, available = host_memory.total_and_free()
     plans = {
         kind: {
@@ -304,7 +309,7 @@ def _described(on: device.Device) -> str:
 
 
 def _engine(args: argparse.Namespace) -> Engine:
-    return Engine(Settings(weights=args.weights, device=args.device, memory_gb=args.memory))
+    return Engine(Settings(weights=args.weights, device=args.device, dtype=args.dtype, memory_gb=args.memory))
 
 
 def _follow(engine: Engine, request: DrawRequest) -> Result | Failure:

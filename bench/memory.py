@@ -92,10 +92,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--memory", help="GB to plan with, in place of what is free")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", help="auto, bf16 or fp32")
     parser.add_argument("--load-only", action="store_true")
     args = parser.parse_args()
 
-    on = device.choose_device(args.device, "full")
+    on = device.choose_device(args.device, "full", args.dtype)
     plan = memory.plan_for(on, args.mode, "full", memory_gb=args.memory)
     print("\n".join(map(str, (on.reason, *plan.reasons))), file=sys.stderr)
     peak = Peak()

@@ -9,15 +9,16 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from core.errors import RequestError
 from core.messages import Message
 from core.sizes import WeightsKind
 from diffusion import host_memory, measure
+from diffusion.measure import Dtype, Part
 
 DeviceKind = Literal["cuda", "mps", "cpu"]
-Dtype = Literal["bfloat16", "float32"]
+DTYPES: Mapping[str, Dtype | None] = {"auto": None, "bf16": "bfloat16", "fp32": "float32"}
 BFLOAT16_CAPABILITY = (8, 0)  # Ampere; older cards only emulate bf16
 
 
@@ -25,8 +26,9 @@ BFLOAT16_CAPABILITY = (8, 0)  # Ampere; older cards only emulate bf16
 class Device:
     """The device to compute on.
 
-    Memory is in bytes, None where unknown; `free_bytes` is as of the decision. `vae_dtype` is the VAE's, where it is
-    another; `flops` are operations a second in `dtype`, where they were measured.
+    Memory is in bytes, None where unknown; `free_bytes` is as of the decision. `dtype` is what transformer and
+    ControlNet compute in, `text_dtype` and `vae_dtype` what text encoder and VAE do, where that is another. `rates` are
+    operations a second of each part in its dtype, where they were measured.
     """
 
     kind: DeviceKind
@@ -36,8 +38,9 @@ class Device:
     dtype: Dtype
     reason: Message
     capability: tuple[int, int] | None = None
+    text_dtype: Dtype | None = None
     vae_dtype: Dtype | None = None
-    flops: float | None = None
+    rates: Mapping[Part, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,24 +54,31 @@ class Accelerator:
     capability: tuple[int, int] | None = None
 
 
-def choose_device(asked: str, kind: WeightsKind) -> Device:
+def choose_device(asked: str, kind: WeightsKind, dtype: str | None = None) -> Device:
     """Return the device to compute on: CUDA, else MPS, else the CPU, unless one is asked for.
 
-    For the real weights on a CPU, its speeds are measured where they are not stored: half a second, once.
+    For the real weights on a CPU, its speeds are measured where they are not stored: about a second, once.
 
     Args:
         asked: "auto", or a device by its name.
         kind: which weights are going to be used; the miniature computes in fp32 on every CPU.
+        dtype: what the real weights are to compute in, "auto", "bf16" or "fp32"; None takes Z_IMAGE_DTYPE, else "auto".
 
     Raises:
-        RequestError: the device asked for is not there; the message names what is.
+        RequestError: the device asked for is not there, or there is no such dtype; the message names what is.
     """
+    given = dtype or os.environ.get("Z_IMAGE_DTYPE") or "auto"
+    if given not in DTYPES:
+        raise RequestError("dtype", given, Message("dtypes", "{names}", names=list(DTYPES)))
     present = list(_accelerators())
     chosen = _asked_for(asked, present)
-    return decide(asked, present, measure.speeds() if chosen.kind == "cpu" and kind == "full" else None)
+    speeds = measure.speeds() if chosen.kind == "cpu" and kind == "full" else None
+    return decide(asked, present, speeds, DTYPES[given] if kind == "full" else None)
 
 
-def decide(asked: str, present: list[Accelerator], speeds: measure.Speeds | None = None) -> Device:
+def decide(
+    asked: str, present: list[Accelerator], speeds: measure.Speeds | None = None, dtype: Dtype | None = None
+) -> Device:
     """Choose among the devices that are present, listed best first, the CPU last. Pure.
 
     Never fp16: its range is too small for these models, and the image comes out black.
@@ -77,24 +87,26 @@ def decide(asked: str, present: list[Accelerator], speeds: measure.Speeds | None
         asked: "auto", or a device by its name.
         present: the devices of this machine.
         speeds: how fast the CPU computes in either dtype; None where it is to compute in fp32.
+        dtype: what is to be computed in, for all parts; None takes what suits the device.
 
     Raises:
         RequestError: the device asked for is not among them.
     """
     accelerator = _asked_for(asked, present)
     why = _AS_ASKED if asked != "auto" else _WHY_AUTO[accelerator.kind]
-    dtype, why_dtype = _dtype(accelerator, speeds)
     known = speeds if accelerator.kind == "cpu" else None
+    dtypes, why_dtype = _dtypes(accelerator, known, dtype)
     return Device(
         accelerator.kind,
         accelerator.name,
         accelerator.total_bytes,
         accelerator.free_bytes,
-        dtype,
+        dtypes["transformer"],
         Message("device", "{name}, {why}; {dtype}", name=accelerator.name, why=why, dtype=why_dtype),
         accelerator.capability,
-        vae_dtype=_vae_dtype(dtype, known) if known else None,
-        flops=getattr(known.products, dtype) * 1e9 if known else None,
+        text_dtype=dtypes.get("text_encoder"),
+        vae_dtype=dtypes.get("vae"),
+        rates={part: getattr(known.of(part), used) * 1e9 for part, used in dtypes.items()} if known else None,
     )
 
 
@@ -115,11 +127,29 @@ _WHY_AUTO: Mapping[DeviceKind, Message] = {
 }
 
 
-def _dtype(accelerator: Accelerator, speeds: measure.Speeds | None) -> tuple[Dtype, Message]:
+def _dtypes(
+    accelerator: Accelerator, speeds: measure.Speeds | None, asked: Dtype | None
+) -> tuple[dict[Part, Dtype], Message]:
+    """Return what parts compute in, and why; those that are left out go by the transformer's."""
+    if asked is not None:
+        parts = PARTS if accelerator.kind == "cpu" else PARTS[:1]
+        return dict.fromkeys(parts, asked), Message("dtype", "{dtype}, as asked", dtype=_SHORT[asked])
+    if speeds is not None:
+        dtypes = {part: speeds.faster(part) for part in PARTS}
+        return dtypes, _why_measured(speeds, dtypes)
+    dtype, why = _dtype(accelerator)
+    return {"transformer": dtype}, why
+
+
+PARTS: tuple[Part, ...] = get_args(Part)
+_SHORT: Mapping[Dtype, str] = {"float32": "fp32", "bfloat16": "bf16"}
+
+
+def _dtype(accelerator: Accelerator) -> tuple[Dtype, Message]:
     if accelerator.kind == "mps":
         return "bfloat16", Message("dtype", "bf16, because fp16 overflows to black pictures on these models")
     if accelerator.kind == "cpu":
-        return ("float32", _WHY_FP32) if speeds is None else _measured_dtype(speeds)
+        return "float32", Message("dtype", "fp32, so that a seed means one picture on all processors")
     capability = accelerator.capability or (0, 0)
     number = ".".join(map(str, capability))
     if capability >= BFLOAT16_CAPABILITY:
@@ -129,26 +159,28 @@ def _dtype(accelerator: Accelerator, speeds: measure.Speeds | None) -> tuple[Dty
     return "float32", Message("dtype", text, number=number)
 
 
-def _vae_dtype(dtype: Dtype, speeds: measure.Speeds) -> Dtype:
-    return dtype if speeds.bfloat16_vae else "float32"
-
-
-_WHY_FP32 = Message("dtype", "fp32, so that a seed means one picture on all processors")
-
-
-def _measured_dtype(speeds: measure.Speeds) -> tuple[Dtype, Message]:
+def _why_measured(speeds: measure.Speeds, dtypes: Mapping[Part, Dtype]) -> Message:
     figures = [
         Message("speed", "{work} {speeds}", work=work, speeds=getattr(speeds, work).message)
-        for work in ("products", "attention", "convolution")
+        for work in ("products", "attention", "convolution", "text")
     ]
-    dtype: Dtype = "bfloat16" if speeds.bfloat16_steps else "float32"
+    dtype = dtypes["transformer"]
     if dtype == "float32":
         text = "fp32, because a step in bf16 is only {times:.2g} times as fast as in fp32, as measured here ({figures})"
     else:
         text = "bf16, because a step in it is {times:.2g} times as fast as in fp32, as measured here ({figures})"
-        if not speeds.bfloat16_vae:
-            text += "; the VAE in fp32"
-    return dtype, Message("dtype", text, times=speeds.step_ratio, figures=figures)
+    reason = Message("dtype", text, times=speeds.step.ratio, figures=figures)
+    for part, other in dtypes.items():
+        if other != dtype:
+            text = _OTHERWISE[part]
+            reason = Message("dtype", text, reason=reason, dtype=_SHORT[other])
+    return reason
+
+
+_OTHERWISE: Mapping[Part, str] = {
+    "text_encoder": "{reason}; the text encoder in {dtype}",
+    "vae": "{reason}; the VAE in {dtype}",
+}
 
 
 def _accelerators() -> Iterator[Accelerator]:

@@ -1,21 +1,26 @@
-"""Reading models under a memory plan: DiffSynth's VRAM management, given a place for each part.
+"""Reading models under a memory plan: DiffSynth's VRAM management, given a place for each part, and mapped files.
 
 DiffSynth moves a managed model's layers between where they wait and where they compute; a part that stays on the device
-is read plainly. `StudioPipe` lets that work on every kind of device. The VAE is never managed: it is small, and
-DiffSynth's image-to-image asks for it by a name that does not exist.
+is read plainly, and on the CPU mapped from its files. `StudioPipe` lets that work on every kind of device. The VAE is
+never managed: it is small, and DiffSynth's image-to-image asks for it by a name that does not exist.
 """
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffsynth.core import ModelConfig
 from diffsynth.models.model_loader import ModelPool
 from diffsynth.pipelines.z_image import ZImagePipeline
+from safetensors import safe_open
 
 from diffusion import host_memory, vae_tiles
+from diffusion.measure import Dtype
 from diffusion.memory import MemoryPlan, Placement
 
 
@@ -70,13 +75,16 @@ def _each(model: torch.nn.Module, action: str) -> None:
 
 
 def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPlan, emulated: bool = False) -> ModelPool:
-    """Return one model, recognised and read from its files by DiffSynth.
+    """Return one model, recognised by DiffSynth and read from its files.
+
+    On the CPU its weights are mapped: what the files hold in the dtype asked for takes no memory that the system could
+    not take back. A model that waits on the disk is mapped as it lies there, whatever dtype that is.
 
     Args:
-        pipe: what the model is for; its device and dtype are computed on and in.
+        pipe: what the model is for; its device is computed on, and its dtype in.
         files: the model's safetensors files.
         part: "transformer", "text_encoder", "controlnet" or "vae".
-        plan: where the part waits.
+        plan: where the part waits, and what text encoder and VAE compute in.
         emulated: read to the CPU first, since safetensors would look for the real device.
 
     Raises:
@@ -84,12 +92,17 @@ def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPla
     """
     paths = [str(path) for path in files]
     config = ModelConfig(path=paths if len(paths) > 1 else paths[0])
-    limit = None
-    if part == "vae":
-        config.computation_dtype = getattr(torch, plan.vae_dtype)
-    else:
-        limit = plan.vram_limit_gb
-        manage(config, plan.parts[part], pipe.device, pipe.torch_dtype, limit is not None)
+    dtypes = {"vae": plan.vae_dtype, "text_encoder": plan.text_dtype}
+    computed = getattr(torch, dtypes[part]) if part in dtypes else pipe.torch_dtype
+    config.computation_dtype = computed
+    placement = plan.parts[part] if part != "vae" else Placement("device", plan.vae_dtype)
+    limit = plan.vram_limit_gb if part != "vae" else None
+    mapped = None
+    if pipe.device == "cpu" and not emulated:
+        mapped = map_weights(files, None if placement.at == "disk" else placement.held)
+        config.state_dict = mapped.tensors
+        placement = Placement("device", mapped.held)
+    manage(config, placement, pipe.device, computed, limit is not None)
     moved = emulated and config.computation_device is None
     if moved:
         config.computation_device = "cpu"
@@ -97,7 +110,64 @@ def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPla
         pool = pipe.download_and_load_models([config], vram_limit=limit)
     if moved:
         pool.model = [model.to(pipe.device) for model in pool.model]
+    if mapped is not None and mapped.whole:
+        for model in pool.model:
+            _in_files.add(model)
     return pool
+
+
+_in_files: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+
+
+def lies_in_files(model: torch.nn.Module) -> bool:
+    """Whether a model's weights are mapped from its files, so that giving it up frees no memory that others lack."""
+    return model in _in_files
+
+
+@dataclass(frozen=True)
+class MappedWeights:
+    """Weights that are read when they are first used.
+
+    Attributes:
+        tensors: by their names in the files.
+        held: their dtype.
+        whole: whether all of them are mapped; those that files hold in another dtype are copies.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    held: Dtype
+    whole: bool
+
+
+def map_weights(files: Sequence[Path], held: Dtype | None) -> MappedWeights:
+    """Map the tensors of safetensors files into memory.
+
+    DiffSynth copies each of them, so that a text encoder of 8 GB takes those 8 GB beside the transformer. A mapping
+    takes nothing that the system could not take back, and is there at once.
+
+    Args:
+        files: of one model.
+        held: the dtype to hold weights in; None takes what most of the numbers have in the files, if that is bf16 or
+            fp32, else bf16.
+
+    Raises:
+        FileNotFoundError: a file is absent.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+    if held is None:
+        numbers = Counter[torch.dtype]()
+        for tensor in tensors.values():
+            numbers[tensor.dtype] += tensor.numel()
+        held = "float32" if numbers.most_common(1)[0][0] == torch.float32 else "bfloat16"
+    dtype = getattr(torch, held)
+    whole = all(tensor.dtype == dtype for tensor in tensors.values())
+    # One at a time, so that what was read for a copy is not kept beside it.
+    for name in [name for name, tensor in tensors.items() if tensor.dtype != dtype]:
+        tensors[name] = tensors[name].to(dtype)
+    return MappedWeights(tensors, held, whole)
 
 
 def manage(config: ModelConfig, placement: Placement, device: str, dtype: torch.dtype, gated: bool) -> None:

@@ -1,4 +1,4 @@
-"""How fast this machine's processor computes in fp32 and in bf16: measured once in half a second, then remembered.
+"""How fast this machine's processor computes in fp32 and in bf16: measured once in a second, then remembered.
 
 Which of the two is faster cannot be told from a processor's name: on two AVX2 cores matrix products ran at 152 GFLOP/s
 in fp32 and 22 in bf16, on two cores with AMX at 280 and 950. So it is measured, and kept for each processor, version of
@@ -17,9 +17,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from core.errors import NotWritten
 from core.messages import Message
@@ -30,12 +30,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BUDGET = 0.08  # seconds for each of the six measurements
+Dtype = Literal["bfloat16", "float32"]
+Part = Literal["transformer", "text_encoder", "vae"]  # the ControlNet goes with the transformer
+
+BUDGET = 0.08  # seconds for each of the eight measurements
 LONG_ENOUGH = 0.008  # seconds; a run that takes as long is timed well enough, and no larger one is tried
 KEPT = 16  # processors, versions of torch and numbers of threads in the file
 
 # What one denoising step of the real transformer consists of at 1024 x 1024, in operations: 30 layers on 4,192 tokens
 # of 3,840 numbers, 52 TFLOP of products and 8 of attention.
+USUAL_PROMPT = 32  # tokens of some ten words in the chat template
 STEP_SHARES: Mapping[str, float] = {"products": 0.86, "attention": 0.14}
 # fp32 is nearer to what other machines draw, so bf16 has to be faster by more than two measurements differ.
 CLEARLY_FASTER = 1.2
@@ -70,26 +74,26 @@ class Speeds:
     products: Pair
     convolution: Pair
     attention: Pair
+    text: Pair
 
     @property
-    def step_ratio(self) -> float:
-        """How many times as fast a denoising step is in bf16."""
-        done: dict[str, Pair] = {work: getattr(self, work) for work in STEP_SHARES}
-        if not all(pair.bfloat16 for pair in done.values()):
-            return 0.0
-        in_fp32 = sum(share / done[work].float32 for work, share in STEP_SHARES.items())
-        in_bf16 = sum(share / done[work].bfloat16 for work, share in STEP_SHARES.items())
-        return in_fp32 / in_bf16
+    def step(self) -> Pair:
+        """A denoising step, as STEP_SHARES mixes products and attention; 0 for a dtype that lacks one of them."""
+        rates = []
+        for dtype in ("float32", "bfloat16"):
+            done = {work: getattr(getattr(self, work), dtype) for work in STEP_SHARES}
+            rates.append(
+                1 / sum(share / done[work] for work, share in STEP_SHARES.items()) if all(done.values()) else 0
+            )
+        return Pair(*rates)
 
-    @property
-    def bfloat16_steps(self) -> bool:
-        """Whether transformer and text encoder are clearly faster in bf16."""
-        return self.step_ratio >= CLEARLY_FASTER
+    def of(self, part: Part) -> Pair:
+        """Return the speed of the work that a part consists of, nearly all of it."""
+        return {"transformer": self.step, "text_encoder": self.text, "vae": self.convolution}[part]
 
-    @property
-    def bfloat16_vae(self) -> bool:
-        """Whether the VAE, which is nearly all convolutions, is clearly faster in bf16."""
-        return self.convolution.ratio >= CLEARLY_FASTER
+    def faster(self, part: Part) -> Dtype:
+        """Return the dtype to compute a part in: bf16 where that is clearly faster."""
+        return "bfloat16" if self.of(part).ratio >= CLEARLY_FASTER else "float32"
 
 
 def speeds(file: Path | None = None) -> Speeds:
@@ -118,7 +122,7 @@ _of_this_process: dict[tuple[Path | None, str], Speeds] = {}
 
 
 def measure() -> Speeds:
-    """Return this machine's figures, measured in half a second, also where one dtype is many times slower.
+    """Return this machine's figures, measured in about a second, also where one dtype is many times slower.
 
     One thread works, and its own processor time counts, so that other programs do not disturb it: among several threads
     the slowest would decide. The figures are for all of torch's threads.
@@ -154,6 +158,7 @@ def _measured(threads: int) -> Speeds:
             products=both(_product, 32, 128, 512),
             convolution=both(_convolution, 4, 16, 48),
             attention=both(_attention, 64, 192, 512),
+            text=both(_text, USUAL_PROMPT),
         )
 
 
@@ -198,6 +203,18 @@ def _product(rows: int, dtype: torch.dtype) -> tuple[Callable[[], object], float
     width, out = 3840, 1280
     tokens, weight = torch.ones(rows, width, dtype=dtype), torch.ones(out, width, dtype=dtype)
     return lambda: torch.nn.functional.linear(tokens, weight), 2.0 * rows * width * out
+
+
+def _text(rows: int, dtype: torch.dtype) -> tuple[Callable[[], object], float]:
+    """A feed-forward layer of the text encoder, on so many tokens: its weights, in bf16, are more than a cache holds.
+
+    They are widened where fp32 is computed in, as those are that are held in bf16.
+    """
+    import torch
+
+    width, hidden = 2560, 9728
+    tokens, weight = torch.ones(rows, width, dtype=dtype), torch.ones(hidden, width, dtype=torch.bfloat16)
+    return lambda: torch.nn.functional.linear(tokens, weight.to(dtype)), 2.0 * rows * width * hidden
 
 
 def _convolution(side: int, dtype: torch.dtype) -> tuple[Callable[[], object], float]:
@@ -274,7 +291,7 @@ def _stored(file: Path) -> dict[str, dict[str, dict[str, float]]]:
 def _speeds(figures: Mapping[str, Mapping[str, float]]) -> Speeds:
     """Check stored figures. Raises ValueError, TypeError or KeyError where they are none."""
     pairs = {}
-    for work in ("products", "convolution", "attention"):
+    for work in (field.name for field in fields(Speeds)):
         pair = Pair(float(figures[work]["float32"]), float(figures[work]["bfloat16"]))
         if not (0 < pair.float32 < math.inf and 0 <= pair.bfloat16 < math.inf):
             raise ValueError(f"{work}: {pair}")

@@ -17,7 +17,8 @@ from core.errors import RequestError
 from core.messages import Message
 from core.sizes import WeightsKind
 from diffusion import host_memory
-from diffusion.device import Device, DeviceKind, Dtype
+from diffusion.device import Device, DeviceKind
+from diffusion.measure import Dtype
 
 GIB = 1024**3
 
@@ -45,6 +46,8 @@ TILED_AT_LEAST, TILED_AT_MOST = 512 * 512, 4096 * 4096  # pixels; Upscale's outp
 
 
 Where = Literal["device", "host", "disk"]
+# A transformer that is not in use stays where it is, is moved to the host's memory, or is given up and read again.
+Other = Literal["stays", "moves", "goes"]
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,11 @@ class MemoryPlan:
 
     Attributes:
         parts: where each part waits. What does not wait on the device is fetched layer by layer while it is used.
-        keep_both_transformers: whether Base and Turbo may be loaded together.
+        other_transformer: what becomes of Base while Turbo draws, and the other way round, once both were asked for.
         vram_limit_gb: DiffSynth's `vram_limit`, in GiB as it counts: how full the card may be before layers stop
             staying on it. None where nothing is fetched, and on the CPU and MPS, where DiffSynth cannot ask.
         tiled_vae_above: pixels above which the VAE works in tiles.
+        text_dtype: what the text encoder computes in.
         vae_dtype: what the VAE is held and computed in.
         room: bytes of the device's memory that the plan counts with.
         reasons: why it is so, for people.
@@ -75,9 +79,10 @@ class MemoryPlan:
     """
 
     parts: Mapping[str, Placement]
-    keep_both_transformers: bool
+    other_transformer: Other
     vram_limit_gb: float | None
     tiled_vae_above: int
+    text_dtype: Dtype
     vae_dtype: Dtype
     room: int
     reasons: tuple[Message, ...]
@@ -100,7 +105,7 @@ class MemoryPlan:
     def resident_bytes(self) -> int:
         """Bytes that stay on the device."""
         held = sum(part_bytes(part, self.parts[part].held) for part in self.resident)
-        second = self.keep_both_transformers and "transformer" in self.resident
+        second = self.other_transformer == "stays" and "transformer" in self.resident
         return held + (part_bytes("transformer", self.parts["transformer"].held) if second else 0)
 
 
@@ -120,6 +125,7 @@ def memory_plan(
     *,
     allowed: int | None = None,
     tighter: int = 0,
+    text_dtype: Dtype | None = None,
     vae_dtype: Dtype | None = None,
 ) -> MemoryPlan:
     """Decide what stays in memory. Pure; figures for cards are estimates from sizes, those for a CPU were measured.
@@ -130,7 +136,9 @@ def memory_plan(
     the weights in bf16 where fp32 would not fit: the numbers are those that other devices compute with.
 
     Parts that do not stay on a CUDA card wait in the host's memory where that suffices, else on the disk. On the CPU
-    and on Apple's GPU, whose memory is the host's, they are read from the disk.
+    and on Apple's GPU, whose memory is the host's, they are read from the disk. On the CPU that means mapped: the
+    system keeps of their files what nothing else needs the memory for. So the text encoder never adds to a transformer
+    there; each has the memory while it works.
 
     Args:
         device_kind: "cuda", "mps" or "cpu".
@@ -142,6 +150,7 @@ def memory_plan(
         dtype: what is computed in; None takes fp32 on the CPU and bf16 elsewhere.
         allowed: bytes of the device's memory to count with, in place of what is free: the user's word.
         tighter: how many plans to skip that would fit: after the memory did not suffice.
+        text_dtype: what the text encoder computes in; None takes `dtype`.
         vae_dtype: what the VAE is held and computed in; None takes fp32 on Apple's GPU and `dtype` elsewhere.
     """
     dtype = dtype or ("float32" if device_kind == "cpu" else "bfloat16")
@@ -161,19 +170,21 @@ def memory_plan(
     if kind == "mini":
         return _mini_plan(on)
     parts = (*_PARTS, "controlnet") if mode == "controlnet" else _PARTS
-    ways = _ways(on.dtype, parts)
+    ways = _ways(on, parts)
     fitting = [way for way in ways if way.needs(on) <= on.room]
     way = (fitting or ways[-1:])[min(tighter, max(len(fitting) - 1, 0))]
     waiting = [part for part in parts if part not in way.resident]
     at = _where_parts_wait(on, waiting)
+    other = _other_transformer(on, way, waiting, at)
     return MemoryPlan(
         parts={part: way.placement(part, on, at) for part in parts},
-        keep_both_transformers=_keeps_both(on, way, waiting, at),
+        other_transformer=other,
         vram_limit_gb=_vram_limit(on) if waiting else None,
         tiled_vae_above=_tiled_above(on, way),
+        text_dtype=text_dtype or dtype,
         vae_dtype=on.vae_dtype,
         room=on.room,
-        reasons=_reasons(on, way, waiting, at, fits=bool(fitting), control="controlnet" in parts),
+        reasons=_reasons(on, way, waiting, at, other, fits=bool(fitting), control="controlnet" in parts),
         fits=bool(fitting),
         lora_copies=0 if waiting else _lora_copies(on, way),
         tightest=bool(tighter) and tighter >= len(fitting) - 1,
@@ -231,6 +242,7 @@ def plan_for(
         on.dtype,
         allowed=allowed,
         tighter=tighter,
+        text_dtype=on.text_dtype,
         vae_dtype=on.vae_dtype,
     )
 
@@ -266,17 +278,47 @@ _USES = (  # the roomiest first
         (*_PARTS, "controlnet"),
         1,
         "one transformer, text encoder and VAE stay in memory",
-        "the other is loaded when asked for",
         as_computed=True,
     ),
-    _Use(_PARTS, 1, "transformer, text encoder and VAE stay in memory", without_controlnet=True),
+    # A text encoder is fetched once a prompt, a ControlNet in each step.
+    _Use(
+        ("transformer", "vae", "controlnet"),
+        1,
+        "the transformer stays in memory",
+        "the text encoder is fetched for each new prompt",
+    ),
     _Use(
         ("transformer", "vae"),
         1,
         "the transformer stays in memory",
         "the text encoder is fetched for each new prompt",
+        without_controlnet=True,
     ),
     _Use(("vae",), 1, "transformer and text encoder are fetched layer by layer, in each step"),
+)
+# On the CPU, where the text encoder is mapped from its file and gives way to the transformer.
+_USES_OF_A_CPU = (
+    _Use(
+        ("transformer", "vae", "controlnet"),
+        2,
+        "Base and Turbo stay in memory",
+        "the text encoder is used from its file",
+        as_computed=True,
+    ),
+    _Use(
+        ("transformer", "vae", "controlnet"),
+        1,
+        "one transformer stays in memory",
+        "the text encoder is used from its file",
+    ),
+    _Use(
+        ("transformer", "vae"),
+        1,
+        "one transformer stays in memory",
+        "the text encoder is used from its file",
+        without_controlnet=True,
+    ),
+    _Use(("vae",), 1, "transformer and text encoder are used from their files, in each step"),
 )
 
 
@@ -320,6 +362,11 @@ class _Way:
     resident: tuple[str, ...]
     held: Dtype
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What tells it from another way of the same mode."""
+        return self.resident, self.use.transformers, self.held
+
     def bytes(self, on: _Situation) -> int:
         """Return what stays on the device."""
         others = [part for part in self.resident if part != "vae"] + ["transformer"] * (self.use.transformers - 1)
@@ -347,12 +394,15 @@ class _Way:
         return [stays, Message("memory", self.use.rest)] if self.use.rest else [stays]
 
 
-def _ways(dtype: Dtype, parts: tuple[str, ...]) -> list[_Way]:
+def _ways(on: _Situation, parts: tuple[str, ...]) -> list[_Way]:
     """Return the ways to use a device's memory for a mode of these parts, the roomiest first."""
+    uses = _USES_OF_A_CPU if on.kind == "cpu" else _USES
     # Weights are held in bf16 before any are fetched from elsewhere.
-    pairs: list[tuple[_Use, Dtype]] = [(use, dtype) for use in _USES if use.as_computed and dtype != "bfloat16"]
-    pairs += [(use, "bfloat16") for use in _USES if not use.without_controlnet or "controlnet" in parts]
-    return [_Way(use, tuple(part for part in use.resident if part in parts), held) for use, held in pairs]
+    pairs: list[tuple[_Use, Dtype]] = [(use, on.dtype) for use in uses if use.as_computed and on.dtype != "bfloat16"]
+    pairs += [(use, "bfloat16") for use in uses if not use.without_controlnet or "controlnet" in parts]
+    ways = [_Way(use, tuple(part for part in use.resident if part in parts), held) for use, held in pairs]
+    # Without a ControlNet, two rows are one.
+    return [way for index, way in enumerate(ways) if index == 0 or way.key != ways[index - 1].key]
 
 
 # --- what follows from one of them -------------------------------------------------------------------------------
@@ -361,20 +411,28 @@ def _ways(dtype: Dtype, parts: tuple[str, ...]) -> list[_Way]:
 def _where_parts_wait(on: _Situation, waiting: Sequence[str]) -> Where:
     if on.kind != "cuda":  # its memory is the host's
         return "disk"
-    return "host" if _bytes_waiting(waiting) + HOST_RESERVE <= on.host_total else "disk"
+    return "host" if _fits_host(on, waiting) else "disk"
 
 
 def _bytes_waiting(waiting: Sequence[str]) -> int:
     return sum(part_bytes(part, "bfloat16") for part in waiting)
 
 
-def _keeps_both(on: _Situation, way: _Way, waiting: Sequence[str], at: Where) -> bool:
-    """Whether Base and Turbo may be loaded together."""
+def _other_transformer(on: _Situation, way: _Way, waiting: Sequence[str], at: Where) -> Other:
+    """Return what becomes of the transformer that is not in use."""
     if "transformer" not in waiting:
-        return way.use.transformers == 2
+        if way.use.transformers == 2:
+            return "stays"
+        # One in another dtype than is computed in is DiffSynth's to move, which sends it where it waits: to the device.
+        movable = on.kind == "cuda" and way.held == on.dtype and not on.tighter
+        return "moves" if movable and _fits_host(on, [*waiting, "transformer"]) else "goes"
     if at == "disk":  # one that waits there takes no memory
-        return True
-    return _bytes_waiting([*waiting, "transformer"]) + HOST_RESERVE <= on.host_total
+        return "stays"
+    return "stays" if _fits_host(on, [*waiting, "transformer"]) else "goes"
+
+
+def _fits_host(on: _Situation, waiting: Sequence[str]) -> bool:
+    return _bytes_waiting(waiting) + HOST_RESERVE <= on.host_total
 
 
 def _vram_limit(on: _Situation) -> float | None:
@@ -401,7 +459,7 @@ def _lora_copies(on: _Situation, way: _Way) -> int:
 
 
 def _reasons(
-    on: _Situation, way: _Way, waiting: Sequence[str], at: Where, *, fits: bool, control: bool
+    on: _Situation, way: _Way, waiting: Sequence[str], at: Where, other: Other, *, fits: bool, control: bool
 ) -> tuple[Message, ...]:
     """Return what people read of a plan, in order."""
     room = _ALLOWED if on.limited else _FREE[on.kind]
@@ -412,10 +470,12 @@ def _reasons(
         resident = "controlnet" in way.resident
         text = "ControlNet ({size} GB) stays in memory too" if resident else "ControlNet ({size} GB) is fetched too"
         reasons.append(Message("memory", text, size=_gigabytes(part_bytes("controlnet", way.held))))
+    if other != "stays" and "transformer" in way.resident:
+        reasons.append(Message("memory", _OTHER[other]))
     if waiting and at == "host":
         text = "what does not stay waits in the host's {size} GB of memory"
         reasons.append(Message("memory", text, size=round(on.host_total / 1e9)))
-    elif waiting:
+    elif waiting and on.kind != "cpu":  # there, the row says so
         reasons.append(Message("memory", "what does not stay waits on the disk"))
     if on.kind == "cuda" and on.total < FLOOR:
         text = "a card of {size} GB is below the 8 GB that this is made for: slow, and tight"
@@ -430,6 +490,10 @@ def _gigabytes(size: int) -> float:
     return round(size / 1e9, 1)
 
 
+_OTHER: Mapping[Other, str] = {
+    "moves": "the other of Base and Turbo waits in the host's memory once it was asked for",
+    "goes": "the other of Base and Turbo is loaded when asked for",
+}
 _ALLOWED = "{room} GB allowed: {plan}"
 _FREE: Mapping[DeviceKind, str] = {
     "cuda": "{room} GB of video memory free: {plan}",
@@ -446,9 +510,10 @@ def _mini_plan(on: _Situation) -> MemoryPlan:
         text = "the miniature is read from the disk in each step, because the memory did not suffice before"
     return MemoryPlan(
         parts={part: Placement("device" if part == "vae" else at, on.dtype) for part in (*_PARTS, "controlnet")},
-        keep_both_transformers=True,
+        other_transformer="stays",
         vram_limit_gb=None,
         tiled_vae_above=TILED_AT_MOST,
+        text_dtype=on.dtype,
         vae_dtype=on.dtype,
         room=on.room,
         reasons=(Message("memory", text),),

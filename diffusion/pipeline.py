@@ -33,6 +33,7 @@ from diffsynth.pipelines.z_image import (
 )
 from PIL import Image
 from transformers import AutoTokenizer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 import mini.config
 from core.events import Stage, Step, TileDone
@@ -112,6 +113,7 @@ class Pipeline:
             pipe.text_encoder = self._read(chosen.files["text_encoder"], "text_encoder").fetch_model(
                 "z_image_text_encoder"
             )
+            keep_positions_exact(pipe.text_encoder)
         if pipe.vae_decoder is None:
             yield Stage("loading", Message("stage", "autoencoder"))
             pool = self._read(chosen.files["vae"], "vae")
@@ -122,19 +124,32 @@ class Pipeline:
         if pipe.controlnet is None and "controlnet" in chosen.files:
             yield Stage("loading", Message("stage", "ControlNet"))
             pipe.controlnet = self._read(chosen.files["controlnet"], "controlnet").fetch_model("z_image_controlnet")
-        if pipe.dit is not None and pipe.dit is not self.transformers.get(model):
-            loader.offload(pipe.dit)  # from here on DiffSynth does not see it
-        if model not in self.transformers:
+        moves = self.plan.other_transformer == "moves"
+        if model not in self.transformers or (moves and pipe.dit is not self.transformers[model]):
             yield Stage("loading", Message("stage", "transformer ({model})", model=model))
-            if not self.plan.keep_both_transformers:
-                self.transformers.clear()
-                pipe.dit = None
-                gc.collect()  # modules hold cycles, and the next load needs the room now
+        if pipe.dit is not self.transformers.get(model):
+            self._make_room()
+        if model not in self.transformers:
             transformer = self._read(chosen.files[model], "transformer").fetch_model("z_image_dit")
             follow_weight_dtype(transformer.t_embedder)
             self.transformers[model] = transformer
         pipe.dit = self.transformers[model]
+        if moves:
+            pipe.dit.to(pipe.device)
         pipe.vram_management_enabled = pipe.check_vram_management_state()
+
+    def _make_room(self) -> None:
+        """Do with the transformer used last what the plan says, before the other one is used."""
+        last, self.pipe.dit = self.pipe.dit, None
+        if last is None:
+            return
+        loader.offload(last)  # from here on DiffSynth does not see it
+        if self.plan.other_transformer == "moves":
+            last.to("cpu")
+        elif self.plan.other_transformer == "goes" and not loader.lies_in_files(last):
+            self.transformers = {model: kept for model, kept in self.transformers.items() if kept is not last}
+            del last
+            gc.collect()  # modules hold cycles, and the next load needs the room now
 
     def text_to_image(
         self,
@@ -332,6 +347,18 @@ def follow_weight_dtype(embedder: TimestepEmbedder) -> None:
         return embedded
 
     embedder.forward = types.MethodType(forward, embedder)
+
+
+def keep_positions_exact(text_encoder: torch.nn.Module) -> None:
+    """Let a text encoder compute its positions in fp32, as transformers and diffusers do.
+
+    DiffSynth casts the frequencies with the weights: in bf16 the fastest is off by a radian at the 500th token.
+    """
+    for module in text_encoder.modules():
+        if isinstance(module, Qwen3RotaryEmbedding):
+            exact, _ = module.compute_default_rope_parameters(module.config)
+            del module.inv_freq  # a buffer, which is cast whenever the module is; a plain attribute is not
+            module.inv_freq = exact  # type: ignore[assignment]  # on purpose, see above
 
 
 def _send_prints_to_log() -> None:

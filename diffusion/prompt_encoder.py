@@ -60,7 +60,7 @@ class PromptEncoder:
         hidden = pipe.text_encoder(
             input_ids=tokens, attention_mask=torch.ones_like(tokens).bool(), output_hidden_states=True
         ).hidden_states[-2]
-        return EncodedPrompt(hidden[0], note)
+        return EncodedPrompt(hidden[0].to(pipe.torch_dtype), note)
 
     def tokenize(self, prompt: str) -> tuple[list[int], Message | None]:
         """Return the ids of a prompt in the chat template, at most MAX_TEXT_TOKENS, and a note of what was cut."""

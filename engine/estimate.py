@@ -17,7 +17,8 @@ from core.messages import Message
 from core.request import Upscaler
 from core.sizes import IMAGE_SIZES as POSSIBLE
 from core.sizes import WeightsKind
-from diffusion.device import Device, DeviceKind, Dtype
+from diffusion.device import Device, DeviceKind
+from diffusion.measure import Dtype
 from diffusion.memory import PART_BYTES, VAE_NUMBERS_PER_PIXEL, MemoryPlan
 
 USUAL_TEXT_TOKENS = 96  # of a usual prompt with its chat template; padded to a multiple of 32
@@ -123,14 +124,25 @@ class Work:
         return self.passes * step_flops(self.kind, *self.drawn_at_once, control=self.controlled)
 
     @property
-    def flops(self) -> float:
-        """The floating-point operations of a drawing: of everything but the enlargement."""
+    def text_flops(self) -> float:
+        """The floating-point operations of encoding the prompts."""
+        if not self.steps:
+            return 0.0
+        return (1 if self.cfg == 1 else 2) * 2.0 * SHAPES[self.kind].text_numbers * USUAL_TEXT_TOKENS
+
+    @property
+    def vae_flops(self) -> float:
+        """The floating-point operations of the VAE."""
         if not self.steps:
             return 0.0
         encode, decode = VAE_PER_PIXEL[self.kind]
-        text = (1 if self.cfg == 1 else 2) * 2.0 * SHAPES[self.kind].text_numbers * USUAL_TEXT_TOKENS
         per_pixel = decode + encode if self.encodes else decode
-        return text + self.step_flops + self.tiles * math.prod(self.drawn_at_once) * per_pixel
+        return self.tiles * math.prod(self.drawn_at_once) * per_pixel
+
+    @property
+    def flops(self) -> float:
+        """The floating-point operations of a drawing: of everything but the enlargement."""
+        return self.text_flops + self.step_flops + self.vae_flops
 
     def fetched(self, plan: MemoryPlan) -> float:
         """Return the bytes of weights that are fetched while they are used: what waits elsewhere, in each pass."""
@@ -146,19 +158,23 @@ class Speed:
     """What a device does in a second while it works.
 
     Attributes:
-        products: floating-point operations of a drawing, most of them matrix products.
+        products: floating-point operations of denoising steps, most of them matrix products.
         convolutions: floating-point operations of an enlargement.
         fetched: bytes of weights that come from elsewhere.
+        text: floating-point operations of the text encoder.
+        vae: floating-point operations of the VAE.
     """
 
     products: float
     convolutions: float
     fetched: float
+    text: float
+    vae: float
 
     def seconds(self, work: Work, plan: MemoryPlan) -> float:
         """Return how long work takes: what is computed and what is fetched, one after the other."""
-        drawing = work.flops / self.products + work.fetched(plan) / self.fetched
-        return drawing + work.enlarging / self.convolutions
+        drawing = work.text_flops / self.text + work.step_flops / self.products + work.vae_flops / self.vae
+        return drawing + work.fetched(plan) / self.fetched + work.enlarging / self.convolutions
 
 
 # Useful operations a second in bf16 by compute capability: about half of what the card of that generation that most
@@ -187,7 +203,7 @@ def assumed(device_kind: DeviceKind, *, capability: tuple[int, int] | None = Non
         products = _CUDA[max(known, default=(7, 0))]
     else:
         products = APPLE_FLOPS if device_kind == "mps" else CPU_FLOPS_PER_CORE * cores
-    return Speed(products, CONVOLUTIONS[device_kind], FETCHED[device_kind])
+    return Speed(products, CONVOLUTIONS[device_kind], FETCHED[device_kind], text=products, vae=products)
 
 
 @dataclass(frozen=True)
@@ -268,16 +284,20 @@ class Forecast:
 
     def __init__(self) -> None:
         self._products: dict[WeightsKind, float] = {}
+        self._vae: dict[WeightsKind, float] = {}
         self._convolutions: dict[Upscaler, float] = {}
 
     def speed(self, work: Work, on: Device) -> Speed:
         """Return what a device does in a second of such work, as measured where it was."""
         speed = assumed(on.kind, capability=on.capability, cores=os.cpu_count() or 1)
-        if on.flops is not None:
-            speed = replace(speed, products=CPU_SHARE * on.flops)
+        if on.rates is not None:
+            rates = {part: CPU_SHARE * rate for part, rate in on.rates.items()}
+            speed = replace(speed, products=rates["transformer"], text=rates["text_encoder"], vae=rates["vae"])
         if products := self._products.get(work.kind):
             # What was fetched meanwhile is in this figure too, and is not counted a second time.
             speed = replace(speed, products=products, fetched=math.inf)
+        if vae := self._vae.get(work.kind):
+            speed = replace(speed, vae=vae)
         if work.upscaler in self._convolutions:
             speed = replace(speed, convolutions=self._convolutions[work.upscaler])
         return speed
@@ -298,6 +318,8 @@ class Forecast:
             self._convolutions[work.upscaler] = work.enlarging / seconds
         if not work.upscaler and (seconds := taken.get("denoising", 0.0)) > 0:
             self._products[work.kind] = work.step_flops / seconds
+        if not (work.upscaler or work.encodes) and (seconds := taken.get("decoding", 0.0)) > 0:
+            self._vae[work.kind] = work.vae_flops / seconds
 
 
 def _smaller(work: Work, plan: MemoryPlan, dtype: Dtype) -> str | None:

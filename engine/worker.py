@@ -47,12 +47,14 @@ class Settings:
     Attributes:
         weights: which weights to use.
         device: which device to use.
+        dtype: what the real weights are to compute in, "auto", "bf16" or "fp32"; None takes Z_IMAGE_DTYPE, else "auto".
         memory_gb: how many GB (10^9 bytes) of the device's memory to count with; None takes what is free.
         queue_limit: how many requests may wait.
     """
 
     weights: WeightsChoice = "auto"
     device: str = "auto"
+    dtype: str | None = None
     memory_gb: float | str | None = None
     queue_limit: int = QUEUE_LIMIT
 
@@ -285,7 +287,7 @@ class LocalWorker:
     def _planned(self, mode: str, kind: WeightsKind) -> tuple[Device, MemoryPlan]:
         """Look at this machine as it is now; imports torch."""
         environment.prepare_environment(os.environ)
-        device = choose_device(self.settings.device, kind)
+        device = choose_device(self.settings.device, kind, self.settings.dtype)
         plan = plan_for(device, mode, kind, memory_gb=self.settings.memory_gb, tighter=self._tighter)
         return device, plan
 

@@ -40,7 +40,7 @@ def lend(**options: Any) -> Callable[[F], F]:
 
 
 # The slice's speed, for products and convolutions alike; its weights are all there.
-SPEED = Speed(products=FLOP_PER_SECOND, convolutions=FLOP_PER_SECOND, fetched=math.inf)
+SPEED = Speed(FLOP_PER_SECOND, FLOP_PER_SECOND, fetched=math.inf, text=FLOP_PER_SECOND, vae=FLOP_PER_SECOND)
 
 
 def estimate(work: Work, plan: MemoryPlan, lora: bool = False) -> float:

@@ -13,7 +13,8 @@ from core import environment
 from core.errors import RequestError
 from core.messages import Message
 from diffusion import device, host_memory, memory
-from diffusion.device import Accelerator, Dtype, decide
+from diffusion.device import Accelerator, decide
+from diffusion.measure import Dtype
 from diffusion.memory import GIB, MemoryPlan, memory_plan
 
 ROOT = Path(__file__).parent.parent.parent
@@ -75,7 +76,7 @@ def test_this_machine_has_a_device() -> None:
 # --- memory plans
 
 
-def card(gigabytes: int, mode: str = "generate", host: int = 64, dtype: device.Dtype | None = None) -> MemoryPlan:
+def card(gigabytes: int, mode: str = "generate", host: int = 64, dtype: Dtype | None = None) -> MemoryPlan:
     """Plan for a card sold as so many GB, of which a driver takes a little, in a machine with so many GB."""
     total = int(gigabytes * GIB * 0.985)
     return memory_plan("cuda", total, total - 300_000_000, host * GIB, mode, dtype=dtype)
@@ -92,33 +93,33 @@ ALL = ("transformer", "text_encoder", "vae")
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "host", "mode", "waits", "both"),
+    ("gigabytes", "host", "mode", "waits", "other"),
     [
-        (6, 8, "generate", "kk", True),
-        (6, 16, "generate", "kk", True),
-        (6, 32, "generate", "hh", False),
-        (6, 64, "generate", "hh", True),
-        (8, 16, "controlnet", "kkk", True),
-        (8, 32, "generate", "hh", False),
-        (8, 64, "controlnet", "hhh", True),
-        (12, 64, "generate", "hh", True),
-        (12, 256, "controlnet", "hhh", True),
-        (16, 8, "generate", "dk", False),
-        (16, 64, "generate", "dh", False),
-        (16, 64, "controlnet", "dhh", False),
-        (24, 8, "generate", "dd", False),
-        (24, 64, "controlnet", "ddh", False),
-        (24, 8, "controlnet", "ddk", False),
-        (32, 64, "controlnet", "ddd", False),
-        (40, 64, "generate", "dd", True),
-        (48, 64, "controlnet", "ddd", True),
-        (80, 64, "upscale", "dd", True),
-        (141, 256, "controlnet", "ddd", True),
+        (6, 8, "generate", "kk", "stays"),
+        (6, 16, "generate", "kk", "stays"),
+        (6, 32, "generate", "hh", "goes"),
+        (6, 64, "generate", "hh", "stays"),
+        (8, 16, "controlnet", "kkk", "stays"),
+        (8, 32, "generate", "hh", "goes"),
+        (8, 64, "controlnet", "hhh", "stays"),
+        (12, 64, "generate", "hh", "stays"),
+        (12, 256, "controlnet", "hhh", "stays"),
+        (16, 8, "generate", "dk", "goes"),
+        (16, 64, "generate", "dh", "moves"),
+        (16, 64, "controlnet", "dhh", "moves"),
+        (24, 8, "generate", "dd", "goes"),
+        (24, 64, "controlnet", "dhd", "moves"),
+        (24, 8, "controlnet", "dkd", "goes"),
+        (32, 64, "controlnet", "ddd", "moves"),
+        (40, 64, "generate", "dd", "stays"),
+        (48, 64, "controlnet", "ddd", "stays"),
+        (80, 64, "upscale", "dd", "stays"),
+        (141, 256, "controlnet", "ddd", "stays"),
     ],
 )
-def test_plans_for_cards(gigabytes: int, host: int, mode: str, waits: str, both: bool) -> None:
+def test_plans_for_cards(gigabytes: int, host: int, mode: str, waits: str, other: str) -> None:
     plan = card(gigabytes, mode, host)
-    assert (where(plan), plan.keep_both_transformers, plan.fits) == (waits, both, True)
+    assert (where(plan), plan.other_transformer, plan.fits) == (waits, other, True)
     assert plan.parts["vae"].at == "device"  # never managed: small, and DiffSynth asks for it by a wrong name
     # DiffSynth's limit belongs to its management, counts in GiB, and stays below the card.
     assert (plan.vram_limit_gb is not None) == plan.offload
@@ -130,26 +131,26 @@ def test_plans_for_cards(gigabytes: int, host: int, mode: str, waits: str, both:
 
 @pytest.mark.parametrize("capability", [(6, 1), (7, 0), (7, 5)])
 @pytest.mark.parametrize(
-    ("gigabytes", "host", "mode", "waits", "held", "both"),
+    ("gigabytes", "host", "mode", "waits", "held", "other"),
     [
-        (6, 16, "generate", "kk", "bfloat16", True),
-        (8, 64, "controlnet", "hhh", "bfloat16", True),
-        (11, 32, "generate", "hh", "bfloat16", False),
-        (16, 64, "controlnet", "dhh", "bfloat16", False),
-        (24, 64, "generate", "dd", "bfloat16", False),
-        (24, 64, "controlnet", "ddh", "bfloat16", False),
-        (32, 8, "controlnet", "ddd", "bfloat16", False),
-        (48, 64, "generate", "dd", "float32", False),
-        (80, 256, "controlnet", "ddd", "float32", True),
+        (6, 16, "generate", "kk", "bfloat16", "stays"),
+        (8, 64, "controlnet", "hhh", "bfloat16", "stays"),
+        (11, 32, "generate", "hh", "bfloat16", "goes"),
+        (16, 64, "controlnet", "dhh", "bfloat16", "goes"),
+        (24, 64, "generate", "dd", "bfloat16", "goes"),
+        (24, 64, "controlnet", "dhd", "bfloat16", "goes"),
+        (32, 8, "controlnet", "ddd", "bfloat16", "goes"),
+        (48, 64, "generate", "dd", "float32", "moves"),
+        (80, 256, "controlnet", "ddd", "float32", "stays"),
     ],
 )
 def test_plans_for_cards_without_bf16(
-    capability: tuple[int, int], gigabytes: int, host: int, mode: str, waits: str, held: str, both: bool
+    capability: tuple[int, int], gigabytes: int, host: int, mode: str, waits: str, held: str, other: str
 ) -> None:
     on = decide("auto", [Accelerator("cuda", "an old card", gigabytes * GIB, None, capability), CPU])
     plan = card(gigabytes, mode, host, on.dtype)
     assert (where(plan), plan.parts["transformer"].held) == (waits, held)
-    assert (plan.keep_both_transformers, plan.fits, plan.vae_dtype) == (both, True, "float32")
+    assert (plan.other_transformer, plan.fits, plan.vae_dtype) == (other, True, "float32")
 
 
 def test_no_plan_promises_more_than_there_is() -> None:
@@ -164,7 +165,9 @@ def test_no_plan_promises_more_than_there_is() -> None:
             assert plan.fits
             assert plan.resident_bytes + memory.HEADROOM[dtype] <= plan.room == room
             waiting = sum(memory.PART_BYTES[part] for part, placed in plan.parts.items() if placed.at == "host")
-            if plan.keep_both_transformers and plan.parts["transformer"].at == "host":
+            if plan.other_transformer == "moves" or (
+                plan.other_transformer == "stays" and plan.parts["transformer"].at == "host"
+            ):
                 waiting += memory.PART_BYTES["transformer"]
             assert not waiting or (kind == "cuda" and waiting + memory.HOST_RESERVE <= host * GIB)
             assert (plan.vram_limit_gb is not None) == (kind == "cuda" and plan.offload)
@@ -197,22 +200,22 @@ def test_what_computes_in_fp32_holds_bf16_where_fp32_does_not_fit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "waits", "held", "both", "fits"),
+    ("gigabytes", "waits", "held", "other", "fits"),
     [
-        (2, "kk", "bfloat16", True, False),
-        (8, "kk", "bfloat16", True, True),
-        (16, "dk", "bfloat16", False, True),
-        (24, "dd", "bfloat16", False, True),
-        (40, "dd", "bfloat16", True, True),
-        (48, "dd", "float32", False, True),
-        (128, "dd", "float32", True, True),
-        (256, "dd", "float32", True, True),
+        (2, "kk", "bfloat16", "stays", False),
+        (8, "kk", "bfloat16", "stays", True),
+        (16, "dk", "bfloat16", "goes", True),
+        (24, "dk", "bfloat16", "goes", True),
+        (40, "dk", "bfloat16", "stays", True),
+        (64, "dk", "float32", "stays", True),
+        (128, "dk", "float32", "stays", True),
+        (256, "dk", "float32", "stays", True),
     ],
 )
-def test_plans_for_cpus(gigabytes: int, waits: str, held: str, both: bool, fits: bool) -> None:
+def test_plans_for_cpus(gigabytes: int, waits: str, held: str, other: str, fits: bool) -> None:
     total = gigabytes * GIB
     plan = memory_plan("cpu", total, total - total // 20, total, "generate")
-    assert (where(plan), plan.parts["transformer"].held, plan.keep_both_transformers) == (waits, held, both)
+    assert (where(plan), plan.parts["transformer"].held, plan.other_transformer) == (waits, held, other)
     assert plan.fits == fits
     assert plan.vram_limit_gb is None  # torch.cpu has no mem_get_info
     assert ("run out of memory" in str(plan.reasons[-1])) != fits
@@ -220,19 +223,19 @@ def test_plans_for_cpus(gigabytes: int, waits: str, held: str, both: bool, fits:
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "mode", "waits", "both"),
+    ("gigabytes", "mode", "waits", "other"),
     [
-        (6, "generate", "kk", True),
-        (16, "generate", "dk", False),
-        (24, "generate", "dd", False),
-        (36, "generate", "dd", True),
-        (24, "controlnet", "ddk", False),
-        (96, "controlnet", "ddd", True),
+        (6, "generate", "kk", "stays"),
+        (16, "generate", "dk", "goes"),
+        (24, "generate", "dd", "goes"),
+        (36, "generate", "dd", "stays"),
+        (24, "controlnet", "dkd", "goes"),
+        (96, "controlnet", "ddd", "stays"),
     ],
 )
-def test_plans_for_apple(gigabytes: int, mode: str, waits: str, both: bool) -> None:
+def test_plans_for_apple(gigabytes: int, mode: str, waits: str, other: str) -> None:
     plan = memory_plan("mps", gigabytes * GIB, None, gigabytes * GIB * 4 // 3, mode)
-    assert (where(plan), plan.keep_both_transformers, plan.fits) == (waits, both, True)
+    assert (where(plan), plan.other_transformer, plan.fits) == (waits, other, True)
     assert plan.vram_limit_gb is None  # no mem_get_info there; and its memory is the host's, so nothing waits in it
     assert plan.parts["transformer"].held == "bfloat16"
     assert plan.vae_dtype == "float32"  # half precision has made black images there
@@ -242,7 +245,7 @@ def test_plans_for_apple(gigabytes: int, mode: str, waits: str, both: bool) -> N
 def test_the_miniature_needs_no_plan(kind: device.DeviceKind) -> None:
     plan = memory_plan(kind, 2 * GIB, GIB, 4 * GIB, "controlnet", "mini")
     assert set(plan.resident) == {*ALL, "controlnet"}
-    assert plan.keep_both_transformers
+    assert plan.other_transformer == "stays"
     assert plan.fits
     assert (plan.offload, plan.vram_limit_gb, plan.tiled_vae_above) == (False, None, memory.TILED_AT_MOST)
 
@@ -260,7 +263,7 @@ def test_the_users_limit_on_memory_counts() -> None:
     assert (where(less), where(more)) == ("hh", "dd")
     assert str(less.reasons[0]).startswith("12 GB allowed")
     assert less.vram_limit_gb == round(12 * 10**9 / GIB - 0.5, 1)
-    assert more.keep_both_transformers
+    assert more.other_transformer == "stays"
 
 
 @pytest.mark.parametrize("given", ["0", "-3", "much", "nan", "inf"])

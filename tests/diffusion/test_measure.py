@@ -12,34 +12,65 @@ from pathlib import Path
 import pytest
 import torch
 
+from core.errors import RequestError
 from diffusion import measure, memory
-from diffusion.device import Accelerator, decide
-from diffusion.measure import Pair, Speeds
+from diffusion.device import Accelerator, choose_device, decide
+from diffusion.measure import Dtype, Pair, Speeds
 from diffusion.memory import GIB
 from tests.helpers.workers import worker_of
 
 ROOT = Path(__file__).parent.parent.parent
 CPU = Accelerator("cpu", "x86_64 CPU, 2 cores", 32 * GIB, 20 * GIB)
 # As measured on two cores each, in GFLOP/s.
-AVX2 = Speeds(products=Pair(152, 22), convolution=Pair(90, 0.3), attention=Pair(120, 20))
-AMX = Speeds(products=Pair(280, 950), convolution=Pair(290, 630), attention=Pair(200, 630))
-WITHOUT_CONVOLUTIONS = Speeds(products=Pair(100, 300), convolution=Pair(200, 190), attention=Pair(100, 200))
-HARDLY = Speeds(products=Pair(100, 115), convolution=Pair(100, 300), attention=Pair(100, 115))
+AVX2 = Speeds(products=Pair(152, 22), convolution=Pair(90, 0.3), attention=Pair(120, 20), text=Pair(19, 19))
+AMX = Speeds(products=Pair(280, 950), convolution=Pair(290, 630), attention=Pair(200, 630), text=Pair(60, 400))
+WITHOUT_CONVOLUTIONS = Speeds(
+    products=Pair(100, 300), convolution=Pair(200, 190), attention=Pair(100, 200), text=Pair(50, 55)
+)
+HARDLY = Speeds(products=Pair(100, 115), convolution=Pair(100, 115), attention=Pair(100, 115), text=Pair(20, 40))
 
 
 @pytest.mark.parametrize(
-    ("speeds", "dtype", "vae"),
+    ("speeds", "dtype", "text", "vae"),
     [
-        (AVX2, "float32", "float32"),
-        (AMX, "bfloat16", "bfloat16"),
-        (WITHOUT_CONVOLUTIONS, "bfloat16", "float32"),
-        (HARDLY, "float32", "float32"),
+        (AVX2, "float32", "float32", "float32"),
+        (AMX, "bfloat16", "bfloat16", "bfloat16"),
+        (WITHOUT_CONVOLUTIONS, "bfloat16", "float32", "float32"),
+        (HARDLY, "float32", "bfloat16", "float32"),
     ],
 )
-def test_what_is_clearly_faster_is_chosen(speeds: Speeds, dtype: str, vae: str) -> None:
+def test_each_part_computes_in_what_is_clearly_faster_for_it(
+    speeds: Speeds, dtype: Dtype, text: Dtype, vae: Dtype
+) -> None:
     chosen = decide("cpu", [CPU], speeds)
-    assert (chosen.dtype, chosen.vae_dtype) == (dtype, vae)
-    assert chosen.flops == getattr(speeds.products, dtype) * 1e9
+    assert (chosen.dtype, chosen.text_dtype, chosen.vae_dtype) == (dtype, text, vae)
+    assert chosen.rates == {
+        "transformer": pytest.approx(getattr(speeds.step, dtype) * 1e9),
+        "text_encoder": getattr(speeds.text, text) * 1e9,
+        "vae": getattr(speeds.convolution, vae) * 1e9,
+    }
+    plan = memory.plan_for(chosen, "generate", "full", memory_gb=30)
+    assert (plan.text_dtype, plan.vae_dtype, plan.parts["vae"].held) == (text, vae, vae)
+
+
+@pytest.mark.parametrize(("asked", "dtype"), [("bf16", "bfloat16"), ("fp32", "float32")])
+@pytest.mark.parametrize("speeds", [AVX2, AMX])
+def test_a_dtype_that_is_asked_for_is_used_for_every_part(asked: str, dtype: Dtype, speeds: Speeds) -> None:
+    chosen = decide("cpu", [CPU], speeds, dtype)
+    assert (chosen.dtype, chosen.text_dtype, chosen.vae_dtype) == (dtype, dtype, dtype)
+    assert f"{asked}, as asked" in str(chosen.reason)
+    card = Accelerator("cuda", "a card", 16 * GIB, None, (8, 9))
+    assert decide("auto", [card, CPU], None, dtype).dtype == dtype
+
+
+def test_a_dtype_can_be_set_in_the_environment_and_the_miniature_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("Z_IMAGE_DTYPE", "bf16")
+    assert choose_device("cpu", "full").dtype == "bfloat16"
+    assert choose_device("cpu", "full", "fp32").dtype == "float32"
+    assert choose_device("cpu", "mini").dtype == "float32"
+    monkeypatch.setenv("Z_IMAGE_DTYPE", "fp16")
+    with pytest.raises(RequestError, match=r"dtype.*fp16.*auto, bf16"):
+        choose_device("cpu", "full")
 
 
 def test_the_reason_gives_the_figures() -> None:
@@ -47,25 +78,20 @@ def test_the_reason_gives_the_figures() -> None:
     reason = str(decide("cpu", [CPU], AMX).reason)
     assert "bf16, because a step in it is 3.3 times as fast" in reason
     assert "products 280 GFLOP/s in fp32, 950 in bf16" in reason
-    assert "the VAE in fp32" in str(decide("cpu", [CPU], WITHOUT_CONVOLUTIONS).reason)
-
-
-def test_a_plan_for_a_processor_that_computes_in_bf16() -> None:
-    on = decide("cpu", [CPU], WITHOUT_CONVOLUTIONS)
-    plan = memory.plan_for(on, "generate", "full", memory_gb=30)
-    assert (plan.parts["transformer"].held, plan.parts["vae"].held, plan.vae_dtype) == (
-        *("bfloat16", "float32", "float32"),
-    )
-    assert set(plan.resident) == {"transformer", "text_encoder", "vae"}
-    assert plan.fits
+    reason = str(decide("cpu", [CPU], WITHOUT_CONVOLUTIONS).reason)
+    assert reason.endswith("; the text encoder in fp32; the VAE in fp32")
 
 
 def test_an_estimate_for_the_real_weights_comes_from_the_figures() -> None:
     from engine.estimate import CPU_SHARE, Forecast, Work
 
-    work = Work("full", 8, 512, 512)
-    fast, slow = (Forecast().speed(work, decide("cpu", [CPU], speeds)).products for speeds in (AMX, AVX2))
-    assert (fast, slow) == (CPU_SHARE * 950e9, CPU_SHARE * 152e9)
+    work, on = Work("full", 8, 512, 512), decide("cpu", [CPU], HARDLY)
+    speed = Forecast().speed(work, on)
+    assert (speed.text, speed.vae) == (CPU_SHARE * 40e9, CPU_SHARE * 100e9)
+    assert speed.products == pytest.approx(CPU_SHARE * 100e9)
+    plan = memory.plan_for(on, "generate", "full", memory_gb=30)
+    parts = work.text_flops / speed.text + work.step_flops / speed.products + work.vae_flops / speed.vae
+    assert speed.seconds(work, plan) == pytest.approx(parts + work.fetched(plan) / speed.fetched)
 
 
 def test_the_figures_are_measured_once(tmp_path: Path) -> None:
@@ -104,14 +130,14 @@ def test_a_damaged_file_is_measured_again(tmp_path: Path, damage: str) -> None:
 def test_where_the_file_cannot_be_written_a_process_measures_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     first = measure.speeds(tmp_path / "file" / "processor.json")
-    assert first.step_ratio > 0
+    assert first.step.ratio > 0
     assert measure.speeds(tmp_path / "file" / "processor.json") is first
 
 
 def test_a_processor_without_bf16_computes_in_fp32() -> None:
-    without = Speeds(products=Pair(100, 0), convolution=Pair(100, 0), attention=Pair(100, 0))
+    without = Speeds(products=Pair(100, 0), convolution=Pair(100, 0), attention=Pair(100, 0), text=Pair(20, 0))
     chosen = decide("cpu", [CPU], without)
-    assert (chosen.dtype, chosen.vae_dtype) == ("float32", "float32")
+    assert (chosen.dtype, chosen.text_dtype, chosen.vae_dtype) == ("float32", "float32", "float32")
 
 
 def test_what_a_processor_cannot_do_runs_at_0() -> None:
@@ -188,7 +214,7 @@ def test_doctor_shows_the_figures_and_measures_once(tmp_path: Path) -> None:
         json.loads(subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True).stdout)
         for _ in range(2)
     )
-    assert first["processor"].keys() == {"products", "convolution", "attention"}
+    assert first["processor"].keys() == {"products", "convolution", "attention", "text"}
     assert all("GFLOP/s in fp32" in pair for pair in first["processor"].values())
     assert first["processor"] == second["processor"]
     assert (tmp_path / "z-image-studio" / "processor.json").is_file()

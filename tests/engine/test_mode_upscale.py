@@ -373,7 +373,7 @@ def test_an_estimate_gives_sizes_and_learns(engine: Engine, photo: Callable[...,
 def test_an_estimate_counts_every_tile_of_every_step_and_what_is_fetched_for_it() -> None:
     roomy = memory_plan("cuda", 80 << 30, 80 << 30, 128 << 30, Upscale.mode)
     streamed = memory_plan("cuda", 8 << 30, 8 << 30, 64 << 30, Upscale.mode)
-    speed = estimate.Speed(products=1e14, convolutions=1e14, fetched=1e10)
+    speed = estimate.Speed(products=1e14, convolutions=1e14, fetched=1e10, text=1e14, vae=1e14)
 
     def seconds(side: int, plan: MemoryPlan, **changed: object) -> float:
         """The seconds of the refinement of a square image alone."""

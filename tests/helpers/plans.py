@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from diffusion.device import Dtype
+from diffusion.measure import Dtype
 from diffusion.memory import MemoryPlan, Placement, Where, memory_plan
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import itertools
 import json
 import re
 import string
@@ -19,6 +20,8 @@ from core.events import Failure, Stage
 from core.messages import Message
 from core.request import MODELS, MODES, PREPROCESSORS, UPSCALERS, Preprocess, Request, TextToImage
 from core.sizes import IMAGE_SIZES
+from diffusion.device import DeviceKind
+from diffusion.memory import memory_plan
 from images import reading
 from mini.notes import EXAMPLES
 from web import language, words
@@ -197,6 +200,28 @@ def test_a_message_inside_a_message_is_worded_too() -> None:
         "内存：其余部分存放在磁盘上；Transformer 常驻内存"
     )
     assert "预计需要" in underway(Stage("estimating", "3 s"), chinese, None, "")
+
+
+def test_every_memory_plan_is_worded() -> None:
+    """Rows of a table hold their templates as data, where no search for messages finds them."""
+    known = texts_of(language.LOCALES / "zh.json").keys()
+    devices: tuple[DeviceKind, ...] = ("cuda", "mps", "cpu")
+    for kind, gigabytes, host, mode in itertools.product(
+        devices, (2, 8, 16, 24, 32, 48, 80), (8, 64), ("generate", "controlnet")
+    ):
+        size = gigabytes << 30
+        for tighter in (0, 1):
+            reasons = memory_plan(kind, size, None, host << 30, mode, tighter=tighter).reasons
+            assert {message.text for reason in reasons for message in within(reason)} <= known
+
+
+def within(message: Message) -> Iterator[Message]:
+    """Yield a message and those that are values of it."""
+    yield message
+    for value in message.values.values():
+        for part in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(part, Message):
+                yield from within(part)
 
 
 def test_a_real_note_about_a_cut_picture_is_worded() -> None:
