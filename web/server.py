@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 
 from core import environment
 from core.errors import RequestError
@@ -88,7 +89,8 @@ def launch_options(
         "css_paths": [theme.CSS],
         "head": HEAD,
         "favicon_path": str(theme.FAVICON),
-        "app_kwargs": {"routes": theme.routes(), "middleware": [Middleware(FirstPaint)]},
+        # Gradio compresses its assets; the page itself and its configuration, 350 and 300 kB, it does not.
+        "app_kwargs": {"routes": theme.routes(), "middleware": [Middleware(GZipMiddleware), Middleware(FirstPaint)]},
         "footer_links": ["api", "settings"],  # the settings hold Gradio's choice of a language
         "i18n": language.for_gradio(),
         "run_history": False,  # it would keep every visitor's prompts in their browser

@@ -35,6 +35,16 @@ def test_the_brand_is_in_the_page_ahead_of_any_script() -> None:
     assert page.index(first_paint.STYLE) < page.index("<script")
 
 
+@pytest.mark.parametrize("path", ["", "config", "theme.css"])
+def test_the_page_is_sent_compressed_to_those_who_can_read_that(path: str) -> None:
+    sent = {}
+    for encoding in ("gzip, deflate, br", "identity"):
+        with httpx.stream("GET", server().url + path, headers={"accept-encoding": encoding}) as answer:
+            sent[answer.headers.get("content-encoding")] = sum(len(chunk) for chunk in answer.iter_raw())
+    assert sent.keys() == {"gzip", None}
+    assert sent["gzip"] < sent[None] / 5
+
+
 def test_the_first_styles_go_into_whole_pages_alone() -> None:
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         kind, pieces = kinds[scope["path"]]
