@@ -316,6 +316,9 @@ class TextToImage(DrawRequest):
     width: Side = Field(None, description="Width in pixels.")
     height: Side = Field(None, description="Height in pixels.")
     seed: Seed = 0
+    variety: float = Field(
+        0.0, ge=0, le=1, description="How much seeds differ from each other: 0 is as the model draws, 1 is most."
+    )
     lora: LoraFile = ""
     lora_strength: LoraStrength = LORA_STRENGTH
     weights: Weights = "auto"
@@ -380,6 +383,11 @@ class ResolvedTextToImage(TextToImage, Resolved):
     def unwanted(self) -> str:
         """The negative prompt; empty where there is none."""
         return self.negative_prompt
+
+    @property
+    def gallery_pairs(self) -> Mapping[str, str]:
+        """What A1111's line of parameters holds besides what every mode has."""
+        return {"Variety": f"{self.variety:g}"} if self.variety else {}
 
 
 ImageFile = Annotated[

@@ -45,6 +45,7 @@ from diffusion.image_to_image import InputImageUnit, redraw
 from diffusion.loader import StudioPipe
 from diffusion.memory import MemoryPlan
 from diffusion.prompt_encoder import PromptEncoder, PromptUnit
+from diffusion.variety import varied, varied_steps
 from hub.inventory import Chosen
 from lora.adapter import Adapter, Adapters, applied
 
@@ -161,6 +162,7 @@ class Pipeline:
         width: int,
         height: int,
         seed: int,
+        variety: float = 0.0,
         control: tuple[Image.Image, float] | None = None,
     ) -> Progress:
         """Draw one image with the transformer loaded last.
@@ -173,6 +175,7 @@ class Pipeline:
             width: pixels, a multiple of 16.
             height: pixels, a multiple of 16.
             seed: of the CPU's generator, so that the noise is the same on every device.
+            variety: how much each seed changes the prompt in the first steps, 0 to 1; at 0 nothing is changed.
             control: a control image, RGB of `width` x `height`, and how strictly it is kept, 0 to 2; at 0 the image
                 is the one without it.
 
@@ -205,13 +208,16 @@ class Pipeline:
         yield Stage("denoising")
         pipe.load_models_to_device(pipe.in_iteration_models)
         models = {name: getattr(pipe, name) for name in pipe.in_iteration_models}
+        changed = positive
+        if variety:
+            changed = {**positive, "prompt_embeds": [varied(positive["prompt_embeds"][0], variety, seed)]}
         for index, timestep in enumerate(pipe.scheduler.timesteps):
             with torch.no_grad():
                 predicted = pipe.cfg_guided_model_fn(
                     pipe.model_fn,
                     cfg,
                     shared,
-                    positive,
+                    changed if index < varied_steps(steps) else positive,
                     negative,
                     **models,
                     timestep=timestep.unsqueeze(0).to(dtype=pipe.torch_dtype, device=pipe.device),

@@ -51,6 +51,7 @@ class TextToImageMode(Mode[ResolvedTextToImage]):
             width=request.width,
             height=request.height,
             seed=request.seed,
+            variety=request.variety,
         )
         yield from drawing.lora_stage(job)
         with drawing.lora(pipeline, job) as applied:

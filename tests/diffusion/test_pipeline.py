@@ -17,6 +17,7 @@ from core.request import Model
 from diffusion.measure import Dtype
 from diffusion.memory import Placement
 from diffusion.pipeline import SIGMA_SHIFT, Picture, Pipeline
+from diffusion.variety import varied_steps
 from hub import inventory
 from hub.parts import MINI_ROOT
 from tests.helpers.plans import everything_stays
@@ -212,6 +213,36 @@ def test_nothing_of_diffsynths_reaches_stdout(capfd: pytest.CaptureFixture[str])
     list(built.load(inventory.choose("mini", "generate", "turbo"), "turbo"))
     run(built, "turbo", steps=1)
     assert capfd.readouterr().out == ""
+
+
+def test_variety_moves_seeds_apart_by_the_first_steps_alone(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing but the noise is left to the seed.
+    prompt, drawn = "a small pear on the left on a blue background", {}
+    for variety in (0.0, 1.0):
+        pictures = [run(pipeline, "turbo", prompt=prompt, seed=seed, variety=variety)[0].image for seed in (1, 2, 1)]
+        drawn[variety] = [np.asarray(picture).astype(float) for picture in pictures]
+        assert pictures[0].tobytes() == pictures[2].tobytes()  # a seed is still one picture
+    apart = {variety: np.abs(first - second).mean() for variety, (first, second, _) in drawn.items()}
+    assert apart[1.0] > 1.3 * apart[0.0]
+    seen: list[torch.Tensor] = []
+    model_fn = pipeline.pipe.model_fn
+
+    def watched(**inputs: Any) -> torch.Tensor:
+        seen.append(inputs["prompt_embeds"][0])
+        answer: torch.Tensor = model_fn(**inputs)
+        return answer
+
+    monkeypatch.setattr(pipeline.pipe, "model_fn", watched)
+    run(pipeline, "turbo", variety=1.0)
+    exact = pipeline.prompts.encode(PROMPT).embedding
+    assert [torch.equal(embedding, exact) for embedding in seen] == [False] * 2 + [True] * 6
+
+
+@pytest.mark.parametrize(("steps", "changed"), [(1, 1), (3, 1), (8, 2), (25, 6)])
+def test_variety_leaves_most_steps_alone(steps: int, changed: int) -> None:
+    assert varied_steps(steps) == changed
 
 
 def test_bf16_on_a_cpu_draws_nearly_the_same_image() -> None:
