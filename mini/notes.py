@@ -46,6 +46,22 @@ def unknown_words(prompt: str, kind: WeightsKind) -> list[Message]:
     ]
 
 
+# What the empty page shows, with the seed of each picture; docs/mosaic.py draws them.
+MOSAIC: tuple[tuple[str, int], ...] = (
+    ("a red apple in the center on a blue background", 7),
+    ("a fox and a lion on a green background", 7),
+    ("a small owl in the center on a yellow background", 3),
+    ("three turtles on a purple background", 5),
+    ("a medium cupcake in the center on a pink background", 4),
+    ("a butterfly above a sunflower on a white background", 3),
+    ("a small rocket in the center on a black background", 8),
+    ("four strawberries on a yellow background", 2),
+    ("a penguin and a duck on a blue background", 5),
+    ("two cats on a gray background", 1),
+    ("a small crab in the center on a turquoise background", 6),
+    ("a doughnut and a croissant on a brown background", 2),
+)
+
 # What each kind of weights draws well; shown on the page to start from.
 EXAMPLES: dict[WeightsKind, tuple[str, ...]] = {
     "mini": (
