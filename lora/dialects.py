@@ -10,15 +10,14 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 from typing import Literal
 
 from core.messages import Message
 from core.sizes import WeightsKind
 from hub.checkpoint import UnusableError
+from hub.naming import LAYER_SIZES, Shape, flat, spellings, weight_shapes
 
-Shape = tuple[int, ...]
 LONGEST_QUOTE = 120  # characters of a name in a sentence
 LayerKind = Literal["LoRA", "LoKr", "LoHa", "difference"]
 
@@ -31,110 +30,6 @@ def quoted(name: str) -> str:
     """Return a name from a file as a sentence quotes it: without control characters, and not too long."""
     text = repr(name)
     return text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 3] + "..."
-
-
-# --- the transformer's modules -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Size:
-    """The numbers that a Z-Image transformer's shapes follow from; the names are ZImageDiT's own."""
-
-    title: Message
-    dim: int
-    n_layers: int
-    n_refiner_layers: int
-    n_heads: int
-    cap_feat_dim: int
-
-
-# tests/lora/test_file.py compares it with DiffSynth's class, built with its defaults and for the miniature.
-LAYER_SIZES: Mapping[WeightsKind, Size] = {
-    "full": Size(
-        Message("z_image", "Z-Image"), dim=3840, n_layers=30, n_refiner_layers=2, n_heads=30, cap_feat_dim=2560
-    ),
-    "mini": Size(
-        Message("miniature", "the embedded miniature"),
-        dim=192,
-        n_layers=6,
-        n_refiner_layers=1,
-        n_heads=6,
-        cap_feat_dim=128,
-    ),
-}
-
-PATCH_NUMBERS = 64  # 2 x 2 latents of 16 channels
-TIME_WIDTH, TIME_HIDDEN, FREQUENCIES = 256, 1024, 256  # of ZImageDiT's timestep embedder
-
-
-@cache
-def weight_shapes(size: WeightsKind) -> Mapping[str, Shape]:
-    """Return the shape of the weight of every module that has one, by the module's name in ZImageDiT."""
-    of = LAYER_SIZES[size]
-    dim, time = of.dim, min(of.dim, TIME_WIDTH)
-    shapes: dict[str, Shape] = {
-        "all_x_embedder.2-1": (dim, PATCH_NUMBERS),
-        "all_final_layer.2-1.linear": (PATCH_NUMBERS, dim),
-        "all_final_layer.2-1.adaLN_modulation.1": (dim, time),
-        "t_embedder.mlp.0": (TIME_HIDDEN, FREQUENCIES),
-        "t_embedder.mlp.2": (time, TIME_HIDDEN),
-        "cap_embedder.0": (of.cap_feat_dim,),
-        "cap_embedder.1": (dim, of.cap_feat_dim),
-    }
-    for stack, count in (
-        ("noise_refiner", of.n_refiner_layers),
-        ("context_refiner", of.n_refiner_layers),
-        ("layers", of.n_layers),
-    ):
-        for block in (f"{stack}.{index}" for index in range(count)):
-            shapes |= {f"{block}.attention.{name}": (dim, dim) for name in ("to_q", "to_k", "to_v", "to_out.0")}
-            shapes |= {f"{block}.attention.{name}": (dim // of.n_heads,) for name in ("norm_q", "norm_k")}
-            hidden = int(dim / 3 * 8)
-            shapes |= {f"{block}.feed_forward.{name}": (hidden, dim) for name in ("w1", "w3")}
-            shapes[f"{block}.feed_forward.w2"] = (dim, hidden)
-            shapes |= {
-                f"{block}.{name}": (dim,) for name in ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")
-            }
-            if stack != "context_refiner":
-                shapes[f"{block}.adaLN_modulation.0"] = (4 * dim, time)
-    return shapes
-
-
-# The ends of names that the original code, ComfyUI and some trainers write -> ours.
-_ALIASES = {
-    ".attention.to_out.0": (".attention.to_out", ".attention.out", ".attention.out.0"),
-    ".attention.to_q": (".attention.to.q",),
-    ".attention.to_k": (".attention.to.k",),
-    ".attention.to_v": (".attention.to.v",),
-    ".attention.norm_q": (".attention.q_norm",),
-    ".attention.norm_k": (".attention.k_norm",),
-}
-_FUSED = (".attention.qkv", ".attention.to_qkv", ".attention.to.qkv")
-
-
-@cache
-def spellings(size: WeightsKind) -> Mapping[str, tuple[str, ...]]:
-    """Return every spelling of a module's name, dots written as underscores, with the modules that it stands for."""
-    found: dict[str, tuple[str, ...]] = {}
-    for name in weight_shapes(size):
-        others = [
-            name,
-            name.replace("all_x_embedder.2-1", "x_embedder"),
-            name.replace("all_final_layer.2-1", "final_layer"),
-        ]
-        for end, aliases in _ALIASES.items():
-            if name.endswith(end):
-                others += [name.removesuffix(end) + alias for alias in aliases]
-        found |= {_flat(other): (name,) for other in others}
-        if name.endswith(".attention.to_q"):
-            block = name.removesuffix(".attention.to_q")
-            three = tuple(f"{block}.attention.to_{letter}" for letter in "qkv")
-            found |= {_flat(block + fused): three for fused in _FUSED}
-    return found
-
-
-def _flat(name: str) -> str:
-    return name.replace(".", "_")
 
 
 # --- a file's names ----------------------------------------------------------------------------------------------
@@ -295,7 +190,7 @@ def parse(tensors: Iterable[str]) -> Parsed:
             continue
         prefix = _prefix(name)
         # The full size has every name that the miniature has.
-        targets = spellings("full").get(_flat(name.removeprefix(prefix)), ())
+        targets = spellings("full").get(flat(name.removeprefix(prefix)), ())
         sources.append(Source(name, prefix, targets, parts))
     known = {source.name for source in sources if source.targets}
     for tensor in rest:

@@ -22,8 +22,9 @@ from core.messages import Message
 from core.request import Model
 from core.sizes import WeightsKind
 from hub.checkpoint import Header, UnusableError, parse_header, unreadable
+from hub.naming import LAYER_SIZES, spellings
 from lora import architectures, dialects
-from lora.dialects import LAYER_SIZES, BadLayerError, Parsed, Source, quoted
+from lora.dialects import BadLayerError, Parsed, Source, quoted
 from lora.report import Report, clean, refused, some_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -356,7 +357,7 @@ def _without_lora(names: Iterable[str], other: Message | None) -> Message:
     if other is not None:
         text = "this file has no LoRA in it; its tensors look like {other} (for example {names})"
         return Message("no_lora", text, other=other, names=some_of(names))
-    if any(dialects.spellings("full").get(_module(name)) for name in names):
+    if any(spellings("full").get(_module(name)) for name in names):
         return Message("whole_transformer", "this is a whole transformer, not a LoRA")
     return Message("no_lora", "this file has no LoRA in it (for example {names})", names=some_of(names))
 

@@ -10,7 +10,7 @@ from core.errors import RequestError
 from core.messages import Message, plain
 from core.request import Model
 from core.sizes import WeightsKind
-from lora.dialects import LAYER_SIZES
+from hub.naming import LAYER_SIZES
 
 PARTLY = "lora_partly"  # the code of each warning
 NAMES_SHOWN = 3  # of layers or tensors, in a sentence

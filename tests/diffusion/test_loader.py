@@ -298,7 +298,7 @@ def run_limited(spare: int, **values: str) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts allocations on Linux alone")
 def test_out_of_memory_is_a_failure_and_the_next_request_works(tmp_path: Path) -> None:
-    from lora.dialects import weight_shapes
+    from hub.naming import weight_shapes
     from tests.helpers import loras
 
     # A LoRA of 90 MB: more than is to spare, even with all models given up (some 30 MB).

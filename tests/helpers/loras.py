@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from lora.dialects import weight_shapes
+from hub.naming import weight_shapes
 
 RANK = 4
 Pairs = dict[str, tuple[torch.Tensor, torch.Tensor]]  # module -> (down [rank, in], up [out, rank])

@@ -224,7 +224,7 @@ def test_strength_is_linear(form: str, tmp_path: Path) -> None:
 
 
 def lora_shape(targets: tuple[str, ...]) -> tuple[int, ...]:
-    from lora.dialects import weight_shapes
+    from hub.naming import weight_shapes
 
     rows, *columns = weight_shapes("mini")[targets[0]]
     return (rows * len(targets), *columns)
