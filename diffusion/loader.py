@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffsynth.configs import MODEL_CONFIGS
 from diffsynth.core import ModelConfig
 from diffsynth.models.model_loader import ModelPool
 from diffsynth.pipelines.z_image import ZImagePipeline
@@ -22,6 +23,8 @@ from safetensors import safe_open
 from diffusion import host_memory, vae_tiles
 from diffusion.measure import Dtype
 from diffusion.memory import MemoryPlan, Placement
+from hub.checkpoint import hash_of, shapes_of
+from hub.naming import Layout, layout_of, tensor_shapes
 
 
 class StudioPipe(ZImagePipeline):  # type: ignore[misc]  # DiffSynth brings no types
@@ -77,8 +80,9 @@ def _each(model: torch.nn.Module, action: str) -> None:
 def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPlan, emulated: bool = False) -> ModelPool:
     """Return one model, recognised by DiffSynth and read from its files.
 
-    On the CPU its weights are mapped: what the files hold in the dtype asked for takes no memory that the system could
-    not take back. A model that waits on the disk is mapped as it lies there, whatever dtype that is.
+    A transformer may be spelled in ComfyUI's names. On the CPU weights are mapped: what the files hold in the dtype
+    asked for takes no memory that the system could not take back. A model that waits on the disk is mapped as it lies
+    there, whatever dtype that is.
 
     Args:
         pipe: what the model is for; its device is computed on, and its dtype in.
@@ -97,22 +101,58 @@ def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPla
     config.computation_dtype = computed
     placement = plan.parts[part] if part != "vae" else Placement("device", plan.vae_dtype)
     limit = plan.vram_limit_gb if part != "vae" else None
+    on_cpu = pipe.device == "cpu" and not emulated
+    spelled = foreign_layout(files) if part == "transformer" else None
     mapped = None
-    if pipe.device == "cpu" and not emulated:
+    if on_cpu or spelled is not None:
         mapped = map_weights(files, None if placement.at == "disk" else placement.held)
-        config.state_dict = mapped.tensors
-        placement = Placement("device", mapped.held)
+        config.state_dict = mapped.tensors if spelled is None else in_own_names(mapped.tensors, spelled)
+        # A mapping waits nowhere else on the CPU; a card's layers come from it as from the host's memory.
+        placement = Placement("device" if on_cpu or placement.at == "device" else "host", mapped.held)
     manage(config, placement, pipe.device, computed, limit is not None)
     moved = emulated and config.computation_device is None
     if moved:
         config.computation_device = "cpu"
     with host_memory.freed_at_once():  # dtypes are changed tensor by tensor
-        pool = pipe.download_and_load_models([config], vram_limit=limit)
+        if spelled is None:
+            pool = pipe.download_and_load_models([config], vram_limit=limit)
+        else:
+            pool = _load_as(hash_of(tensor_shapes(spelled.size)), config, pipe, limit)
     if moved:
         pool.model = [model.to(pipe.device) for model in pool.model]
     if mapped is not None and mapped.whole:
         for model in pool.model:
             _in_files.add(model)
+    return pool
+
+
+def foreign_layout(files: Sequence[Path]) -> Layout | None:
+    """Return how files spell a transformer's names, where that is not DiffSynth's way."""
+    shapes = shapes_of(files)
+    layout = layout_of(shapes)
+    return layout if layout is not None and shapes != tensor_shapes(layout.size) else None
+
+
+def in_own_names(tensors: Mapping[str, torch.Tensor], layout: Layout) -> dict[str, torch.Tensor]:
+    """Return a transformer's tensors by DiffSynth's names; what a file holds as one is cut, and not copied."""
+    wanted, named = tensor_shapes(layout.size), {}
+    for name, targets in layout.sources.items():
+        row = 0
+        for target in targets:
+            rows = wanted[target][0]
+            named[target] = tensors[name][row : row + rows]
+            row += rows
+    return named
+
+
+def _load_as(identity: str, config: ModelConfig, pipe: ZImagePipeline, limit: float | None) -> ModelPool:
+    """Return a model of known names from tensors; DiffSynth would recognise it by the names in its files."""
+    entry = next(entry for entry in MODEL_CONFIGS if entry["model_hash"] == identity)
+    places = config.vram_config()
+    places["computation_device"] = places["computation_device"] or pipe.device
+    pool = ModelPool()
+    model = pool.load_model_file(entry, config.path, places, vram_limit=limit, state_dict=config.state_dict)
+    pool.model, pool.model_name, pool.model_path = [model], [entry["model_name"]], [config.path]
     return pool
 
 

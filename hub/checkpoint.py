@@ -181,9 +181,23 @@ def model_hash(files: Sequence[Path]) -> str:
     Raises:
         UnusableError: a file is not a whole safetensors file.
     """
+    return hash_of(shapes_of(files))
+
+
+def shapes_of(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """Return tensor name -> shape over all files of a model.
+
+    Raises:
+        UnusableError: a file is not a whole safetensors file.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         shapes.update(read_header(file).shapes)
+    return shapes
+
+
+def hash_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return DiffSynth's name for a model of such tensors, as `model_hash`."""
     keys = [f"{name}:{'_'.join(map(str, shape))}" for name, shape in shapes.items()] + list(shapes)
     return hashlib.md5(",".join(sorted(keys)).encode(), usedforsecurity=False).hexdigest()
 

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +19,16 @@ from core.errors import RequestError, WeightsMissing
 from core.messages import Message
 from core.request import TextToImage
 from core.sizes import WeightsKind
+from hub import comfyui
 from hub.checkpoint import MAX_HEADER, UnusableError, entries, flat, model_hash, read_header, unreadable
-from hub.parts import FETCH, KNOWN_HASHES, MINI_ROOT, PARTS, Part, all_of, needs, size_text
+from hub.naming import layout_of
+from hub.parts import FETCH, KNOWN_HASHES, MINI_ROOT, ORIGINAL_VAE, PARTS, Part, all_of, needs, size_text
 from hub.places import PLACES, Place, explicit_root
 
 MINIATURE = "embedded miniature"  # as a source
+COMFYUI = "ComfyUI folder"  # likewise
+PLAIN_DTYPES = {"BF16", "F16", "F32"}  # of tensors that are used as they are
+PACKED_ENDS = (".scale_weight", ".weight_scale", ".scaled_fp8", ".comfy_quant")  # beside weights that are packed
 PROBLEMS_SHOWN = 3  # of what was found and cannot be used; a sentence with more is not read
 
 
@@ -256,7 +261,47 @@ def _find(part: Part, environ: Mapping[str, str], root: Path | None, places: Seq
             problems += found.problems
             if found.present:
                 return Found(part, found.files, place.name, found.size, tuple(dict.fromkeys(problems)))
+    if places is PLACES:
+        found = _look_in_comfyui(part, environ, root)
+        return replace(found, problems=tuple(dict.fromkeys((*problems, *found.problems))))
     return Found(part, problems=tuple(dict.fromkeys(problems)))
+
+
+def _look_in_comfyui(part: Part, environ: Mapping[str, str], root: Path | None) -> Found:
+    """Return the part from the first of ComfyUI's files that holds it whole, in a dtype that can be used."""
+    problems: list[Message] = []
+    try:
+        for file in comfyui.candidates(part.name, environ, root):
+            try:
+                _check_single(file, part)
+            except UnusableError as error:
+                problems.append(error.message)
+            else:
+                return Found(part, (file,), COMFYUI, file.stat().st_size, tuple(problems))
+    except OSError as error:
+        problems.append(unreadable(error.filename, error))
+    return Found(part, problems=tuple(problems))
+
+
+def _check_single(file: Path, part: Part) -> None:
+    """Refuse a file that is not the whole of a part, in ComfyUI's names or DiffSynth's.
+
+    Raises:
+        UnusableError: what it is instead.
+    """
+    header = read_header(_whole(file))
+    assert part.hash is not None  # ComfyUI's parts all have one
+    packed = {tensor.dtype for tensor in header.tensors.values()} - PLAIN_DTYPES
+    if packed or any(name.endswith(PACKED_ENDS) for name in header.tensors):
+        dtype = min(packed, default="fp8")
+        text = "{file} is packed ({dtype}), which is not read yet; bf16, fp16 and fp32 are"
+        raise UnusableError(text, file=file, dtype=dtype)
+    layout = layout_of(header.shapes)
+    found = PARTS["turbo"].hash if layout and layout.size == "full" else model_hash([file])
+    if found != part.hash and (part.name, found) != ("vae", ORIGINAL_VAE):
+        holds = KNOWN_HASHES.get(str(found), Message("unknown_model", "an unknown model ({hash})", hash=found))
+        text = "{folder} holds {model}, not {expected}"
+        raise UnusableError(text, folder=file, model=holds, expected=KNOWN_HASHES[part.hash])
 
 
 def _look_in_miniature(part: Part, mini_root: Path) -> Found:

@@ -21,6 +21,7 @@ _TRANSFORMER = "fc3a8a1247fe185ce116ccbe0e426c28"
 _TEXT_ENCODER = "0f050f62a88876fea6eae0a18dac5a2e"
 _VAE = "1aafa3cc91716fb6b300cc1cd51b85a3"
 _CONTROLNET = "1677708d40029ab380a95f6c731a57d7"
+ORIGINAL_VAE = "21ea55f476dfc4fd135587abb59dfe5d"  # the same VAE in the names of the original code: ae.safetensors
 KNOWN_HASHES: Mapping[str, Message] = {
     _TRANSFORMER: Message("transformer", "a Z-Image transformer (Base or Turbo)"),
     _TEXT_ENCODER: Message("text_encoder", "the text encoder"),

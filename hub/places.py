@@ -66,19 +66,19 @@ def hub_cache(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the Hugging Face cache's folder, by the rules of huggingface_hub.constants."""
     if named := _first(environ, "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         return named
-    home = _first(environ, "HF_HOME")
-    return (home or (_first(environ, "XDG_CACHE_HOME") or _home(environ) / ".cache") / "huggingface") / "hub"
+    named_home = _first(environ, "HF_HOME")
+    return (named_home or (_first(environ, "XDG_CACHE_HOME") or home(environ) / ".cache") / "huggingface") / "hub"
 
 
 def modelscope_cache(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the ModelScope cache's folder, by the rules of modelscope_hub.config."""
-    return _first(environ, "MODELSCOPE_CACHE") or _home(environ) / ".cache" / "modelscope"
+    return _first(environ, "MODELSCOPE_CACHE") or home(environ) / ".cache" / "modelscope"
 
 
 def models_root(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the folder of `<owner>/<repository>` that DiffSynth looks in: `models` beside the app, or as told."""
     base = environ.get("DIFFSYNTH_MODEL_BASE_PATH")
-    return _expand(base, environ) if base else MODELS_ROOT
+    return expanded(base, environ) if base else MODELS_ROOT
 
 
 def explicit_root(environ: Mapping[str, str], root: Path | None) -> Path | None:
@@ -87,18 +87,19 @@ def explicit_root(environ: Mapping[str, str], root: Path | None) -> Path | None:
 
 
 def _first(environ: Mapping[str, str], *names: str) -> Path | None:
-    return next((_expand(environ[name], environ) for name in names if environ.get(name)), None)
+    return next((expanded(environ[name], environ) for name in names if environ.get(name)), None)
 
 
-def _home(environ: Mapping[str, str]) -> Path:
-    home = environ.get("USERPROFILE" if os.name == "nt" else "HOME")
-    return Path(home) if home else Path.home()
+def home(environ: Mapping[str, str]) -> Path:
+    """Return the user's folder."""
+    folder = environ.get("USERPROFILE" if os.name == "nt" else "HOME")
+    return Path(folder) if folder else Path.home()
 
 
-def _expand(path: str, environ: Mapping[str, str]) -> Path:
+def expanded(path: str, environ: Mapping[str, str]) -> Path:
     """Expand $NAME and a leading ~, as huggingface_hub does."""
     path = Template(path).safe_substitute(environ)
-    return _home(environ) / path[2:] if path == "~" or path.startswith(("~/", "~\\")) else Path(path)
+    return home(environ) / path[2:] if path == "~" or path.startswith(("~/", "~\\")) else Path(path)
 
 
 def _snapshots(folder: Path, preferred: set[str]) -> list[Path]:

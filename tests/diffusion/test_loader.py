@@ -23,6 +23,7 @@ from diffusion.measure import Dtype
 from diffusion.memory import Placement, Where, memory_plan
 from diffusion.pipeline import Picture, Pipeline
 from hub import inventory
+from tests.helpers import comfyui
 from tests.helpers.plans import everything_stays, plan_with
 from tests.helpers.workers import worker_of
 
@@ -96,6 +97,45 @@ def test_what_files_hold_as_it_is_used_is_mapped(dtype: Dtype, whole: bool) -> N
     with safe_open(files[0], framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118 - it is no mapping
             assert torch.equal(mapped.tensors[name], opened.get_tensor(name).to(getattr(torch, dtype)))
+
+
+def in_comfyuis_names(file: Path, into: Path, prefix: str = "model.diffusion_model.") -> Path:
+    """Write a transformer again as ComfyUI has it: query, key and value in one, and other names for the rest."""
+    with safe_open(file, framework="pt") as opened:
+        own = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+    theirs = {}
+    for name, tensor in own.items():
+        if ".to_q." in name:
+            three = [own[name.replace("to_q", f"to_{letter}")] for letter in "qkv"]
+            theirs[prefix + name.replace("to_q", "qkv")] = torch.cat(three)
+        elif not (".to_k." in name or ".to_v." in name):
+            for ours, other in (
+                ("all_x_embedder.2-1", "x_embedder"),
+                ("all_final_layer.2-1", "final_layer"),
+                ("to_out.0", "out"),
+                ("norm_q", "q_norm"),
+                ("norm_k", "k_norm"),
+            ):
+                name = name.replace(ours, other)
+            theirs[prefix + name] = tensor
+    save_file(theirs, into)
+    return into
+
+
+@pytest.mark.parametrize(
+    ("at", "held", "emulated"),
+    [("device", "float32", False), ("disk", "float32", False), ("device", "float32", True), ("disk", "float32", True)],
+)
+def test_a_transformer_in_comfyuis_names_draws_the_same_picture(
+    at: Where, held: Dtype, emulated: bool, tmp_path: Path
+) -> None:
+    expected = draw(Pipeline("cpu", torch.float32, everything_stays()), "turbo")
+    chosen = inventory.choose("mini", "generate", "turbo")
+    file = in_comfyuis_names(chosen.files["turbo"][0], tmp_path / "z_image_turbo_bf16.safetensors")
+    chosen.files["turbo"] = (file,)
+    built = Pipeline("cpu", torch.float32, plan_with(at, held), emulated=emulated)
+    list(built.load(chosen, "turbo"))
+    assert draw(built, "turbo").image.tobytes() == expected.image.tobytes()
 
 
 def test_files_in_half_precision_of_another_kind_are_held_in_bf16(tmp_path: Path) -> None:
@@ -392,3 +432,25 @@ def test_full_size_files_load_within_the_smallest_plan() -> None:
     }
     # The VAE in fp32, and the modules themselves: weights are mapped, those of 25 GB in fp32 and of 27 GB in bf16.
     assert facts["anonymous_peak"] - facts["anonymous_before_loading"] < 0.6e9
+
+
+@pytest.mark.slow
+def test_comfyuis_files_of_full_size_load(tmp_path: Path) -> None:
+    """Sparse files: every number has a place, and none is copied on a processor that computes in bf16."""
+    comfyui.write_folder(tmp_path / "ComfyUI" / "models")
+    environ = {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "DIFFSYNTH_MODEL_BASE_PATH": str(tmp_path)}
+    found = {one.part.name: one.files for one in inventory.find_all(environ) if one.present}
+    found["tokenizer"] = inventory.choose("mini", "generate", "turbo").files["tokenizer"]
+    chosen = inventory.Chosen("full", found, "a test", Message("test", "a test"))
+    plan = memory_plan("cpu", 64 << 30, None, 64 << 30, "controlnet", dtype="bfloat16")
+    built = Pipeline("cpu", torch.bfloat16, plan)
+    list(built.load(chosen, "turbo"))
+    models = {
+        "text_encoder": built.pipe.text_encoder,
+        "transformer": built.pipe.dit,
+        "controlnet": built.pipe.controlnet,
+    }
+    for part, model in models.items():
+        assert 2 * sum(weight.numel() for weight in model.parameters()) == memory.PART_BYTES[part]
+        assert loader.lies_in_files(model)
+    assert {weight.dtype for weight in built.pipe.vae_decoder.parameters()} == {torch.bfloat16}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-BYTES = {"F32": 4, "BF16": 2}
+BYTES = {"F32": 4, "BF16": 2, "F8_E4M3": 1}
 COMMIT = "f332072aa78be7aecdf3ee76d5c247082da564a6"  # any 40 hex digits do
 
 # As published: the file that shards are numbered from, the dtype, and the writer's largest shard. diffusers splits at

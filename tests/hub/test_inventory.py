@@ -18,7 +18,7 @@ from core.errors import RequestError, WeightsMissing
 from core.messages import Message, plain
 from core.request import MODES
 from hub import checkpoint, inventory, parts, places
-from tests.helpers import sparse
+from tests.helpers import comfyui, sparse
 from tests.helpers.sparse import COMMIT, write_hub_snapshot, write_part, write_sparse
 
 TURBO, BASE = "Tongyi-MAI/Z-Image-Turbo", "Tongyi-MAI/Z-Image"
@@ -668,3 +668,101 @@ def test_phrases_of_choices() -> None:
     assert str(parts.any_of(["a", "b", "c"])) == "a or b or c"
     assert str(parts.all_of(["a", "b"])) == "a and b"
     assert parts.all_of(["a"]) == "a"
+
+
+# --- ComfyUI's folders
+
+
+PARTS_OF_COMFYUI = ("turbo", "base", "text_encoder", "vae", "controlnet")
+
+
+def sources(environ: Mapping[str, str], root: Path | None = None) -> dict[str, str]:
+    return {found.part.name: found.source for found in inventory.find_all(environ, root) if found.present}
+
+
+def test_the_original_vae_has_the_names_that_diffsynth_knows() -> None:
+    assert checkpoint.hash_of(comfyui.AUTOENCODER) == parts.ORIGINAL_VAE
+
+
+@pytest.mark.parametrize("base", ["ComfyUI", "comfy/ComfyUI", "Documents/ComfyUI"])
+def test_comfyuis_files_are_found_where_it_keeps_them(base: str, environ: dict[str, str]) -> None:
+    models = Path(environ["HOME"]) / base / "models"
+    comfyui.write_folder(models, kind="unet" if base == "ComfyUI" else "diffusion_models")
+    assert sources(environ) == dict.fromkeys(PARTS_OF_COMFYUI, "ComfyUI folder")
+    write_part(models / "elsewhere", "tokenizer")
+    with pytest.raises(WeightsMissing) as missing:  # all but the tokenizer, which ComfyUI has no file for
+        inventory.choose("full", "generate", "turbo", environ=environ)
+    assert missing.value.values["command"].endswith("models download tokenizer")
+
+
+@pytest.mark.parametrize("below", ["", "models", "models/diffusion_models", "models/vae"])
+def test_a_folder_of_comfyuis_may_be_named_at_any_depth(below: str, environ: dict[str, str], tmp_path: Path) -> None:
+    comfyui.write_folder(tmp_path / "AI" / "models", encoders="clip")
+    named = tmp_path / "AI" / below
+    found = sources({**environ, "Z_IMAGE_MODELS": str(named)})
+    assert found.keys() == {*PARTS_OF_COMFYUI}
+    assert sources(environ, named) == found
+
+
+def test_folders_that_comfyui_is_told_of_are_looked_in(environ: dict[str, str], tmp_path: Path) -> None:
+    comfyui.write_folder(tmp_path / "drive" / "sd", kind="big")
+    paths = f"""other:
+    base_path: {tmp_path}/nowhere
+    vae: vae
+    loras: |
+        one
+        two
+mine:
+    base_path: {tmp_path}/drive
+    diffusion_models: |
+        sd/none
+        sd/big
+    text_encoders: sd/text_encoders
+    vae: sd/vae
+    model_patches: sd/model_patches
+"""
+    home = Path(environ["HOME"]) / "ComfyUI"
+    home.mkdir(parents=True)
+    (home / "extra_model_paths.yaml").write_text(paths)
+    assert sources(environ).keys() == {*PARTS_OF_COMFYUI}
+    for damaged in ("a: [", "- 1\n- 2", "a: {base_path: 3, vae: [1]}", "\0"):
+        (home / "extra_model_paths.yaml").write_text(damaged)
+        assert sources(environ) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "dtype", "said"),
+    [
+        ("z_image_turbo_fp8_e4m3fn.safetensors", comfyui.TRANSFORMER, "F8_E4M3", "is packed (F8_E4M3)"),
+        (
+            "z_image_turbo_bf16.safetensors",
+            {**comfyui.TRANSFORMER, "layers.0.attention.qkv.weight_scale": (1,)},
+            "BF16",
+            "is packed (fp8)",
+        ),
+        ("z_image_turbo_bf16.safetensors", TINY, "BF16", "holds an unknown model"),
+        ("z_image_turbo.safetensors", comfyui.AUTOENCODER, "BF16", "holds an unknown model"),
+    ],
+)
+def test_what_comfyui_reads_and_we_do_not_is_named(
+    name: str, shapes: sparse.Shapes, dtype: str, said: str, environ: dict[str, str]
+) -> None:
+    write_sparse(Path(environ["HOME"]) / "ComfyUI/models/diffusion_models" / name, shapes, dtype)
+    turbo = next(found for found in inventory.find_all(environ) if found.part.name == "turbo")
+    assert not turbo.present
+    (problem,) = map(str, turbo.problems)
+    assert name in problem
+    assert said in problem
+
+
+def test_a_fine_tune_is_not_taken_for_the_model_that_it_is_made_of(environ: dict[str, str]) -> None:
+    folder = Path(environ["HOME"]) / "ComfyUI/models/diffusion_models"
+    for name in ("z_image_turbo_anime", "z-image-de-turbo", "my_z_image", "z_image_turbo_lora"):
+        write_sparse(folder / f"{name}.safetensors", comfyui.TRANSFORMER)
+    assert sources(environ) == {}
+
+
+def test_the_official_files_come_before_comfyuis(environ: dict[str, str], full_cache: Path) -> None:
+    comfyui.write_folder(Path(environ["HOME"]) / "ComfyUI" / "models")
+    found = sources(cached(environ, full_cache))
+    assert found["turbo"] == found["vae"] == "Hugging Face cache"
