@@ -63,6 +63,10 @@ class Fields(dict[str, Field]):
         self[name] = made
         return made
 
+    def add_prompt(self, elem_id: str, **look: Any) -> Field:
+        """Make the prompt where a form's bar stands now: as tall when it is empty as when it is full."""
+        return self.add("prompt", lines=2, max_lines=8, elem_id=elem_id, elem_classes=["prompt"], **look)
+
     def add_count(self) -> None:
         """Make the choice of how many pictures are drawn from the seed on."""
         self[COUNT] = gr.Radio(
@@ -105,9 +109,9 @@ def image_field(mode: type[Request]) -> gr.Image:
         label=fixed("Image"),
         height=240,
         buttons=[],
-        elem_id=f"{mode.mode}-image",
+        **named_for(mode, "image"),
     )
-    gr.HTML(f'<p class="hint">{help_line(mode, "image")}</p>')
+    gr.HTML(f'<p class="sr-only">{help_line(mode, "image")}</p>', elem_classes=["about-image"])
     return field
 
 

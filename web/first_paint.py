@@ -17,15 +17,22 @@ from web import theme
 STYLE = f"""<style>
 html {{ background: {theme.GROUND}; }}
 body:not(:has(h1))::before {{
-  content: "{theme.TITLE}"; position: absolute; top: 20px; color: {theme.INK};
-  left: max(clamp(16px, 3vw, 40px), 50vw - 260px - min(30vh, 450px) - clamp(8px, 1.5vw, 20px));
-  font: 650 26px/1.3 Inter, system-ui, sans-serif; letter-spacing: -0.02em;
+  content: "{theme.TITLE}"; position: absolute; top: 0; left: clamp(12px, 2vw, 24px); color: {theme.INK};
+  font: 650 18px/48px Inter, system-ui, sans-serif; letter-spacing: -0.02em;
 }}
 </style>"""
 
+# The language that the visitor chose here before, which Gradio would ask the browser for.
+LANGUAGE = """<script>
+try {
+  const chosen = localStorage.getItem("studio-language");
+  if (chosen) Object.defineProperty(navigator, "language", { value: chosen });
+} catch {}
+</script>"""
+
 
 class FirstPaint:
-    """ASGI middleware that puts STYLE into the head of every HTML page; whatever else is sent passes as it is."""
+    """ASGI middleware that puts STYLE and LANGUAGE into the head of every HTML page; all else passes as it is."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -43,7 +50,7 @@ class FirstPaint:
                 return
             if held and message["type"] == "http.response.body":
                 if not message.get("more_body"):
-                    message["body"] = message["body"].replace(b"<head>", b"<head>" + STYLE.encode(), 1)
+                    message["body"] = message["body"].replace(b"<head>", b"<head>" + (STYLE + LANGUAGE).encode(), 1)
                     MutableHeaders(scope=held)["content-length"] = str(len(message["body"]))
                 await send(dict(held))
                 held.clear()

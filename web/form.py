@@ -16,6 +16,7 @@ from gradio.blocks import Block
 from core.errors import RequestError
 from core.request import DrawRequest, Request
 from engine import Engine
+from web.drawer import Drawer
 from web.endpoints import uploaded
 from web.fields import COUNT, COUNTS, QUIET, Fields, Inputs, Update
 from web.language import say_to
@@ -48,6 +49,7 @@ class Form:
         kept: the form as the visitor's browser keeps it.
         image: the field for the image that the mode starts from, where it does.
         slot: the part for a LoRA, where the mode takes one.
+        drawer: where the fields are folded away that a first picture does not need.
         used: returns, of all values that the form holds, those that mean something beside the others.
         also: what changes besides, when values are filled in.
         refresh: a listener (function, inputs, outputs) to call when the form has been filled in on arrival.
@@ -60,6 +62,7 @@ class Form:
     kept: gr.BrowserState
     image: gr.Image | None = None
     slot: LoraSlot | None = None
+    drawer: Drawer | None = None
     used: Callable[[dict[str, Any]], dict[str, Any]] = dict
     also: Sequence[Block] = ()
     refresh: tuple[Callable[..., Update], list[Block], list[Block]] | None = None
@@ -119,10 +122,25 @@ class Form:
         run.failure(broken, None, output.status, **QUIET)
         self.fields.reuse_seed(output.picture)
 
+    def sum_up(self, tab: gr.Tab) -> None:
+        """Have the closed drawer say what is set, from when its tab is opened on."""
+        if self.drawer is None:
+            return
+        slot = self.slot.inputs if self.slot else []
+        told = [field for name, field in self.fields.items() if name != "prompt"]
+        changes = [block.change for block in (*told, *slot)]  # type: ignore[attr-defined]  # all of them are inputs
+
+        def sum_up(inputs: Inputs, visitor: gr.Request) -> Update:
+            assert self.drawer is not None
+            return self.drawer.sum_up(self.values(inputs), say_to(visitor))
+
+        events = [*changes, tab.select, self.output.status.input]
+        gr.on(events, sum_up, {*told, *slot}, self.drawer.shown, trigger_mode="always_last", **RAW)
+
     def values(self, inputs: Inputs) -> dict[str, Any]:
         """Return what a listener's inputs hold by field of the request, unchecked; a field may not be among them."""
         values = {name: inputs[field] for name, field in self.fields.items() if field in inputs}
-        if self.image is not None and inputs[self.image] is not None:
+        if self.image is not None and inputs.get(self.image) is not None:
             values["image"] = uploaded(inputs[self.image])
         if self.slot and self.slot.use in inputs:
             values |= self.slot.fields(*(inputs[block] for block in self.slot.inputs))

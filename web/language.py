@@ -48,6 +48,13 @@ def locales() -> Mapping[str, Mapping[str, str]]:
     return texts
 
 
+@cache
+def named() -> Mapping[str, str]:
+    """Return what each language calls itself, by the tag that the page asks Gradio for it by: the first of its file."""
+    files = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(LOCALES.glob("*.json")))
+    return {"en": "English", **{locale["tags"][0]: locale["name"] for locale in files}}
+
+
 def for_gradio() -> gr.I18n:
     """Return all languages for `launch(i18n=...)`: what holds no values, which is what the browser translates."""
     return gr.I18n(

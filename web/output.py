@@ -14,7 +14,7 @@ from core.errors import NotWritten, RequestError
 from core.events import Event, Failure, Result, Retry, Step
 from core.request import Request
 from engine.timing import Pace
-from web.endpoints import files
+from web.endpoints import files, uploaded
 from web.fields import QUIET, REWORD_JS, Update, named_for
 from web.language import Say, Words, english, fixed, say_to
 from web.strip import Past, Strip, joined
@@ -25,7 +25,12 @@ from web.words import KEPT, done_with, emerging, failed, paragraph, parameters_o
 STATUS_JS = f"""{REWORD_JS}
 element.setAttribute("role", "status");
 const columns = element.closest(".columns");
-watch("value", () => columns.classList.toggle("busy", !!element.querySelector(".working")));
+columns.classList.add("untouched"); // until the first press: what a press moves, it moves at once
+columns.addEventListener("click", ({{ target }}) => target.closest(".go") && columns.classList.remove("untouched"));
+watch("value", () => {{
+  const busy = columns.classList.toggle("busy", !!element.querySelector(".working"));
+  columns.querySelector(".go").ariaDisabled = busy;
+}});
 """
 
 
@@ -33,6 +38,7 @@ watch("value", () => columns.classList.toggle("busy", !!element.querySelector(".
 class Output:
     """Where a picture appears, with the text about it and what can be done with it."""
 
+    stage: gr.Column
     picture: gr.Image
     status: gr.HTML
     cancel: gr.Button
@@ -40,45 +46,50 @@ class Output:
     fix: gr.Button
     change: gr.State  # what `fix` makes: a field's name and value
     words: gr.State  # the status's text, once nothing is under way: `Words`
-    downloads: gr.Row
+    actions: gr.Row
+    others: gr.Row  # for what other parts of the page offer to do with a picture
     png_file: gr.DownloadButton
     json_file: gr.DownloadButton
-    details: gr.Accordion
     parameters: gr.HTML
     strip: Strip
     fixable: set[str] = field(default_factory=set)  # fields that the button `fix` can change; see `web.form`
 
     @classmethod
     def lay_out(cls, mode: type[Request], idle: str) -> "Output":
-        """Make the components, from top to bottom. `idle` is the HTML shown while nothing has been asked for."""
+        """Make the components: the stage, and beside or below it what is said and what can be done.
+
+        `idle` is the HTML shown while nothing has been asked for.
+        """
         named = partial(named_for, mode)
-        with gr.Column(**named("stage")):
+        with gr.Column(**named("stage")) as stage:
             picture = gr.Image(
                 type="filepath",
                 format="png",
                 label=fixed("Picture"),
                 show_label=False,
                 interactive=False,
-                buttons=["fullscreen"],
+                buttons=[],
                 **named("picture"),
             )
             preview = gr.HTML(**named("emerging"))
-        with gr.Row(**named("now")):
-            status = gr.HTML(idle, js_on_load=STATUS_JS, **named("status"))
-            cancel = gr.Button(fixed("Cancel"), size="sm", scale=0, **named("cancel"))
-        fix, change = gr.Button(visible=False, size="sm", **named("fix")), gr.State()
-        words = gr.State()
-        status.input(_reworded, [words, change], [status, fix], **QUIET)
-        with gr.Row(visible=False, **named("downloads")) as downloads:
-            png_file, json_file = (
-                gr.DownloadButton(fixed(label), size="sm")  # type: ignore[arg-type]  # Gradio translates it here too
-                for label in ("Download picture", "Download parameters")
-            )
-            gr.Button(fixed("Copy picture"), size="sm", elem_classes=["copy"])  # web/assets/page.js does it
-        with gr.Accordion(fixed("Parameters"), open=False, visible=False) as details:
-            parameters = gr.HTML(**named("parameters"))
-        about = downloads, png_file, json_file, details, parameters, Strip.lay_out(mode)
-        output = cls(picture, status, cancel, preview, fix, change, words, *about)
+        with gr.Column(**named("caption"), min_width=0):
+            with gr.Row(**named("now")):
+                status = gr.HTML(idle, js_on_load=STATUS_JS, **named("status"))
+                cancel = gr.Button(fixed("Cancel"), size="sm", scale=0, **named("cancel"))
+            fix, change = gr.Button(visible=False, size="sm", **named("fix")), gr.State()
+            words = gr.State()
+            status.input(_reworded, [words, change], [status, fix], **QUIET)
+            strip = Strip.lay_out(mode)
+            with gr.Row(visible=False, **named("actions")) as actions:
+                png_file = _download("Download", "download")
+                gr.Button(fixed("Copy"), size="sm", elem_classes=["copy"])  # web/assets/page.js does it
+                others = gr.Row(elem_classes=["others"])
+                with gr.Accordion(fixed("More"), open=False, elem_classes=["more"]):
+                    parameters = gr.HTML(js_on_load=REWORD_JS, **named("parameters"))
+                    json_file = _download("Download parameters")
+            parameters.input(_parameters_again, json_file, parameters, preprocess=False, **QUIET)
+        about = actions, others, png_file, json_file, parameters, strip
+        output = cls(stage, picture, status, cancel, preview, fix, change, words, *about)
         output.strip.gallery.select(output._look_back, output.strip.past, output.shown, **QUIET)
         return output
 
@@ -93,10 +104,9 @@ class Output:
             self.fix,
             self.change,
             self.words,
-            self.downloads,
+            self.actions,
             self.png_file,
             self.json_file,
-            self.details,
             self.parameters,
             self.strip.gallery,
             self.strip.past,
@@ -143,7 +153,7 @@ class Output:
                         yield self.tell(partial(failed, Failure.of(error)), say) | {self.preview: ""}
                         return
                     past = joined(past, new)
-                    update = self._finished(new, event.request.prompt) | self.strip.show(past)
+                    update = self._finished(new, event.request.prompt, say) | self.strip.show(past)
                     yield update | (self.tell(new.words, say) if done == count else {})
                 case Failure():
                     yield self.tell(partial(failed, event), say) | self._offer(event, say) | {self.preview: ""}
@@ -176,18 +186,18 @@ class Output:
             prompt = metadata.read_png(Path(chosen.picture)).values["prompt"]
         except RequestError:  # swept away after a day
             return {self.status: gr.skip()}
-        return self._finished(chosen, prompt) | self.tell(chosen.words, say_to(visitor))
+        say = say_to(visitor)
+        return self._finished(chosen, prompt, say) | self.tell(chosen.words, say)
 
-    def _finished(self, made: Past, prompt: str) -> Update:
+    def _finished(self, made: Past, prompt: str, say: Say) -> Update:
         """Return what shows a finished picture."""
         return {
             self.picture: gr.Image(made.picture, alt_text=prompt),
             self.preview: "",
-            self.downloads: gr.Row(visible=True),
+            self.actions: gr.Row(visible=True),
             self.png_file: made.picture,
             self.json_file: made.sidecar,
-            self.details: gr.Accordion(visible=True),
-            self.parameters: parameters_of(Path(made.sidecar).read_text(encoding="utf-8")),
+            self.parameters: _parameters(made.sidecar, say),
         }
 
     def _offer(self, failure: Failure, say: Say) -> Update:
@@ -203,6 +213,23 @@ class Output:
     def tell(self, words: Words, say: Say) -> Update:
         """Return what shows in the status how a run ended, or what was done, in any language that is chosen later."""
         return {self.status: words(say), self.words: words}
+
+
+def _parameters(sidecar: str, say: Say) -> str:
+    return parameters_of(Path(sidecar).read_text(encoding="utf-8"), say)
+
+
+def _parameters_again(sidecar: dict[str, Any] | None, visitor: gr.Request) -> Any:
+    """Return a picture's parameters in the visitor's language; nothing changes where none are shown any more."""
+    try:
+        return gr.skip() if sidecar is None else _parameters(uploaded(sidecar), say_to(visitor))
+    except OSError:  # swept away after a day
+        return gr.skip()
+
+
+def _download(label: str, *classes: str) -> gr.DownloadButton:
+    name: Any = fixed(label)  # Gradio translates it here too, for all that its type says
+    return gr.DownloadButton(name, size="sm", elem_classes=[*classes])
 
 
 def _reworded(words: Words | None, change: tuple[str, Any] | None, visitor: gr.Request) -> tuple[Any, Any]:

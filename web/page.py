@@ -9,22 +9,29 @@ import gradio as gr
 from core.request import MODES, Model, TextToImage
 from engine import Engine
 from web import situation, theme
-from web.fields import QUIET, Field, Update
+from web.fields import QUIET, REWORD_JS, Field, Update
 from web.form import Form
-from web.language import fixed, say_to
+from web.language import fixed, named, say_to
 from web.output import Output
 from web.restore import lay_out, wire
 from web.tabs import TABS
 from web.words import weights_sentence
-
-MODEL_ZOO = "https://github.com/Tongyi-MAI/Z-Image#-model-zoo"
-COMING_SOON = ("Edit", "Omni")
 
 # As `web.fields.REWORD_JS`, with the tab that is open.
 WEIGHTS_JS = """
 const open = () => document.querySelector('[role="tab"].selected').dataset.tabId;
 addEventListener("studio-language", () => trigger("input", { mode: open() }));
 """
+
+# What web/assets/page.js says, in the page's language.
+SPOKEN = {
+    "picture": "Picture",
+    "close": "Close",
+    "before": "Previous picture",
+    "after": "Next picture",
+    "copied": "Copied",
+    "refused": "Not copied: this browser does not allow it.",
+}
 
 HEAD = f'''<meta name="color-scheme" content="dark"><script src="{theme.ASSETS_URL}/page.js" defer></script>'''
 
@@ -34,10 +41,14 @@ def build(engine: Engine) -> gr.Blocks:
     # Pictures are copied to Gradio's cache to be served; they go after a day, and when the server stops.
     page = gr.Blocks(title=theme.TITLE, analytics_enabled=False, delete_cache=(3600, 86400))
     with page:
-        gr.HTML(_header(), elem_id="header")
-        with gr.Row(elem_id="above"):
-            weights_line = gr.HTML(js_on_load=WEIGHTS_JS, elem_id="weights")
+        with gr.Row(elem_id="top"):
+            gr.HTML(
+                f'<h1>{theme.TITLE}<span class="stop">.</span></h1><p id="said" role="status"></p>', elem_id="brand"
+            )
+            weights_line = gr.HTML(js_on_load=WEIGHTS_JS, elem_id="weights", elem_classes=["weights"])
             restore, restored = lay_out()
+            gr.HTML(_switch(), elem_id="languages")
+            spoken = gr.HTML(_spoken(), js_on_load=REWORD_JS, elem_id="words")
         forms: dict[str, Form] = {}
         places: list[gr.Tab] = []
         with gr.Tabs() as tabs:
@@ -50,6 +61,7 @@ def build(engine: Engine) -> gr.Blocks:
                 if tab.offer:
                     _hand_over(form.output, tab.offer, tabs, forms[tab.mode.mode])
         _reword_weights(engine, weights_line, forms[TextToImage.mode].fields["model"], places)
+        gr.on([page.load, spoken.input], _spoken, None, spoken, **QUIET)
         wire(page, restore, restored, tabs, list(forms.values()))
         for tab in TABS:
             tab.publish(engine)
@@ -60,8 +72,8 @@ def build(engine: Engine) -> gr.Blocks:
 
 def _hand_over(drawn: Output, label: str, tabs: gr.Tabs, to: Form) -> None:
     """Offer a finished picture to another tab, whose mode starts from an image."""
-    with drawn.downloads:
-        use = gr.Button(fixed(label), size="sm")
+    with drawn.others:
+        use = gr.Button(fixed(label), size="sm", elem_classes=[f"to-{to.mode.mode}"])
     assert to.image is not None
     use.click(lambda picture: (gr.Tabs(selected=to.mode.mode), picture), drawn.picture, [tabs, to.image], **QUIET)
 
@@ -82,9 +94,15 @@ def _reword_weights(engine: Engine, weights_line: gr.HTML, model_field: Field, p
     weights_line.input(reword, model_field, [weights_line, *places], **QUIET)
 
 
-def _header() -> str:
-    soon = ", ".join(f'<a href="{MODEL_ZOO}" target="_blank" rel="noopener">{name}</a>' for name in COMING_SOON)
-    language = '<button type="button" class="language" lang="en">Language <span lang="zh">语言</span></button>'
-    words = f'<span id="close" hidden>{fixed("Close")}</span>'  # for web/assets/page.js
-    brand = f'<h1>{theme.TITLE}<span class="stop">.</span></h1>'
-    return f'{brand}<p>{fixed("Coming soon:")} <span class="soon">{soon}</span>{language}{words}</p>'
+def _spoken(visitor: gr.Request | None = None) -> str:
+    """Return what the page's own JavaScript says: Gradio translates no more than one text of a component."""
+    say = say_to(visitor)
+    return "".join(f'<span id="word-{key}" hidden>{say(text)}</span>' for key, text in SPOKEN.items())
+
+
+def _switch() -> str:
+    """Return a button for each language that the whole page speaks; which one is pressed, web/assets/page.js knows."""
+    names = (
+        f'<button type="button" data-language="{tag}" lang="{tag}">{name}</button>' for tag, name in named().items()
+    )
+    return f'<div class="switch" role="group" aria-label="Language, 语言">{"".join(names)}</div>'

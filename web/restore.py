@@ -20,19 +20,25 @@ from web.words import failed, field_name
 MOST_TOLD = 24  # things that were not restored; a hostile picture has thousands
 QUERY_MODE = "mode"  # ?mode=controlnet&prompt=...
 
+# A live region, which must be there before there is something to say; the next picture takes what it said away.
+TOLD_JS = f"""{REWORD_JS}
+element.setAttribute("role", "status");
+watch("value", () => element.classList.remove("read"));
+addEventListener("click", (event) => event.target.closest(".go") && element.classList.add("read"));
+"""
+
 
 def lay_out() -> tuple[gr.UploadButton, gr.HTML]:
     """Make the button that takes a picture, which also takes what is dropped on the page, and the place for words."""
     button = gr.UploadButton(
-        fixed("Restore settings from a picture"),  # type: ignore[arg-type]  # Gradio translates it here too
+        fixed("Restore settings"),  # type: ignore[arg-type]  # Gradio translates it here too
         file_types=[".png"],
         size="sm",
         scale=0,
         elem_id="restore",
+        elem_classes=["restore"],
     )
-    # A live region, which must be there before there is something to say.
-    live = f'{REWORD_JS} element.setAttribute("role", "status")'
-    told = gr.HTML(js_on_load=live, elem_id="restored", elem_classes=["status"])
+    told = gr.HTML(js_on_load=TOLD_JS, elem_id="restored", elem_classes=["status"])
     told.input(lambda: "", None, told, **QUIET)  # what was shown on arrival is over when the language changes
     return button, told
 
@@ -90,8 +96,8 @@ def wire(
     outputs = [told, tabs, *changed]
     button.upload(restore, button, outputs, preprocess=False, **QUIET)
     for form in forms:
-        with form.output.downloads:
-            use = gr.Button(fixed("Restore settings"), size="sm")
+        with form.output.others:
+            use = gr.Button(fixed("Restore"), size="sm", elem_classes=["restore"])
         use.click(restore, form.output.picture, outputs, preprocess=False, **QUIET)
     arrived = page.load(arrive, [form.kept for form in by_mode.values()], outputs, **QUIET)
     for form in by_mode.values():

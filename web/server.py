@@ -86,12 +86,13 @@ def launch_options(
     """
     options: dict[str, Any] = {
         "theme": theme.build(),
+        "css": theme.icons(),
         "css_paths": [theme.CSS],
         "head": HEAD,
         "favicon_path": str(theme.FAVICON),
         # Gradio compresses its assets; the page itself and its configuration, 350 and 300 kB, it does not.
         "app_kwargs": {"routes": theme.routes(), "middleware": [Middleware(GZipMiddleware), Middleware(FirstPaint)]},
-        "footer_links": ["api", "settings"],  # the settings hold Gradio's choice of a language
+        "footer_links": [],  # the header has what is needed of them
         "i18n": language.for_gradio(),
         "run_history": False,  # it would keep every visitor's prompts in their browser
         "enable_monitoring": False,

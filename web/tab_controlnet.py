@@ -10,8 +10,9 @@ from core.errors import StudioError
 from core.request import CONTROLNET_STEPS, PREPROCESSORS, ControlNet, Preprocess
 from engine import Engine
 from web import words
+from web.drawer import Drawer
 from web.endpoints import Answers, as_file, publish, refusal, stream
-from web.fields import REWORD_JS, Fields, Inputs, Update, count_tokens, image_field, titles
+from web.fields import REWORD_JS, Fields, Inputs, Update, count_tokens, image_field, named_for, titles
 from web.form import RAW, Form, seen_on_opening
 from web.language import fixed, say_to
 from web.lora_slot import LoraSlot
@@ -34,7 +35,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
     """
     situation, fields = seen_on_opening(engine, ControlNet, tab, weights_line), Fields(ControlNet)
     with gr.Row(elem_classes=["columns"]):
-        with gr.Column(elem_id="controlnet-controls", min_width=280):
+        with gr.Column(**named_for(ControlNet, "side"), min_width=0):
             image = image_field(ControlNet)
             fields.add("preprocessor", choices=titles(PREPROCESSORS), elem_id="preprocessor")
             with gr.Column(visible=False, elem_id="preview-column") as preview_column:
@@ -45,21 +46,23 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
                     label=fixed("What the picture will follow"),
                     interactive=False,
                     height=240,
-                    buttons=["fullscreen"],
+                    buttons=[],
                     elem_id="preview",
                 )
             about_preview = gr.HTML(js_on_load=REWORD_JS, elem_id="preview-status", elem_classes=["status"])
-            fields.add("prompt", lines=2, max_lines=10, elem_id="controlnet-prompt")
-            count_tokens(fields["prompt"], situation)
-            fields.add("scale")
-            fields.add("steps", value=CONTROLNET_STEPS)
-            slot = LoraSlot.lay_out(engine, ControlNet, fields["prompt"], situation)
-            with gr.Accordion(fixed("Advanced"), open=False):
-                with gr.Row() as thresholds:
-                    fields.add("canny_low", min_width=200)
-                    fields.add("canny_high", min_width=200)
-                fields.add_seed()
-                fields.add_count()
+        with gr.Column(**named_for(ControlNet, "controls"), min_width=0):
+            fields.add_prompt("controlnet-prompt", placeholder=fixed("Describe a picture"))
+            with gr.Row(elem_classes=["line"]):
+                with Drawer.lay_out(fields) as drawer:
+                    fields.add("steps", value=CONTROLNET_STEPS)
+                    fields.add("scale")
+                    with gr.Row() as thresholds:
+                        fields.add("canny_low", min_width=120)
+                        fields.add("canny_high", min_width=120)
+                    fields.add_seed()
+                    fields.add_count()
+                    slot = LoraSlot.lay_out(engine, ControlNet, fields["prompt"], situation)
+                count_tokens(fields["prompt"], situation)
             generate = gr.Button(
                 fixed("Generate"),
                 variant="primary",
@@ -67,10 +70,10 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
                 elem_id="controlnet-generate",
                 elem_classes=["go"],
             )
-        with gr.Column(elem_id="controlnet-output", min_width=280):
+        with gr.Column(**named_for(ControlNet, "output"), min_width=0):
             output = Output.lay_out(ControlNet, words.idle("Choose an image, describe a picture", "Generate"))
 
-    form = Form.of(ControlNet, fields, output, image=image, slot=slot, used=_used)
+    form = Form.of(ControlNet, fields, output, image=image, slot=slot, drawer=drawer, used=_used)
 
     def show(inputs: Inputs, visitor: gr.Request) -> Update:
         """Show the control image that a drawing would follow, or why there is none."""
@@ -96,6 +99,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
         }
 
     form.draws_on(generate, engine)
+    form.sum_up(tab)
     seen = [image, *(fields[name] for name in ("preprocessor", "canny_low", "canny_high"))]
     # While one preview is made, of what is asked for in the meantime only the last is.
     changes = [*(field.change for field in seen), about_preview.input]

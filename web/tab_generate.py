@@ -10,7 +10,8 @@ from core.sizes import ImageSizes, shape_of, shapes
 from engine import Engine
 from engine.mode_generate import examples
 from web import endpoints, words
-from web.fields import QUIET, Fields, Update, count_tokens
+from web.drawer import Drawer
+from web.fields import QUIET, Fields, Update, count_tokens, named_for
 from web.form import Form
 from web.language import fixed, say_to
 from web.lora_slot import LoraSlot
@@ -34,33 +35,34 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
     situation, fields = gr.State(now), Fields(TextToImage)
 
     with gr.Row(elem_classes=["columns"]):
-        with gr.Column(elem_id="generate-controls", min_width=280):
+        with gr.Column(**named_for(TextToImage, "controls"), min_width=0):
             prompts = examples(now.kind)
-            placeholder = fixed(prompts[0])
-            fields.add("prompt", placeholder=placeholder, lines=3, max_lines=10, autofocus=True, elem_id="prompt")
-            count_tokens(fields["prompt"], situation)
+            fields.add_prompt("prompt", autofocus=True, placeholder=fixed("Describe a picture"))
+            fields.add("model", elem_id="model", elem_classes=["model"])
+            with gr.Row(elem_classes=["line"]):
+                with Drawer.lay_out(fields) as drawer:
+                    fields.add("steps", value=usual.steps)
+                    with gr.Column(visible=usual.guided, elem_id="guidance") as guidance:
+                        fields.add("negative_prompt", lines=2)
+                        fields.add("cfg", value=usual.cfg, step=0.1)
+                    fixed_size = gr.HTML(_fixed_size(now.sizes), visible=_is_fixed(now.sizes))
+                    shape = gr.Radio(**_shape(now.sizes), label=fixed("Shape"), elem_id="shape")
+                    with gr.Row(visible=not _is_fixed(now.sizes)) as free_size:
+                        sides = [fields.add(side, **_size(now.sizes), min_width=120) for side in ("width", "height")]
+                    fields.add_seed()
+                    fields.add_count()
+                    slot = LoraSlot.lay_out(engine, TextToImage, fields["prompt"], situation, fields["model"])
+                count_tokens(fields["prompt"], situation)
+            generate = gr.Button(fixed("Generate"), variant="primary", elem_id="generate", elem_classes=["go"])
+        with gr.Column(**named_for(TextToImage, "output"), min_width=0):
+            output = Output.lay_out(TextToImage, words.idle("Describe a picture", "Generate"))
+        with output.stage:
             samples = gr.Dataset(
                 components=[fields["prompt"]],
                 samples=[[example] for example in prompts],
                 label=fixed("Try one of these"),
                 elem_id="examples",
             )
-            fields.add("model", elem_id="model")
-            fields.add("steps", value=usual.steps)
-            with gr.Column(visible=usual.guided, elem_id="guidance") as guidance:
-                fields.add("negative_prompt", lines=2)
-                fields.add("cfg", value=usual.cfg, step=0.1)
-            slot = LoraSlot.lay_out(engine, TextToImage, fields["prompt"], situation, fields["model"])
-            with gr.Accordion(fixed("Advanced"), open=False):
-                fixed_size = gr.HTML(_fixed_size(now.sizes), visible=_is_fixed(now.sizes))
-                shape = gr.Radio(**_shape(now.sizes), label=fixed("Shape"), elem_id="shape")
-                with gr.Row(visible=not _is_fixed(now.sizes)) as free_size:
-                    sides = [fields.add(side, **_size(now.sizes), min_width=200) for side in ("width", "height")]
-                fields.add_seed()
-                fields.add_count()
-            generate = gr.Button(fixed("Generate"), variant="primary", elem_id="generate", elem_classes=["go"])
-        with gr.Column(elem_id="generate-output", min_width=280):
-            output = Output.lay_out(TextToImage, words.idle("Describe a picture", "Generate"))
 
     def by_weights(chosen: Model, width: int, height: int, visitor: gr.Request) -> Update:
         """What depends on which weights draw; they may have arrived since the server started."""
@@ -97,10 +99,11 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
     seen = [fields["model"], *sides]
     of_weights = [situation, weights_line, samples, shape, fixed_size, free_size, *sides]
     refresh = by_weights, seen, of_weights
-    parts = {"slot": slot, "used": _used, "also": [guidance], "refresh": refresh, "follow": follow}
+    parts = {"slot": slot, "drawer": drawer, "used": _used, "also": [guidance], "refresh": refresh, "follow": follow}
     form = Form.of(TextToImage, fields, output, **parts)
 
     form.draws_on(generate, engine)
+    form.sum_up(tab)
     shape.input(lambda chosen, now: shapes(now.sizes)[chosen], [shape, situation], sides, **QUIET)
     for side in sides:
         side.change(lambda width, height, now: shape_of(width, height, now.sizes), [*sides, situation], shape, **QUIET)

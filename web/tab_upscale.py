@@ -7,10 +7,11 @@ from typing import Any
 import gradio as gr
 
 from core.errors import RequestError, StudioError
-from core.request import UPSCALE_DENOISE, UPSCALE_STEPS, UPSCALERS, Upscale
+from core.request import UPSCALE_DENOISE, UPSCALE_MAX, UPSCALE_STEPS, UPSCALERS, Upscale
 from engine import Engine, mode_upscale
 from web import endpoints, words
-from web.fields import QUIET, REWORD_JS, Fields, Inputs, Update, image_field, titles
+from web.drawer import Drawer
+from web.fields import QUIET, REWORD_JS, Fields, Inputs, Update, image_field, named_for, titles
 from web.form import RAW, Form, seen_on_opening
 from web.language import Say, fixed, say_to
 from web.output import Output
@@ -23,6 +24,9 @@ The uploaded image has up to 2048 pixels a side. While it works it gives no file
 the parameters.
 """
 
+# Where the prompt stays in its place and means nothing.
+PLAIN = f"<p>{fixed('Denoise is 0: nothing is drawn again, and no prompt is needed.')}</p>"
+
 
 def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
     """Lay out the tab and wire it; return its form.
@@ -32,35 +36,41 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
     usual = UPSCALE_DENOISE[seen_on_opening(engine, Upscale, tab, weights_line).value.kind]
     fields = Fields(Upscale)
     with gr.Row(elem_classes=["columns"]):
-        with gr.Column(elem_id="upscale-controls", min_width=280):
+        with gr.Column(**named_for(Upscale, "side"), min_width=0):
             image = image_field(Upscale)
             about = gr.HTML(js_on_load=REWORD_JS, elem_id="upscale-estimate", elem_classes=["status"])
             fields.add("upscaler", choices=titles(UPSCALERS), elem_id="upscaler")
             fields.add("denoise", value=usual, step=0.01, elem_id="denoise")
-            # They mean nothing to a picture that is not refined.
-            with gr.Column(visible=usual > 0) as refinement:
-                fields.add("prompt", lines=1, max_lines=10, elem_id="upscale-prompt")
-                with gr.Accordion(fixed("Advanced"), open=False):
+        with gr.Column(**named_for(Upscale, "controls"), min_width=0):
+            # Prompt, steps and seed mean nothing to a picture that is not refined.
+            fields.add_prompt("upscale-prompt", interactive=usual > 0)
+            with gr.Row(elem_classes=["line"]):
+                with Drawer.lay_out(fields, visible=usual > 0) as drawer:
                     fields.add("steps", value=UPSCALE_STEPS)
                     fields.add_seed()
+                plain = gr.HTML(PLAIN, visible=usual == 0, elem_classes=["tokens"])
             start = gr.Button(
                 fixed("Upscale"), variant="primary", interactive=False, elem_id="upscale-start", elem_classes=["go"]
             )
-        with gr.Column(elem_id="upscale-output", min_width=280):
+        with gr.Column(**named_for(Upscale, "output"), min_width=0):
+            output = Output.lay_out(Upscale, words.idle("Choose a picture", "Upscale"))
+        with output.stage:
             compared = gr.ImageSlider(
                 type="filepath",
                 format="png",
                 label=fixed("Before and after"),  # type: ignore[arg-type]  # Gradio translates it here too
                 interactive=False,
-                buttons=["fullscreen"],
+                buttons=[],
+                max_height=UPSCALE_MAX,
                 visible=False,
                 elem_id="compared",
             )
-            output = Output.lay_out(Upscale, words.idle("Choose a picture", "Upscale"))
-            # It is shown beside what it was made from, not alone. Where it is not, its changes would not be seen.
-            output.picture.visible = "hidden"
+        # It is shown beside what it was made from, not alone. Where it is not, its changes would not be seen.
+        output.picture.visible = "hidden"
+        with output.others:
+            gr.Button(fixed("View"), size="sm", elem_classes=["view"])  # web/assets/page.js does it
 
-    form = Form.of(Upscale, fields, output, image=image)
+    form = Form.of(Upscale, fields, output, image=image, drawer=drawer)
 
     def foresee(inputs: Inputs, visitor: gr.Request) -> Update:
         """Show what a picture will become, and about how long that will take."""
@@ -87,12 +97,19 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
         return gr.ImageSlider((before, after), visible=True)
 
     form.draws_on(start, engine)
+    form.sum_up(tab)
     output.picture.change(compare, [output.picture, output.strip.past], compared, **RAW)
     foreseen = [image, *(fields[name] for name in ("upscaler", "denoise", "steps"))]
     changes = [*(field.change for field in foreseen), about.input]
     gr.on(changes, foresee, set(foreseen), [start, about], trigger_mode="always_last", **RAW)
-    fields["denoise"].change(lambda denoise: gr.Column(visible=denoise > 0), fields["denoise"], refinement, **QUIET)
+    refined = [fields["prompt"], drawer.place, plain]
+    fields["denoise"].change(_refinement, fields["denoise"], refined, **QUIET)
     return form
+
+
+def _refinement(denoise: float) -> tuple[gr.Textbox, gr.Accordion, gr.HTML]:
+    """Return the prompt and the drawer as a refinement, or none, takes them, and what is said where there is none."""
+    return gr.Textbox(interactive=denoise > 0), gr.Accordion(visible=denoise > 0), gr.HTML(visible=denoise == 0)
 
 
 def _foreseen(estimate: mode_upscale.Foreseen, say: Say) -> str:

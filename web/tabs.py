@@ -32,6 +32,6 @@ class Tab:
 
 TABS: list[Tab] = [
     Tab(TextToImage, "Text to Image", tab_generate.lay_out, tab_generate.endpoint),
-    Tab(ControlNet, "ControlNet", tab_controlnet.lay_out, tab_controlnet.endpoints, "Use as control image"),
+    Tab(ControlNet, "ControlNet", tab_controlnet.lay_out, tab_controlnet.endpoints, "Use as control"),
     Tab(Upscale, "Upscale", tab_upscale.lay_out, tab_upscale.endpoint, "Upscale this"),
 ]

@@ -30,6 +30,29 @@ AMBER = Color(  # type: ignore[misc]  # the same
 DOT = f"""url("data:image/svg+xml,%3csvg viewBox='0 0 16 16' fill='{GROUND.replace("#", "%23")}' xmlns=\
 'http://www.w3.org/2000/svg'%3e%3ccircle cx='8' cy='8' r='3'/%3e%3c/svg%3e")"""
 
+# Strokes on a field of 24 by 24; the class of what has one is its name.
+ICONS = {
+    "download": "M12 4v11m-5-5 5 5 5-5M5 20h14",
+    "copy": "M9 9h11v11H9zM5 15V4h11",
+    "copied": "M5 12.5l5 5L19 7",
+    "to-controlnet": "M3 19l6-10 4 6 3-4 5 8zM17 6h.01",
+    "to-upscale": "M14 4h6v6m0-6-7 7M10 20H4v-6m0 6 7-7",
+    "restore": "M4 4v6h6M4.3 14.5A8 8 0 1 0 6 6.3L4 10",
+    "more": "M6 12a1 1 0 1 1-2 0 1 1 0 0 1 2 0zM13 12a1 1 0 1 1-2 0 1 1 0 0 1 2 0zM20 12a1 1 0 1 1-2 0 1 1 0 0 1 2 0z",
+    "view": "M4 9V4h5M15 4h5v5M20 15v5h-5M9 20H4v-5",
+    "drawer": "M4 7h10m4 0h2M4 17h2m4 0h10M18 7a2 2 0 1 1-4 0 2 2 0 0 1 4 0zM10 17a2 2 0 1 1-4 0 2 2 0 0 1 4 0z",
+    "weights": "M12 3l8 4.5v9L12 21l-8-4.5v-9zM4 7.5l8 4.5 8-4.5M12 12v9",
+}
+
+
+def icons() -> str:
+    """Return the CSS that gives each icon's class its shape, to be laid over a colour by `theme.css`."""
+    look = "fill='none' stroke='black' stroke-width='1.7' stroke-linecap='round' stroke-linejoin='round'"
+    svg = f"%3csvg viewBox='0 0 24 24' {look} xmlns='http://www.w3.org/2000/svg'%3e%3cpath d='{{}}'/%3e%3c/svg%3e"
+    shape = f'url("data:image/svg+xml,{svg}")'
+    return "\n".join(f".{name} {{ --icon: {shape.format(path)}; }}" for name, path in ICONS.items())
+
+
 # As fontsource cuts Inter: a page in English loads the first file only.
 INTER_FILES = {
     "inter-latin.woff2": "U+0000-00FF, U+0131, U+0152-0153, U+02BB-02BC, U+02C6, U+02DA, U+02DC, U+0304, U+0308, "

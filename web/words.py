@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -40,10 +41,10 @@ LABELS = {
     "scale": "Control scale",
 }
 
-# Which weights draw, and the words to press for more.
+# Which weights draw: by name, and in a sentence.
 WEIGHTS: dict[WeightsKind, tuple[str, str]] = {
-    "mini": ("Drawing with the embedded miniature, which knows small flat icons.", "How to get the real weights"),
-    "full": ("Drawing with the real weights.", "Which ones"),
+    "mini": ("Embedded miniature", "Drawing with the embedded miniature, which knows small flat icons."),
+    "full": ("Real weights", "Drawing with the real weights."),
 }
 # The licence of each kind of weights, and where it stands (the model cards; weights/mini/README.md).
 LICENCES: dict[WeightsKind, tuple[str, str]] = {
@@ -51,7 +52,11 @@ LICENCES: dict[WeightsKind, tuple[str, str]] = {
     "full": ("Apache-2.0", "https://huggingface.co/Tongyi-MAI/Z-Image-Turbo"),
 }
 LICENCE = "The weights are under the licence {licence}; it claims nothing on the pictures."
-WEIGHTS_MISSING = ("This model cannot draw yet: its weights are not complete.", "How to get them")
+WEIGHTS_MISSING = ("Weights missing", "This model cannot draw yet: its weights are not complete.")
+MODEL_ZOO = "https://github.com/Tongyi-MAI/Z-Image#-model-zoo"
+COMING_SOON = ("Edit", "Omni")
+
+UNTOLD = ("prompt", "weights", "lora_strength")  # said elsewhere: by the form, the header, with the LoRA
 
 LEFT_SHOWN = 2  # seconds; of less, nobody has to be told
 
@@ -59,12 +64,17 @@ KEPT = "Your form is as you left it."
 
 
 def weights_sentence(now: Situation, say: Say = english) -> str:
-    """Return which weights draw, with more on demand."""
-    plain, more = map(say, WEIGHTS[now.kind] if now.complete else WEIGHTS_MISSING)
+    """Return which weights draw, with more on demand: how to get others, their licence, what is to come."""
+    name_of_them, sentence = map(say, WEIGHTS[now.kind] if now.complete else WEIGHTS_MISSING)
     name, url = LICENCES[now.kind]
     licence = say(LICENCE, licence=f'<a href="{url}" target="_blank" rel="noopener">{name}</a>')
-    about = f"<p>{escape('. '.join(_upper(say(text)) for text in now.texts))}</p><p>{licence}</p>"
-    return f"<details><summary>{plain} <u>{more}</u></summary>{about}</details>"
+    soon = ", ".join(f'<a href="{MODEL_ZOO}" target="_blank" rel="noopener">{model}</a>' for model in COMING_SOON)
+    program = f'<a href="?view=api" target="_blank">{say("How programs use this page")}</a>'
+    why = escape(". ".join(_upper(say(text)) for text in now.texts))
+    about = (f"{sentence} {why}", licence, f"{say('Coming soon:')} {soon}", program)
+    return (
+        f"<details><summary>{name_of_them}</summary><div>{''.join(f'<p>{text}</p>' for text in about)}</div></details>"
+    )
 
 
 def idle(sentence: str, button: str) -> str:
@@ -171,10 +181,17 @@ def done_with(result: Result, say: Say) -> str:
     return f"<p><span>{say('Seed')} <b>{used.seed}</b></span><span>{facts}</span></p>{notes}"
 
 
-def parameters_of(text: str) -> str:
-    """Return a picture's parameters, a JSON text."""
+def parameters_of(text: str, say: Say = english) -> str:
+    """Return a picture's parameters, a JSON text: what was asked for as facts, everything behind a second step."""
+    asked = json.loads(text)["request"]
+    facts = "".join(
+        f"<dt>{escape(field_name(name, say))}</dt><dd>{escape(str(value))}</dd>"
+        for name, value in asked.items()
+        if value not in (None, "") and name not in UNTOLD and not isinstance(value, dict | list)
+    )
     # Not as gr.JSON: its colours compete with the picture's.
-    return f'<pre tabindex="0">{escape(text)}</pre>'
+    whole = f'<summary>{escape(say("All parameters"))}</summary><pre tabindex="0">{escape(text)}</pre>'
+    return f"<dl>{facts}</dl><details>{whole}</details>"
 
 
 def _upper(text: str) -> str:

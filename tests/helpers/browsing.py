@@ -143,6 +143,7 @@ def choose(page: Page, model: str) -> None:
 
 
 def set_steps(page: Page, steps: int) -> None:
+    advanced(page)
     field = page.get_by_label("number input for Steps")
     field.fill(str(steps))
     field.press("Tab")
@@ -153,7 +154,6 @@ def start_long_work(page: Page) -> None:
     choose(page, "Base")
     expect(page.get_by_label("number input for Steps")).to_have_value("25")
     set_steps(page, 100)
-    advanced(page)
     page.locator("#generate-controls .count").get_by_role("radio", name="4").check()
     write(page, PROMPT)
     generate(page)
@@ -179,8 +179,12 @@ def draw_seed(page: Page, seed: str) -> None:
     finished(page)
 
 
-def advanced(page: Page) -> None:
-    page.locator("#generate-controls").get_by_role("button", name="Advanced").click()
+def advanced(page: Page, mode: str = "generate") -> None:
+    """Open the drawer of a tab, where it is closed."""
+    fold = page.locator(f"#{mode}-controls .drawer > .label-wrap")
+    if fold.get_attribute("aria-expanded") != "true":
+        fold.click()
+    expect(fold).to_have_attribute("aria-expanded", "true")
 
 
 def prompt_of(page: Page) -> Locator:

@@ -22,6 +22,7 @@ from tests.helpers.browsing import (
     PROMPT,
     TABLET,
     Open,
+    advanced,
     choose,
     finished,
     generate,
@@ -79,25 +80,28 @@ def test_the_picture_is_our_file_byte_for_byte(open_page: Open, draw: Callable[.
     made = draw(prompt=PROMPT, seed=7).png
     assert picture_bytes(page) == made
     with page.expect_download() as download:
-        page.get_by_role("button", name="Download picture").click()
+        page.get_by_role("button", name="Download", exact=True).click()
     saved = tmp_path / download.value.suggested_filename
     assert saved.name == "z-image-7.png"
     download.value.save_as(saved)
     assert saved.read_bytes() == made
     assert metadata.read_png(saved).values["prompt"] == PROMPT
+    page.get_by_role("button", name="More").click()
     with page.expect_download() as download:
         page.get_by_role("button", name="Download parameters").click()
     assert download.value.suggested_filename == "z-image-7.json"
-    page.locator("#generate-output .label-wrap").click()
-    expect(page.locator("#generate-parameters")).to_contain_text("fingerprints")
+    facts = page.locator("#generate-parameters dl")
+    expect(facts).to_contain_text("Seed7")
+    expect(facts).not_to_contain_text("fingerprints")
+    page.get_by_text("All parameters").click()
+    expect(page.locator("#generate-parameters pre")).to_contain_text("fingerprints")
+    expect(page.locator("#generate-parameters pre")).to_be_visible()
     shoot(page, "4-parameters")
-    page.get_by_role("button", name="Fullscreen").click()
-    page.get_by_role("button", name="Exit fullscreen").wait_for()
-    page.screenshot(path=ARTIFACTS / "desktop-12-fullscreen.png")
 
 
 def test_choosing_a_model_moves_its_defaults(open_page: Open) -> None:
     page = open_page()
+    advanced(page)
     steps, cfg = page.get_by_label("number input for Steps"), page.get_by_label("number input for CFG")
     expect(steps).to_have_value("8")
     expect(cfg).to_be_hidden()
@@ -126,6 +130,7 @@ def test_a_lora_is_looked_at_on_upload_and_used(open_page: Open, size: tuple[int
     form = page.locator("#generate-controls")
     slot, about = form.locator(".lora-file"), form.locator(".block.lora-about")
     expect(slot).to_be_hidden()
+    advanced(page)
     form.get_by_label("Use a LoRA").check()
     expect(slot).to_contain_text("LoRA for Z-Image Turbo")
     box = slot.bounding_box()
@@ -152,6 +157,7 @@ def test_a_file_that_is_no_lora_is_refused_at_once(open_page: Open, tmp_path: Pa
     path = loras.write(tmp_path / "flux.safetensors", {"double_blocks.0.img_attn.proj.lora_A.weight": torch.ones(2)})
     page = open_page()
     form = page.locator("#generate-controls")
+    advanced(page)
     form.get_by_label("Use a LoRA").check()
     form.locator(".lora-file input[type=file]").set_input_files(path)
     expect(form.locator(".lora-about .failed")).to_contain_text("This LoRA cannot be used. Wanted: a LoRA for Z-Image;")
@@ -189,6 +195,7 @@ def test_wrong_values_get_a_sentence_and_the_form_stays(open_page: Open) -> None
     generate(page)
     expect(page.locator("#generate-status .failed")).to_contain_text("Seed takes a whole number from 0 to 4294967295")
     expect(prompt_of(page)).to_have_value(PROMPT)
+    advanced(page)
     seed_field(page).fill("")  # empty is random
     generate(page)
     finished(page)
@@ -239,9 +246,12 @@ def test_closing_the_tab_frees_the_worker(open_page: Open) -> None:
 def test_it_says_which_weights_draw_and_how_to_get_others(open_page: Open) -> None:
     page = open_page()
     line = page.locator("#weights")
-    expect(line).to_contain_text("embedded miniature")
-    page.get_by_text("How to get the real weights").click()
-    expect(line).to_contain_text("download")
+    expect(line.locator("summary")).to_have_text("Embedded miniature")
+    expect(line.locator("p").first).to_be_hidden()
+    line.get_by_text("Embedded miniature").click()
+    expect(line.locator("p").first).to_contain_text("knows small flat icons")
+    expect(line.locator("p").first).to_contain_text("download")
+    expect(line.locator("p").first).to_be_visible()
     shoot(page, "10-weights")
 
 
@@ -284,23 +294,24 @@ def test_inter_comes_from_here(open_page: Open) -> None:
 def test_it_fits_without_sideways_scrolling(open_page: Open, size: tuple[int, int]) -> None:
     page = open_page(size)
     choose(page, "Base")
-    page.get_by_role("button", name="Advanced").click()
+    advanced(page)
     page.get_by_label("Negative prompt").wait_for()
     shoot(page, "11-everything")
     assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
-    form, output = page.locator("#generate-controls").bounding_box(), page.locator("#generate-output").bounding_box()
-    assert form
-    assert output
-    if size[0] >= 768:
-        assert output["x"] >= form["x"] + form["width"]
+    opened, stage = page.locator("#generate-controls .drawer > .open + *"), page.locator("#generate-stage")
+    fields, picture = opened.bounding_box(), stage.bounding_box()
+    assert fields
+    assert picture
+    if size == DESKTOP:
+        assert fields["x"] + fields["width"] <= picture["x"]  # the picture makes room
     else:
-        assert output["y"] >= form["y"] + form["height"]
+        assert fields["y"] > picture["y"]  # over its lower part
 
 
 def test_every_control_has_a_name(open_page: Open) -> None:
     page = open_page()
     choose(page, "Base")
-    page.get_by_role("button", name="Advanced").click()
+    advanced(page)
     page.get_by_label("Negative prompt").wait_for()
     unnamed = page.evaluate("""
         [...document.querySelectorAll("main input, main textarea, main button, main select, main a")]
@@ -314,7 +325,8 @@ def test_every_control_has_a_name(open_page: Open) -> None:
 
 def test_the_page_is_about_what_a_request_takes(open_page: Open) -> None:
     page = open_page()
-    for name in ("prompt", "model", "steps"):
+    advanced(page)
+    for name, field in (("prompt", "#prompt textarea"), ("model", "#model"), ("steps", "#generate-controls .drawer input >> nth=0")):
         description = TextToImage.model_fields[name].description
         assert description
-        expect(page.get_by_text(description)).to_be_visible()
+        expect(page.locator(field)).to_have_accessible_description(description)

@@ -7,25 +7,14 @@ addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     shown(".go")?.click();
-  } else if (event.key === "Escape" && document.querySelector(".api-docs .backdrop")) {
-    // Gradio's dialogs, which take a press beside them only; what is drawn goes on.
-    document.querySelector(".api-docs .backdrop").click();
-    document.querySelector(".language")?.focus();
+  } else if (event.key === "Escape" && shown("#weights details[open], .more > .open, .drawer > .open")) {
+    const open = shown("#weights details[open], .more > .open, .drawer > .open");
+    (open.matches("details") ? open.querySelector("summary") : open).focus();
+    (open.matches("details") ? open.querySelector("summary") : open).click();
   } else if (event.key === "Escape" && !document.querySelector("dialog[open]") && shown(".busy")) {
     shown(".busy .cancel")?.click();
   }
 }, true);
-
-// The arrow keys choose among radio buttons: Gradio gives each a name of its own, which makes it a group of one.
-const STEPS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
-addEventListener("keydown", (event) => {
-  if (!(event.key in STEPS) || event.target.type !== "radio") return;
-  const group = [...event.target.closest("fieldset").querySelectorAll("input[type=radio]")];
-  const next = group.at((group.indexOf(event.target) + STEPS[event.key]) % group.length);
-  event.preventDefault();
-  next.focus();
-  next.click();
-});
 
 // The server words its sentences in the language that Gradio shows the page in.
 const tellLanguage = () => {
@@ -38,53 +27,131 @@ new MutationObserver(() => {
   if (window.studioReady) dispatchEvent(new Event("studio-language")); // before, nothing was shown in another one
 }).observe(document.documentElement, { attributeFilter: ["lang"] });
 
-// Gradio names the place of a picture that is not there yet, and forgets to say what the named thing is.
-const nameEmpty = () => document.querySelectorAll(".empty[aria-label]:not([role])").forEach((empty) => { empty.role = "img"; });
-new MutationObserver(nameEmpty).observe(document.documentElement, { childList: true, subtree: true });
+const word = (key) => document.querySelector(`#word-${key}`).textContent;
+const say = (text) => { document.querySelector("#said").textContent = text; };
 
-// The picture as it is: at its real size, over the page.
-const enlarge = (picture) => {
+// The switch: Gradio changes its language by a function of its own; where that is not found, a new start does it.
+const speak = async (tag) => {
+  try { localStorage.setItem("studio-language", tag); } catch {} // a browser that keeps nothing
+  try {
+    const core = performance.getEntriesByType("resource").find(({ name }) => /\/core-[^/]*\.js$/.test(name));
+    (await import(core.name)).changeLocale(tag);
+  } catch {
+    location.reload();
+  }
+};
+
+// What Gradio's components leave out for screen readers and the keyboard. Names are given once, states are kept.
+let count = 0;
+const idOf = (element) => (element.id ||= `part-${++count}`);
+const set = (element, name, value) => element.getAttribute(name) === `${value}` || element.setAttribute(name, value);
+const tend = () => {
+  // A picture's empty place has a name, and not what the named thing is.
+  document.querySelectorAll(".empty[aria-label]:not([role])").forEach((empty) => { empty.role = "img"; });
+  // A field's help line is its description, and no part of its name.
+  for (const info of document.querySelectorAll(".info-text")) {
+    const block = info.closest(".block");
+    const label = block.querySelector('[data-testid="block-info"]');
+    const fields = block.matches("fieldset") ? [block] : block.querySelectorAll("input, textarea");
+    for (const field of fields) {
+      set(field, "aria-describedby", idOf(info));
+      if (!field.ariaLabel) set(field, "aria-labelledby", idOf(label));
+    }
+  }
+  for (const about of document.querySelectorAll(".about-image p")) {
+    about.closest(".side").querySelectorAll(".image :is(button.upload-container, input)").forEach((field) =>
+      set(field, "aria-describedby", idOf(about)));
+  }
+  // Radio buttons are one group, so that the arrow keys choose: Gradio makes each a group of its own.
+  for (const group of document.querySelectorAll("fieldset:has(input[type=radio])")) {
+    set(group, "role", "radiogroup");
+    group.querySelectorAll("input[type=radio]").forEach((radio) => set(radio, "name", idOf(group)));
+  }
+  document.querySelectorAll(".label-wrap").forEach((fold) => set(fold, "aria-expanded", fold.matches(".open")));
+  const language = document.documentElement.lang.split("-")[0];
+  document.querySelectorAll("[data-language]").forEach((button) =>
+    set(button, "aria-pressed", button.lang.split("-")[0] === language));
+};
+let due = false;
+new MutationObserver(() => {
+  if (due) return;
+  due = true;
+  requestAnimationFrame(() => { due = false; tend(); });
+}).observe(document.documentElement, { childList: true, subtree: true, attributeFilter: ["class", "lang"] });
+
+// The viewer: the picture fills the screen, at a press it has its real size; the arrows go through this visit's pictures.
+const picturesOf = (columns) => {
+  const strip = [...columns.querySelectorAll(".strip img")];
+  // Of a picture beside the one that it was made from, the later one.
+  const large = [...columns.querySelectorAll(".picture img, #compared img")].at(-1);
+  const at = strip.findIndex(({ src }) => src === large.src);
+  return at < 0 ? [[large], 0] : [strip, at];
+};
+const view = (columns) => {
+  let [pictures, at] = picturesOf(columns);
   const dialog = document.createElement("dialog");
-  dialog.className = "enlarged";
-  const large = new Image();
-  large.src = picture.src;
-  large.alt = picture.alt;
-  const close = document.createElement("button");
-  close.type = "button";
-  close.textContent = "×";
-  close.ariaLabel = document.querySelector("#close").textContent;
-  dialog.append(close, large);
-  dialog.addEventListener("click", () => dialog.close());
+  dialog.className = "viewer";
+  const image = new Image();
+  const show = (number) => {
+    at = (number + pictures.length) % pictures.length;
+    image.src = pictures[at].src;
+    image.alt = pictures[at].alt;
+    dialog.classList.remove("real");
+  };
+  const button = (key, sign, press) => {
+    const made = document.createElement("button");
+    Object.assign(made, { type: "button", className: key, textContent: sign, ariaLabel: word(key), onclick: press });
+    dialog.append(made);
+  };
+  image.onclick = () => dialog.classList.toggle("real");
+  dialog.ariaLabel = word("picture");
+  dialog.append(image);
+  button("close", "×", () => dialog.close());
+  if (pictures.length > 1) {
+    button("before", "‹", () => show(at - 1));
+    button("after", "›", () => show(at + 1));
+  }
+  dialog.addEventListener("keydown", ({ key }) => {
+    if (key === "ArrowLeft") show(at - 1);
+    else if (key === "ArrowRight") show(at + 1);
+  });
   dialog.addEventListener("close", () => dialog.remove());
+  show(at);
   document.body.append(dialog);
   dialog.showModal();
 };
 
 const copy = async (button) => {
-  // Of a picture beside the one that it was made from, the later one.
-  const picture = [...button.closest(".columns").querySelectorAll(".picture img, #compared img")].at(-1);
-  const words = button.textContent;
+  const [pictures, at] = picturesOf(button.closest(".columns"));
   try {
-    const file = fetch(picture.src).then((answer) => answer.blob());
+    const file = fetch(pictures[at].src).then((answer) => answer.blob());
     await navigator.clipboard.write([new ClipboardItem({ "image/png": file })]);
-    button.textContent = "✓";
+    button.classList.add("copied");
+    setTimeout(() => button.classList.remove("copied"), 1500);
+    say(word("copied"));
   } catch {
-    button.textContent = "×"; // the visitor's browser does not allow it
+    say(word("refused")); // the visitor's browser does not allow it
   }
-  setTimeout(() => { button.textContent = words; }, 1500);
 };
 
 addEventListener("click", (event) => {
   const at = (selector) => event.target.closest?.(selector);
+  // What lies over the page goes away with a press beside it.
+  document.querySelectorAll("#weights details[open]").forEach((open) => { open.open = open.contains(event.target); });
+  // On a small screen the open drawer lies over the picture: a press beside it, or one that draws, closes it.
+  const sheet = shown(".drawer > .open + *");
+  if (sheet?.offsetWidth === document.documentElement.clientWidth && (at(".go") || !at(".controls"))) {
+    sheet.previousElementSibling.click();
+  }
   if (at(".go")) {
-    // On a narrow screen the picture lies below the form: it comes into view, with how far it is, when it is begun.
-    shown(".now")?.scrollIntoView({ block: "nearest", behavior: calm() ? "auto" : "smooth" });
+    // The picture comes into view, with how far it is, when it is begun.
+    shown(".stage")?.scrollIntoView({ block: "nearest", behavior: calm() ? "auto" : "smooth" });
   } else if (at(".copy")) {
     copy(at(".copy"));
-  } else if (at(".language")) {
-    document.querySelector("footer .settings")?.click();
-  } else if (at(".picture .image-container > button")?.querySelector("img")) {
-    enlarge(at(".picture .image-container > button").querySelector("img"));
+  } else if (at("[data-language]")) {
+    speak(at("[data-language]").dataset.language);
+  } else if (at(".view") || at(".picture .image-container > button")?.querySelector("img")) {
+    view(at(".columns"));
   }
 });
 
@@ -94,7 +161,7 @@ addEventListener("dragover", (event) => elsewhere(event) && event.preventDefault
 addEventListener("drop", (event) => {
   if (!elsewhere(event)) return;
   event.preventDefault();
-  const input = document.querySelector("#above input[type=file]");
+  const input = document.querySelector("#top input[type=file]");
   if (!input || !event.dataTransfer.files.length) return;
   input.files = event.dataTransfer.files;
   input.dispatchEvent(new Event("change", { bubbles: true }));
