@@ -151,6 +151,7 @@ def set_steps(page: Page, steps: int) -> None:
 
 def start_long_work(page: Page) -> None:
     """Ask for as much as the page allows, and wait until it is being drawn."""
+    advanced(page)
     choose(page, "Base")
     expect(page.get_by_label("number input for Steps")).to_have_value("25")
     set_steps(page, 100)

@@ -13,6 +13,7 @@ from tests.helpers.browsing import (
     PROMPT,
     SIZES,
     Open,
+    advanced,
     choose,
     finished,
     prompt_of,
@@ -71,9 +72,8 @@ def test_axe_finds_no_serious_violation(open_page: Open, size: tuple[int, int], 
     page.locator("#upscale-image input[type=file]").first.set_input_files(tmp_path / "white.png")
     page.locator("#upscale-estimate p").wait_for()
     assert violations(page) == []
-    page.locator(".language").click()
-    page.locator(".api-docs").wait_for()
-    page.keyboard.press("Escape")
+    page.locator("#weights summary").click()
+    assert violations(page) == []
 
 
 def write_in(page: Page, field: str) -> None:
@@ -97,7 +97,7 @@ def test_an_expert_never_touches_the_mouse(open_page: Open, tmp_path: Path) -> N
     finished(page)
     seed = page.locator("#generate-status b").inner_text()
 
-    tab_to(page, "#generate-downloads :is(button, a)")  # save
+    tab_to(page, "#generate-actions :is(button, a)")  # save
     with page.expect_download() as download:
         page.keyboard.press("Enter")
     download.value.save_as(tmp_path / "saved.png")
@@ -108,7 +108,9 @@ def test_an_expert_never_touches_the_mouse(open_page: Open, tmp_path: Path) -> N
     page.keyboard.type("something else")
     tab_to(page, "#model input")
     page.keyboard.press("ArrowRight")
-    expect(page.get_by_label("number input for Steps")).to_have_value("25")
+    expect(page.locator("#generate-controls .drawer > .label-wrap")).to_contain_text("Base, 25 steps")
+    tab_to(page, "#generate-controls .drawer > .label-wrap")
+    page.keyboard.press("Enter")
     tab_to(page, '[aria-label="number input for Steps"]')
     page.keyboard.press("Control+A")
     page.keyboard.type("100")
@@ -118,7 +120,7 @@ def test_an_expert_never_touches_the_mouse(open_page: Open, tmp_path: Path) -> N
     page.keyboard.press("Escape")
     expect(page.locator("#generate-status")).to_contain_text("Cancelled")
 
-    restore = page.locator("#generate-downloads").get_by_text("Restore settings")
+    restore = page.locator("#generate-actions").get_by_text("Restore")
     for _ in range(60):
         if restore.evaluate("(element) => element === document.activeElement"):
             break
@@ -136,6 +138,7 @@ def test_an_expert_never_touches_the_mouse(open_page: Open, tmp_path: Path) -> N
 @pytest.mark.parametrize("size", [DESKTOP, (320, 640)], ids=["desktop", "narrow"])
 def test_what_is_chosen_shows_where_the_system_forces_its_colours(open_page: Open, size: tuple[int, int]) -> None:
     page = open_page(size, forced_colors="active", color_scheme="light")
+    advanced(page)
     for control in ("#model input", "#generate-controls .use-lora input", "#generate-controls input[type=range]"):
         assert page.locator(control).first.evaluate("(element) => getComputedStyle(element).appearance") == "auto"
     shoot(page, "38-forced-colours")
@@ -150,7 +153,7 @@ def test_nothing_moves_when_a_picture_arrives(open_page: Open) -> None:
         window.moved = [];
         const look = (entries) => entries.forEach((entry) => entry.sources.forEach((source) => {
             const element = source.node?.nodeType === 1 ? source.node : source.node?.parentElement;
-            const inside = element?.closest(".stage, .bar, [id$=-controls], #header, #above");
+            const inside = element?.closest(".stage, .bar, [id$=-controls], #top");
             if (inside) window.moved.push(element.outerHTML.slice(0, 120));
         }));
         const watching = new PerformanceObserver((list) => look(list.getEntries()));

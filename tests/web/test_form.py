@@ -34,12 +34,14 @@ def test_the_form_survives_a_reload_in_this_browser_only(open_page: Open) -> Non
         choose(page, "Base")
     with kept(page):
         write(page, PROMPT)
+    advanced(page)
     with kept(page):
         page.get_by_label("Negative prompt").fill("blue")
     with kept(page):
         set_steps(page, 17)
     reload(page)
     expect(prompt_of(page)).to_have_value(PROMPT)
+    advanced(page)
     expect(page.get_by_label("Negative prompt")).to_have_value("blue")
     expect(page.get_by_label("number input for Steps")).to_have_value("17")
     other = open_page()
@@ -49,9 +51,9 @@ def test_the_form_survives_a_reload_in_this_browser_only(open_page: Open) -> Non
 def test_a_link_carries_a_form(open_page: Open) -> None:
     page = open_page(query="?prompt=a+red+apple&seed=42&steps=3&width=1000&unknown=1")
     expect(prompt_of(page)).to_have_value("a red apple")
-    expect(page.get_by_label("number input for Steps")).to_have_value("3")
     expect(page.locator("#restored")).to_contain_text("Not restored: Width: 1000")
     advanced(page)
+    expect(page.get_by_label("number input for Steps")).to_have_value("3")
     assert seed_field(page).input_value() == "42"
 
 
@@ -71,6 +73,7 @@ def test_a_dropped_picture_restores_the_form(open_page: Open, size: tuple[int, i
     page.evaluate(DROP, ["other.png", list(a1111_file(tmp_path / "other.png").read_bytes())])
     expect(prompt_of(page)).to_have_value("a fox")
     expect(page.get_by_role("radio", name="Base")).to_be_checked()
+    advanced(page)
     expect(page.get_by_label("Negative prompt")).to_have_value("rain")
     expect(page.get_by_label("number input for Steps")).to_have_value("21")
     for text in ("Sampler: DPM++ 2M", "Model: sdxl", "Width: 512", "Height: 768"):
@@ -87,8 +90,9 @@ def test_settings_of_a_result_come_back(open_page: Open) -> None:
     draw_seed(page, "5")
     write(page, "something else")
     set_steps(page, 9)
-    page.locator("#generate-output").get_by_role("button", name="Restore settings").click()
+    page.locator("#generate-output").get_by_role("button", name="Restore").click()
     expect(prompt_of(page)).to_have_value(PROMPT)
+    advanced(page)
     expect(page.get_by_label("number input for Steps")).to_have_value("2")
     assert seed_field(page).input_value() == "5"
 

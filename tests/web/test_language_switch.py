@@ -12,6 +12,7 @@ from tests.helpers.browsing import (
     Open,
     draw_seed,
     finished,
+    reload,
     shoot,
     start_long_work,
 )
@@ -39,43 +40,57 @@ def test_the_page_speaks_chinese(open_page: Open, size: tuple[int, int]) -> None
 
 
 def choose_language(page: Page, name: str) -> None:
-    """Choose one in Gradio's dialog, which stays open."""
-    page.get_by_role("button", name="Language").click()
-    page.locator(".api-docs .banner-wrap input:not([type=checkbox])").first.click()
-    page.get_by_role("option", name=name).click()
+    page.locator("#languages").get_by_role("button", name=name).click()
 
 
 def test_the_language_can_be_changed_and_what_is_shown_changes_too(open_page: Open) -> None:
     page = open_page()
     draw_seed(page, "7")
     expect(page.locator("#generate-controls .block.tokens")).to_contain_text("of 512 tokens")
-    choose_language(page, "简体中文")
+    expect(page.get_by_role("button", name="English")).to_have_attribute("aria-pressed", "true")
+    choose_language(page, "中文")
     expect(page.locator("#generate")).to_have_text("生成")
-    page.keyboard.press("Escape")
-    expect(page.locator(".api-docs")).to_have_count(0)
+    expect(page.get_by_role("button", name="中文")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_role("button", name="English")).to_have_attribute("aria-pressed", "false")
     assert "studio-language=zh" in page.evaluate("document.cookie")
     expect(page.locator("#generate-status")).to_contain_text("2 步")
     expect(page.locator("#generate-status b")).to_have_text("7")
     expect(page.locator("#weights")).to_contain_text("迷你模型")
     expect(page.locator("#generate-controls .block.tokens")).to_contain_text("512 个词元")
+    expect(page.locator("#generate-controls .drawer > .label-wrap")).to_contain_text("2 步")
+    expect(page.locator("#generate-controls .chip")).to_have_text("种子 7 ×")
+    expect(page.locator("#generate-parameters dl")).to_contain_text("种子7")
     expect(page.get_by_role("tab", name="放大")).to_be_visible()
-    page.locator("#generate-controls").get_by_label("种子").fill("1.5")
+    page.locator("#generate-controls").get_by_label("种子").first.fill("1.5")
     page.locator("#generate").click()
     expect(page.locator("#generate-fix")).to_have_text("使用随机种子")
     choose_language(page, "English")
     expect(page.locator("#generate-status .failed")).to_contain_text("Seed takes a whole number")
     expect(page.locator("#generate-fix")).to_have_text("Use a random seed")
-    shoot(page, "36-language-dialog")
 
 
-def test_escape_closes_the_dialog_first_and_then_cancels(open_page: Open) -> None:
+def test_a_chosen_language_stays(open_page: Open) -> None:
+    page = open_page()
+    choose_language(page, "中文")
+    expect(page.locator("#generate")).to_have_text("生成")
+    expect(page.locator("#word-copied")).to_have_text("已复制", use_inner_text=False)
+    reload(page)
+    expect(page.locator("#generate")).to_have_text("生成")
+    expect(page.locator("#generate-controls .drawer > .label-wrap")).to_contain_text("随机种子")
+
+
+def test_escape_closes_what_lies_over_the_page_first_and_then_cancels(open_page: Open) -> None:
     page = open_page()
     start_long_work(page)
-    page.get_by_role("button", name="Language").click()
-    page.locator(".api-docs").wait_for()
     page.keyboard.press("Escape")
-    expect(page.locator(".api-docs")).to_have_count(0)
-    expect(page.get_by_role("button", name="Language")).to_be_focused()
+    fold = page.locator("#generate-controls .drawer > .label-wrap")
+    expect(fold).to_have_attribute("aria-expanded", "false")
+    expect(fold).to_be_focused()
+    page.locator("#weights summary").click()
+    expect(page.locator("#weights details p").first).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#weights details p").first).to_be_hidden()
+    expect(page.locator("#weights summary")).to_be_focused()
     expect(page.locator("#generate-status .working")).to_be_visible()  # it goes on
     page.keyboard.press("Escape")
     expect(page.locator("#generate-status")).to_contain_text("Cancelled")

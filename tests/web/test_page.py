@@ -326,7 +326,11 @@ def test_every_control_has_a_name(open_page: Open) -> None:
 def test_the_page_is_about_what_a_request_takes(open_page: Open) -> None:
     page = open_page()
     advanced(page)
-    for name, field in (("prompt", "#prompt textarea"), ("model", "#model"), ("steps", "#generate-controls .drawer input >> nth=0")):
+    for name, field in (
+        ("prompt", "#prompt textarea"),
+        ("model", "#model"),
+        ("steps", "#generate-controls .drawer input >> nth=0"),
+    ):
         description = TextToImage.model_fields[name].description
         assert description
         expect(page.locator(field)).to_have_accessible_description(description)

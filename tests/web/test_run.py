@@ -8,10 +8,13 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, expect
 
+from core import metadata
 from diffusion import measure
 from hub import parts
 from tests.helpers import sparse
 from tests.helpers.browsing import (
+    ARTIFACTS,
+    DESKTOP,
     PATIENCE,
     PROMPT,
     SIZES,
@@ -72,7 +75,6 @@ def test_several_pictures_with_consecutive_seeds_and_a_strip(open_page: Open, si
     assert strip["height"] < 250  # one row of small pictures
     shoot(page, "31-strip")
     wait_for_quiet(page)
-    page.locator("#generate-output .label-wrap").click()
     thumbs.last.click()
     expect(page.locator("#generate-parameters")).to_contain_text('"seed": 41')
     assert '"seed": 41' in Image.open(io.BytesIO(picture_bytes(page))).info["z-image-studio"]
@@ -90,6 +92,7 @@ def test_an_error_comes_with_a_button_that_fixes_it(open_page: Open, size: tuple
     expect(page.locator("#generate-status .failed")).to_contain_text("Seed takes a whole number")
     shoot(page, "33-fix")
     page.get_by_role("button", name="Use a random seed").click()
+    advanced(page)
     expect(seed_field(page)).to_have_value("0")
     expect(page.get_by_role("button", name="Use a random seed")).to_be_hidden()
     set_steps(page, 1)
@@ -103,18 +106,54 @@ def test_a_picture_is_copied_and_enlarged(open_page: Open) -> None:
     set_steps(page, 2)
     generate(page)
     finished(page)
-    page.get_by_role("button", name="Copy picture").click()
-    expect(page.locator(".copy")).to_have_text("✓")
+    copy = page.get_by_role("button", name="Copy", exact=True)
+    wide = copy.bounding_box()
+    copy.click()
+    expect(page.locator("#said")).to_have_text("Copied")  # which a screen reader reads aloud
+    expect(copy).to_contain_class("copied")
+    assert copy.bounding_box() == wide
     kinds = page.evaluate("navigator.clipboard.read().then((items) => items.flatMap((item) => item.types))")
     assert kinds == ["image/png"]
     page.locator("#generate-picture img").click()
-    large = page.locator("dialog.enlarged img")
+    large = page.locator("dialog.viewer img")
     expect(large).to_be_visible()
+    assert large.bounding_box() == {"x": 0, "y": 0, "width": DESKTOP[0], "height": DESKTOP[1]}  # all of the screen
+    page.screenshot(path=ARTIFACTS / "desktop-12-viewer.png")
+    large.click()
     box = large.bounding_box()
     assert box
     assert box["width"] == 128  # its real size
     page.keyboard.press("Escape")
     expect(large).to_have_count(0)
+
+
+def test_the_viewer_goes_through_the_pictures_of_this_visit(open_page: Open) -> None:
+    page = open_page()
+    write(page, PROMPT)
+    set_steps(page, 1)
+    page.locator("#generate-controls .count").get_by_role("radio", name="3").check()
+    set_seed(page, "41")
+    generate(page)
+    finished(page)
+    expect(page.locator("#generate-strip button.thumbnail-item")).to_have_count(3)
+    page.locator("#generate-picture button").press("Enter")  # with the keyboard
+    large = page.locator("dialog.viewer img")
+
+    def seed() -> int:
+        source = large.get_attribute("src")
+        assert source
+        return int(metadata.read_png(io.BytesIO(page.request.get(source).body())).values["seed"])
+
+    seeds = [seed()]
+    for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft"):
+        page.keyboard.press(key)
+        seeds.append(seed())
+    assert seeds == [43, 42, 41, 43, 41]
+    page.get_by_role("button", name="Previous picture").click()
+    assert seed() == 42
+    page.get_by_role("button", name="Close").click()
+    expect(large).to_have_count(0)
+    expect(page.locator("#generate-picture button")).to_be_focused()
 
 
 def test_an_enlarged_picture_is_copied(open_page: Open, tmp_path: Path) -> None:
@@ -125,8 +164,8 @@ def test_an_enlarged_picture_is_copied(open_page: Open, tmp_path: Path) -> None:
     page.get_by_role("radio", name="Fast").check()
     page.locator("#upscale-start").click()
     expect(page.locator("#compared img")).to_have_count(2)
-    page.locator("#upscale-downloads .copy").click()
-    expect(page.locator("#upscale-downloads .copy")).to_have_text("✓")
+    page.locator("#upscale-actions .copy").click()
+    expect(page.locator("#said")).to_have_text("Copied")
     width = page.evaluate("""async () => {
         const [item] = await navigator.clipboard.read();
         return (await createImageBitmap(await item.getType("image/png"))).width;

@@ -18,7 +18,7 @@ from core.request import PREPROCESSORS, ControlNet, Preprocess
 from core.sizes import IMAGE_SIZES
 from core.upload import Upload
 from images import preprocess
-from tests.helpers.browsing import NARROW, PHONE, Open, shoot
+from tests.helpers.browsing import NARROW, PHONE, Open, advanced, shoot
 from tests.helpers.serving import Server, server
 
 pytestmark = pytest.mark.browser
@@ -100,7 +100,7 @@ def test_thresholds_belong_to_canny(visit: Open, sketch: Path) -> None:
         strong.save(sketch)
     page = visit()
     upload(page, sketch)
-    page.locator("#controlnet-controls").get_by_role("button", name="Advanced").click()
+    advanced(page, "controlnet")
     high = page.get_by_label("number input for High threshold")
     expect(high).to_be_visible()
     before = page.locator("#preview img").get_attribute("src")
@@ -140,7 +140,7 @@ def test_a_result_becomes_a_control_image(visit: Open) -> None:
     page.get_by_label("Prompt", exact=False).first.fill(PROMPT)
     page.locator("#generate").click()
     page.locator("#generate-status b").wait_for()
-    page.get_by_role("button", name="Use as control image").click()
+    page.get_by_role("button", name="Use as control").click()
     page.locator("#preview img").wait_for()
     expect(page.locator("#controlnet-generate")).to_be_enabled()
     expect(page.get_by_role("tab", name="ControlNet")).to_have_attribute("aria-selected", "true")
@@ -151,7 +151,7 @@ def test_a_result_becomes_a_control_image(visit: Open) -> None:
 def test_it_fits_without_sideways_scrolling(visit: Open, sketch: Path, size: tuple[int, int]) -> None:
     page = visit(size)
     upload(page, sketch)
-    page.locator("#controlnet-controls").get_by_role("button", name="Advanced").click()
+    advanced(page, "controlnet")
     page.get_by_label("number input for High threshold").wait_for()
     shoot(page, "24-controlnet-everything")
     assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
@@ -159,10 +159,18 @@ def test_it_fits_without_sideways_scrolling(visit: Open, sketch: Path, size: tup
 
 def test_the_tab_is_about_what_a_request_takes(visit: Open) -> None:
     page = visit()
-    for name in ("image", "preprocessor", "prompt", "scale", "steps"):
+    advanced(page, "controlnet")
+    fields = {
+        "image": page.locator("#controlnet-image button.upload-container"),
+        "preprocessor": page.locator("#preprocessor"),
+        "prompt": page.locator("#controlnet-prompt textarea"),
+        "scale": page.get_by_label("number input for Control scale"),
+        "steps": page.locator("#controlnet-controls").get_by_label("number input for Steps"),
+    }
+    for name, field in fields.items():
         text = ControlNet.model_fields[name].description
         assert text
-        expect(page.locator("#controlnet-controls").get_by_text(text)).to_be_visible()
+        expect(field).to_have_accessible_description(text)
     for facts in PREPROCESSORS.values():
         expect(page.get_by_role("radio", name=facts.title)).to_be_visible()
 

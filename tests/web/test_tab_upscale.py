@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 from bench.upscale import photograph
 from core.request import Upscale
 from engine import Engine
-from tests.helpers.browsing import DESKTOP, DROP, NARROW, PHONE, Open, kept, reload, shoot
+from tests.helpers.browsing import DESKTOP, DROP, NARROW, PHONE, Open, advanced, kept, reload, shoot
 from tests.helpers.serving import server
 
 pytestmark = pytest.mark.browser
@@ -71,7 +71,7 @@ def refine(page: Page) -> None:
     """Ask for a refinement, of one step."""
     page.locator("#denoise input[type=number]").fill("0.33")
     page.locator("#denoise input[type=number]").blur()
-    page.locator("#upscale-controls").get_by_role("button", name="Advanced").click()
+    advanced(page, "upscale")
     steps = page.locator("#upscale-controls").get_by_label("number input for Steps")
     steps.fill("1")
     steps.press("Tab")
@@ -120,7 +120,7 @@ def test_the_form_survives_a_reload(visit: Open) -> None:
     expect(page.locator("#upscaler").get_by_role("radio", name="Fast")).to_be_checked()
     expect(page.locator("#denoise input[type=number]")).to_have_value("0.33")
     expect(page.locator("#upscale-prompt textarea")).to_have_value("fine fur")
-    page.locator("#upscale-controls").get_by_role("button", name="Advanced").click()
+    advanced(page, "upscale")
     expect(page.locator("#upscale-controls").get_by_label("number input for Steps")).to_have_value("1")
 
 
@@ -134,7 +134,7 @@ def test_a_dropped_result_restores_the_form(open_page: Open, engine: Engine, pho
     expect(page.locator("#upscaler").get_by_role("radio", name="Fast")).to_be_checked()
     expect(page.locator("#denoise input[type=number]")).to_have_value("0.4")
     expect(page.locator("#upscale-prompt textarea")).to_have_value("fine fur")
-    page.locator("#upscale-controls").get_by_role("button", name="Advanced").click()
+    advanced(page, "upscale")
     expect(page.locator("#upscale-controls").get_by_label("number input for Steps")).to_have_value("2")
     expect(page.locator("#upscale-controls").get_by_label("Seed")).to_have_value("77")
 
@@ -155,10 +155,15 @@ def test_an_error_comes_with_a_button_that_fixes_it(visit: Open, photo: Path) ->
 
 def test_the_prompt_belongs_to_the_refinement(visit: Open) -> None:
     page = visit(NARROW)
-    expect(page.locator("#upscale-prompt")).to_have_count(0)
+    prompt, drawer = page.locator("#upscale-prompt textarea"), page.locator("#upscale-controls .drawer")
+    expect(prompt).to_be_disabled()  # in its place, as on every tab, and it says why
+    expect(drawer).to_be_hidden()  # nothing is drawn, so there is no seed
+    expect(page.locator("#upscale-controls")).to_contain_text("no prompt is needed")
     page.locator("#denoise input[type=number]").fill("0.33")
     page.locator("#denoise input[type=number]").blur()
-    expect(page.locator("#upscale-prompt")).to_be_visible()
+    expect(prompt).to_be_enabled()
+    expect(drawer).to_contain_text("5 steps, seed random")
+    expect(page.locator("#upscale-controls")).not_to_contain_text("no prompt is needed")
 
 
 def test_a_picture_that_is_too_large_is_refused_before_it_is_pressed(visit: Open, tmp_path: Path) -> None:
