@@ -147,7 +147,11 @@ class Output:
                     facts = replace(event, png=b"", sidecar={})  # these are kept as long as the words are
                     try:
                         with files(event) as (png, sidecar):
-                            new = Past(self._cached(png), self._cached(sidecar), partial(done_with, facts), source)
+                            used = event.request
+                            name = f"{used.prompt}, {say('seed {seed}', seed=used.seed)}"
+                            new = Past(
+                                self._cached(png), self._cached(sidecar), partial(done_with, facts), source, name
+                            )
                     except NotWritten as error:
                         events.close()
                         yield self.tell(partial(failed, Failure.of(error)), say) | {self.preview: ""}

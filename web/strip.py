@@ -21,12 +21,14 @@ class Past:
         sidecar: the file of its parameters there.
         words: what is shown about it.
         source: the image file that it was made from; empty where there was none.
+        name: what a screen reader calls it: its prompt and its seed.
     """
 
     picture: str
     sidecar: str
     words: Words
     source: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Strip:
 
     def show(self, past: list[Past]) -> dict[Block, Any]:
         """Return what shows the pictures; a single one is on the page anyway."""
-        return {self.past: past, self.gallery: gr.Gallery([shown.picture for shown in past], visible=len(past) > 1)}
+        named = [(shown.picture, shown.name) for shown in past]
+        return {self.past: past, self.gallery: gr.Gallery(named, visible=len(past) > 1)}
 
 
 def joined(past: list[Past], new: Past) -> list[Past]:

@@ -20,7 +20,9 @@ ARTIFACTS = ROOT / "artifacts"
 PROMPT = "a fox on a black background"
 PATIENCE = 120_000  # ms; a machine may be busy
 DESKTOP, TABLET, PHONE, NARROW = (1280, 800), (768, 1024), (390, 844), (320, 640)
+LAPTOP, UPRIGHT, WIDE = (1280, 720), (820, 1180), (1920, 1080)
 NAMES = {DESKTOP: "desktop", TABLET: "tablet", PHONE: "phone", NARROW: "narrow"}
+NAMES |= {LAPTOP: "laptop", UPRIGHT: "upright", WIDE: "wide"}
 SIZES = pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 FLAGS = [
     "--no-sandbox",

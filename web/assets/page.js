@@ -67,6 +67,11 @@ const tend = () => {
     set(group, "role", "radiogroup");
     group.querySelectorAll("input[type=radio]").forEach((radio) => set(radio, "name", idOf(group)));
   }
+  // A picture of the strip is called by its prompt and its seed.
+  document.querySelectorAll(".strip .thumbnail-item").forEach((entry) => {
+    const name = entry.querySelector(".caption-label")?.textContent.trim();
+    if (name) set(entry, "aria-label", name);
+  });
   document.querySelectorAll(".label-wrap").forEach((fold) => set(fold, "aria-expanded", fold.matches(".open")));
   const language = document.documentElement.lang.split("-")[0];
   document.querySelectorAll("[data-language]").forEach((button) =>
