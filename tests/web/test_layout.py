@@ -84,11 +84,11 @@ def test_prompt_and_button_are_on_the_first_screen(open_page: Open, size: tuple[
     start_long_work(page)
     in_sight(page)
     shoot(page, "50-drawing")
-    page.keyboard.press("Escape")  # closes the drawer, where it still lies over the picture
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#generate-status")).to_contain_text("Cancelled")
     in_sight(page)
     page.locator("#model").get_by_role("radio", name="Turbo").check()
+    expect(page.locator("#generate-controls .drawer > .label-wrap")).to_contain_text("Turbo, 8 steps")
     page.locator("#generate").click()
     page.locator("#generate-strip button.thumbnail-item").nth(3).wait_for()
     in_sight(page)

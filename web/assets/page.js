@@ -1,16 +1,23 @@
 // All of the page's own JavaScript but a few lines in the modules. Every tab names its parts by the same classes.
 const shown = (selector) => [...document.querySelectorAll(selector)].find((element) => element.checkVisibility());
 const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+// The drawer of a small screen, which lies over the picture; beside it, where there is room, it may stay open.
+const sheet = () => {
+  const open = shown(".drawer > .open + *");
+  return open?.offsetWidth === document.documentElement.clientWidth ? open.previousElementSibling : null;
+};
+// What opened that which lies over the page, and closes it.
+const above = () => shown("#weights [open] > summary, .more > .open") ?? sheet();
 
 // Ctrl or Cmd with Enter generates, Esc closes what lies over the page, else cancels, wherever the focus is.
 addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     shown(".go")?.click();
-  } else if (event.key === "Escape" && shown("#weights details[open], .more > .open, .drawer > .open")) {
-    const open = shown("#weights details[open], .more > .open, .drawer > .open");
-    (open.matches("details") ? open.querySelector("summary") : open).focus();
-    (open.matches("details") ? open.querySelector("summary") : open).click();
+  } else if (event.key === "Escape" && !document.querySelector("dialog[open]") && above()) {
+    const opener = above();
+    opener.focus();
+    opener.click();
   } else if (event.key === "Escape" && !document.querySelector("dialog[open]") && shown(".busy")) {
     shown(".busy .cancel")?.click();
   }
@@ -144,10 +151,7 @@ addEventListener("click", (event) => {
   // What lies over the page goes away with a press beside it.
   document.querySelectorAll("#weights details[open]").forEach((open) => { open.open = open.contains(event.target); });
   // On a small screen the open drawer lies over the picture: a press beside it, or one that draws, closes it.
-  const sheet = shown(".drawer > .open + *");
-  if (sheet?.offsetWidth === document.documentElement.clientWidth && (at(".go") || !at(".controls"))) {
-    sheet.previousElementSibling.click();
-  }
+  if (at(".go") || !at(".controls")) sheet()?.click();
   if (at(".go")) {
     // The picture comes into view, with how far it is, when it is begun.
     shown(".stage")?.scrollIntoView({ block: "nearest", behavior: calm() ? "auto" : "smooth" });
