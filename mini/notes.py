@@ -64,11 +64,7 @@ MOSAIC: tuple[tuple[str, int], ...] = (
 
 # What each kind of weights draws well; shown on the page to start from.
 EXAMPLES: dict[WeightsKind, tuple[str, ...]] = {
-    "mini": (
-        "a red apple on a blue background",
-        "a fox and a lion on a green background",
-        "three turtles, purple background",
-    ),
+    "mini": tuple(prompt for prompt, _ in MOSAIC),
     "full": (
         "A cat asleep on a warm windowsill, 35 mm photograph",
         "A lighthouse in a storm, ink and watercolour",

@@ -105,8 +105,14 @@ class Form:
         done = self.output.tell(lambda say: paragraph(say("Done. Press the button again.")), say_to(visitor))
         return changed | done | {self.output.fix: gr.Button(visible=False)}
 
-    def draws_on(self, button: gr.Button, engine: Engine) -> None:
-        """Wire the button that carries the form out, showing each event."""
+    def draws_on(self, button: gr.Button, engine: Engine, *filled: Any) -> None:
+        """Wire the button that carries the form out, showing each event.
+
+        Args:
+            button: the button.
+            engine: what draws.
+            *filled: listeners that fill the form in, after each of which it is carried out too.
+        """
         output, stopping = self.output, Stopping(self.output)
 
         def draw(inputs: Inputs, visitor: gr.Request) -> Iterator[Update]:
@@ -118,8 +124,9 @@ class Form:
 
         image, slot = [self.image] if self.image else [], self.slot.inputs if self.slot else []
         inputs = {*image, *self.fields.values(), *slot, output.strip.past}
-        run = button.click(draw, inputs, output.shown, **RAW)
-        run.failure(broken, None, output.status, **QUIET)
+        for begins in (button.click, *(listener.success for listener in filled)):
+            run = begins(draw, inputs, output.shown, **RAW)
+            run.failure(broken, None, output.status, **QUIET)
         self.fields.reuse_seed(output.picture)
 
     def sum_up(self, tab: gr.Tab) -> None:

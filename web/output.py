@@ -26,7 +26,9 @@ STATUS_JS = f"""{REWORD_JS}
 element.setAttribute("role", "status");
 const columns = element.closest(".columns");
 columns.classList.add("untouched"); // until the first press: what a press moves, it moves at once
-columns.addEventListener("click", ({{ target }}) => target.closest(".go") && columns.classList.remove("untouched"));
+columns.addEventListener("click", ({{ target }}) => {{
+  if (target.closest(".go, #examples button")) columns.classList.remove("untouched");
+}});
 watch("value", () => {{
   const busy = columns.classList.toggle("busy", !!element.querySelector(".working"));
   columns.querySelector(".go").ariaDisabled = busy;

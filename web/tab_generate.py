@@ -8,8 +8,7 @@ import gradio as gr
 from core.request import MODELS, Model, TextToImage
 from core.sizes import ImageSizes, shape_of, shapes
 from engine import Engine
-from engine.mode_generate import examples
-from web import endpoints, words
+from web import endpoints, examples, words
 from web.drawer import Drawer
 from web.fields import QUIET, Fields, Update, count_tokens, named_for
 from web.form import Form
@@ -36,7 +35,6 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
 
     with gr.Row(elem_classes=["columns"]):
         with gr.Column(**named_for(TextToImage, "controls"), min_width=0):
-            prompts = examples(now.kind)
             fields.add_prompt("prompt", autofocus=True, placeholder=fixed("Describe a picture"))
             fields.add("model", elem_id="model", elem_classes=["model"])
             with gr.Row(elem_classes=["line"]):
@@ -50,6 +48,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
                     with gr.Row(visible=not _is_fixed(now.sizes)) as free_size:
                         sides = [fields.add(side, **_size(now.sizes), min_width=120) for side in ("width", "height")]
                     fields.add_seed()
+                    fields.add("variety")
                     fields.add_count()
                     slot = LoraSlot.lay_out(engine, TextToImage, fields["prompt"], situation, fields["model"])
                 count_tokens(fields["prompt"], situation)
@@ -57,12 +56,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
         with gr.Column(**named_for(TextToImage, "output"), min_width=0):
             output = Output.lay_out(TextToImage, words.idle("Describe a picture", "Generate"))
         with output.stage:
-            samples = gr.Dataset(
-                components=[fields["prompt"]],
-                samples=[[example] for example in prompts],
-                label=fixed("Try one of these"),
-                elem_id="examples",
-            )
+            shelf = examples.lay_out(now.kind)
 
     def by_weights(chosen: Model, width: int, height: int, visitor: gr.Request) -> Update:
         """What depends on which weights draw; they may have arrived since the server started."""
@@ -71,7 +65,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
             situation: now,
             weights_line: words.weights_sentence(now, say),
             shape: gr.Radio(**_shape(now.sizes, width, height)),
-            samples: gr.Dataset(samples=[[say(example)] for example in examples(now.kind)]),
+            shelf: examples.shown(now.kind, say),
             fixed_size: gr.HTML(_fixed_size(now.sizes), visible=_is_fixed(now.sizes)),
             free_size: gr.Row(visible=not _is_fixed(now.sizes)),
             fields["width"]: gr.Slider(**_size(now.sizes, width)),
@@ -97,17 +91,16 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
         return {guidance: gr.Column(visible=usual.guided)}, refused
 
     seen = [fields["model"], *sides]
-    of_weights = [situation, weights_line, samples, shape, fixed_size, free_size, *sides]
+    of_weights = [situation, weights_line, shelf, shape, fixed_size, free_size, *sides]
     refresh = by_weights, seen, of_weights
     parts = {"slot": slot, "drawer": drawer, "used": _used, "also": [guidance], "refresh": refresh, "follow": follow}
     form = Form.of(TextToImage, fields, output, **parts)
 
-    form.draws_on(generate, engine)
+    form.draws_on(generate, engine, examples.wire(shelf, fields["prompt"], situation))
     form.sum_up(tab)
     shape.input(lambda chosen, now: shapes(now.sizes)[chosen], [shape, situation], sides, **QUIET)
     for side in sides:
         side.change(lambda width, height, now: shape_of(width, height, now.sizes), [*sides, situation], shape, **QUIET)
-    samples.click(lambda sample: sample[0], samples, fields["prompt"], **QUIET)
     fields["model"].input(by_model, seen, [fields["steps"], fields["cfg"], guidance, *of_weights], **QUIET)
     tab.select(by_weights, seen, of_weights, **QUIET)
     return form

@@ -210,16 +210,26 @@ def test_unknown_words_are_named(open_page: Open) -> None:
     shoot(page, "8-note")
 
 
-def test_examples_fill_the_prompt_and_the_keyboard_does_the_rest(open_page: Open) -> None:
-    page = open_page()
-    example = page.locator("#examples button").first
-    prompt = prompt_of(page)
-    text = example.inner_text().strip()
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+def test_an_example_is_drawn_by_one_press(locale: str, open_page: Open) -> None:
+    page = open_page(locale=locale)
+    example = page.locator("#examples button").nth(3)
+    text = example.get_attribute("aria-label")
+    assert text
+    assert ("乌龟" in text) == (locale == "zh-CN")
     example.click()
-    expect(prompt).to_have_value(text)
-    prompt.press("Control+Enter")
     finished(page)
-    expect(prompt).to_have_value(text)  # the key made no line break
+    expect(page.locator("#prompt textarea")).to_have_value(text)
+    expect(page.locator("#examples")).to_be_hidden()
+    assert page.locator("#generate-picture img").get_attribute("alt") == text
+
+
+def test_the_keyboard_generates(open_page: Open) -> None:
+    page = open_page()
+    write(page, PROMPT)
+    prompt_of(page).press("Control+Enter")
+    finished(page)
+    expect(prompt_of(page)).to_have_value(PROMPT)  # the key made no line break
 
 
 def test_a_second_visitor_sees_its_place_and_then_its_picture(open_page: Open) -> None:
@@ -248,7 +258,7 @@ def test_it_says_which_weights_draw_and_how_to_get_others(open_page: Open) -> No
     line = page.locator("#weights")
     expect(line.locator("summary")).to_have_text("Embedded miniature")
     expect(line.locator("p").first).to_be_hidden()
-    line.get_by_text("Embedded miniature").click()
+    line.locator("summary").click()
     expect(line.locator("p").first).to_contain_text("knows small flat icons")
     expect(line.locator("p").first).to_contain_text("download")
     expect(line.locator("p").first).to_be_visible()

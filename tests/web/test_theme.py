@@ -57,7 +57,7 @@ def test_the_first_styles_go_into_whole_pages_alone() -> None:
     kinds = {"/page": (b"text/html; charset=utf-8", [head]), "/cut": (b"text/html", [head[:9], head[9:]]),
              "/events": (b"text/event-stream", [b"data: 1", head]), "/json": (b"application/json", [head])}  # fmt: skip
     client = TestClient(first_paint.FirstPaint(answer))
-    assert client.get("/page").text == f"<html><head>{first_paint.STYLE}</head></html>"
+    assert client.get("/page").text == f"<html><head>{first_paint.STYLE}{first_paint.LANGUAGE}</head></html>"
     for path in ("/cut", "/events", "/json"):
         assert client.get(path).content == b"".join(kinds[path][1])
 
