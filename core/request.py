@@ -316,12 +316,12 @@ class TextToImage(DrawRequest):
     width: Side = Field(None, description="Width in pixels.")
     height: Side = Field(None, description="Height in pixels.")
     seed: Seed = 0
-    variety: float = Field(
-        0.0, ge=0, le=1, description="How much seeds differ from each other: 0 is as the model draws, 1 is most."
-    )
     lora: LoraFile = ""
     lora_strength: LoraStrength = LORA_STRENGTH
     weights: Weights = "auto"
+    variety: float = Field(
+        0.0, ge=0, le=1, description="How much seeds differ from each other: 0 is as the model draws, 1 is most."
+    )
 
     @property
     def lora_name(self) -> str:
