@@ -18,7 +18,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 
 def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: object, **__: object) -> int:
-    flops: int = sdpa_flop_count(query.shape, key.shape, value.shape)
+    flops: int = sdpa_flop_count(query.shape, key.shape, value.shape)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return flops
 
 
@@ -29,7 +29,7 @@ FORMULAS: Mapping[Any, Callable[..., int]] = {
 }
 
 
-class Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Counts operations, and gives those that it counts results of zeros.
 
     `torch.utils.flop_counter.FlopCounterMode` gives the same numbers, as a test holds, but takes three times as long
@@ -73,7 +73,7 @@ def counted() -> Iterator[Counter]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # what is left is small
     try:
-        with torch.no_grad(), Counter() as counter:
+        with torch.no_grad(), Counter() as counter:  # type: ignore[no-untyped-call]  # torch leaves it untyped
             yield counter
     finally:
         torch.set_num_threads(threads)

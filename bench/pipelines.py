@@ -27,7 +27,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -108,12 +107,15 @@ class Asked:
         return f"{what}, {self.side} x {self.side}, {self.steps} steps" + (", guided" if self.cfg != 1 else "")
 
 
+MINIATURE_CASES = (Asked(128, 8), Asked(128, 25, model="base", cfg=4.0))
+
+
 class Meter:
     """What each stage's models take of something: seconds, or operations."""
 
     def __init__(self) -> None:
         self.read: Callable[[], float] = time.perf_counter
-        self.taken: Counter[str] = Counter()
+        self.taken: dict[str, float] = {}
         self._entered = 0.0
 
     def enter(self, *_: object) -> None:
@@ -122,7 +124,7 @@ class Meter:
 
     def leave(self, stage: str, *_: object) -> None:
         """End it; also, with a stage given, a hook after a module's forward."""
-        self.taken[stage] += self.read() - self._entered
+        self.taken[stage] = self.taken.get(stage, 0.0) + self.read() - self._entered
 
     def watch(self, stage: str, *modules: torch.nn.Module) -> None:
         """Count what these modules take from now on."""
@@ -237,7 +239,7 @@ def for_counting(weights: Weights) -> Pipeline:
     dtype: Dtype = "bfloat16"  # operations depend on no dtype
     built = Pipeline("cpu", getattr(torch, dtype), memory_plan("cpu", ROOMY, None, ROOMY, "controlnet", dtype=dtype))
     with patch.object(model_loader, "load_model", _unread):
-        for model in reversed(weights.chosen):  # Turbo last, which the ControlNet is for
+        for model in reversed(tuple(weights.chosen)):  # Turbo last, which the ControlNet is for
             for _ in built.load(weights.chosen[model], model):
                 pass
     return built
@@ -345,7 +347,8 @@ Modules = Mapping[str, torch.nn.Module]
 
 def _twin(module: torch.nn.Module, config: Mapping[str, Any], dtype: str) -> torch.nn.Module:
     """Return a module of the same class as it comes, without what ours has changed of it, with the same weights."""
-    return _with_weights(partial(type(module), **config), module.state_dict(), dtype)
+    twin: torch.nn.Module = _with_weights(partial(type(module), **config), module.state_dict(), dtype)
+    return twin
 
 
 def _with_weights(make: Callable[[], torch.nn.Module], weights: Mapping[str, torch.Tensor], dtype: str) -> Any:
@@ -548,7 +551,7 @@ def timed(contestant: Contestant, asked: Asked, device: str) -> Mapping[str, flo
     started = _now(device)
     contestant.draw(asked)
     total = _now(device) - started
-    return {**meter.taken, "rest": total - meter.taken.total(), "total": total}
+    return {**meter.taken, "rest": total - sum(meter.taken.values()), "total": total}
 
 
 def _now(device: str) -> float:
@@ -566,7 +569,7 @@ def extra_memory(contestant: Contestant, asked: Asked) -> float:
 
 def expected_seconds(flops: Mapping[str, float], dtype: str, speeds: measure.Speeds) -> float:
     """Return about how long operations take on a processor: the VAE's as convolutions, the rest as matrix products."""
-    products, convolutions = (getattr(pair, dtype) * 1e9 for pair in (speeds.products, speeds.convolution))
+    products, convolutions = (1e9 * float(getattr(pair, dtype)) for pair in (speeds.products, speeds.convolution))
     if not products or not convolutions:
         return math.inf
     decoding = flops["decoding"]
@@ -629,7 +632,7 @@ def compare(
         }
         if speeds:
             floor = operations / (getattr(speeds.products, each.dtype) * 1e9)
-            row |= {"floor": round(floor, 3), "memory_gb": round(memory / 1e9, 2)}
+            row |= {"floor": round(floor, 3), "memory_mb": round(memory / 1e6)}
         rows.append(row)
     return rows
 
@@ -711,7 +714,7 @@ def markdown(found: Figures) -> str:
         ]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     for case in found["cases"]:
-        heads = ["pipeline", "seconds", "ours by its", "in FLOP", *STAGES, "rest", "floor", "memory, GB"]
+        heads = ["pipeline", "seconds", "ours by its", "in FLOP", *STAGES, "rest", "floor", "memory, MB"]
         lines += ["", f"{case['case']}:", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         lines += [_row(row) for row in case["rows"]]
         lines += [f"| {dtype} | left out: {why} |{' |' * (len(heads) - 2)}" for dtype, why in case["left_out"].items()]
@@ -728,7 +731,7 @@ def _row(row: Figures) -> str:
         f"{row['ours_by_its_flops']:.2f}",
         *(f"{seconds / total:.1%}" for seconds in row["stages"].values()),
         floor,
-        str(row.get("memory_gb", "")),
+        str(row.get("memory_mb", "")),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -753,7 +756,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in args.weights:
             if name == "miniature":
-                weights, cases = miniature(), [Asked(128, 8), Asked(128, 25, model="base", cfg=4.0)]
+                weights, cases = miniature(), list(MINIATURE_CASES)
             else:
                 weights = wide(Path(folder), FewLayers(args.layers, args.encoder_layers))
                 cases = [Asked(side, args.steps) for side in args.sides]

@@ -1,5 +1,6 @@
 """What a request will take: operations held against torch's own counter, seconds, memory, and what is hopeless."""
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,9 @@ from typing import Any
 import pytest
 
 import core.request
-from core import environment
 from core.errors import RequestError
 from core.messages import Message
+from core.sizes import WeightsKind
 from diffusion import device, memory
 from diffusion.device import Device
 from diffusion.memory import GIB, memory_plan
@@ -36,33 +37,27 @@ def work(mode: str = "generate", *, side: int = 1024, height: int | None = None,
 # --- operations
 
 
-@pytest.mark.parametrize("control", [False, True])
-def test_operations_agree_with_torchs_own_count(control: bool) -> None:
-    environment.prepare_environment()
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
+@pytest.mark.parametrize("kind", ["mini", "full"])
+def test_operations_agree_with_torchs_own_count(
+    kind: WeightsKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the real weights with few layers of the real width."""
+    from bench import pipelines
+    from bench.few_layers import FewLayers
 
-    from diffusion.pipeline import Pipeline
-    from hub import inventory
-    from tests.helpers.plans import everything_stays
-
-    built = Pipeline("cpu", torch.float32, everything_stays())
-    mode = "controlnet" if control else "generate"
-    for _ in built.load(inventory.choose("mini", mode, "turbo"), "turbo"):
-        pass
-    inputs = {
-        "latents": torch.zeros(1, 16, 16, 16),
-        "timestep": torch.tensor([500.0]),
-        "prompt_embeds": [torch.zeros(32, 128)],
-    }
-    if control:
-        inputs |= {"control_context": torch.zeros(1, 33, 1, 16, 16), "control_scale": 1.0}
-    # The kernel that multiplies matrices, since the counter knows those.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        built.pipe.model_fn(built.pipe.dit, built.pipe.controlnet if control else None, **inputs)
-    counted = counter.get_total_flops()
-    assert step_flops("mini", 128, 128, control=control, text=32) == pytest.approx(counted, rel=0.05)
+    weights = pipelines.miniature()
+    if kind == "full":
+        weights = pipelines.wide(tmp_path, FewLayers(transformer=3, text_encoder=2))
+        few = dataclasses.replace(estimate.SHAPES[kind], layers=3, control_layers=2)
+        monkeypatch.setattr(estimate, "SHAPES", {**estimate.SHAPES, kind: few})
+    drawing = pipelines.ours(pipelines.for_counting(weights))
+    for control in (False, True):
+        asked = pipelines.Asked(128, 2, mode="controlnet" if control else "generate", prompt="a fox")
+        counted = pipelines.operations(drawing, asked)
+        expected = step_flops(kind, 128, 128, control=control, text=32)
+        assert counted["denoising"] == pytest.approx(2 * expected, rel=0.05)
+        decode = estimate.VAE_PER_PIXEL[kind][1]
+        assert counted["decoding"] == pytest.approx(128 * 128 * decode, rel=0.7 if kind == "mini" else 0.1)
 
 
 def test_operations_agree_with_the_known_floors() -> None:
