@@ -2,11 +2,12 @@
 
     .venv/bin/python bench/pipelines.py [--weights miniature wide] [--sides 256 512] [--runs 5]
 
-Warm, loading excluded, encoding and decoding included; in turn, so that a busy machine is as busy for each of them; a
-ratio is the median of the rounds' ratios. `wide` is the real width with few layers (`bench/few_layers.py`) and random
-numbers. The others run in the dtype that ours takes on this machine and in their own default, bf16. Ours goes through
-the engine: its seconds hold the queue, the check of the result and the PNG. Beside the seconds stand the operations
-that torch counts, which no busy machine changes, for every mode.
+Warm, loading excluded, encoding and decoding included; in turn, and a ratio is the median of the rounds' ratios, so
+that a machine's moods reach all of them; where other work runs too, `--busy` counts this process's own time. `wide` is
+the real width with few layers (`bench/few_layers.py`) and random numbers. The others run in the dtype that ours takes
+on this machine and in their own default, bf16. Ours goes through the engine: its seconds hold the queue, the check of
+the result and the PNG. Beside the seconds stand the operations that torch counts, which no machine's mood changes, for
+every mode.
 
 Prints tables, and adds the figures as one line to bench/history.jsonl.
 """
@@ -543,20 +544,30 @@ def operations(contestant: Contestant, asked: Asked) -> Mapping[str, float]:
     return {**meter.taken, "total": counter.flops}
 
 
-def timed(contestant: Contestant, asked: Asked, device: str) -> Mapping[str, float]:
-    """Return the wall seconds of one image: of each stage's models, of the `rest`, and of everything as `total`."""
+Clock = Callable[[], float]
+
+
+def clock_of(device: str, busy: bool) -> Clock:
+    """Return what tells the seconds: the wall's, with a device's work finished, or this process's own."""
+    if busy:
+        return time.process_time
+
+    def now() -> float:
+        synchronize(device)
+        return time.perf_counter()
+
+    return now
+
+
+def timed(contestant: Contestant, asked: Asked, clock: Clock) -> Mapping[str, float]:
+    """Return the seconds of one image: of each stage's models, of the `rest`, and of everything as `total`."""
     meter = contestant.meter
     meter.taken.clear()
-    meter.read = partial(_now, device)
-    started = _now(device)
+    meter.read = clock
+    started = clock()
     contestant.draw(asked)
-    total = _now(device) - started
+    total = clock() - started
     return {**meter.taken, "rest": total - sum(meter.taken.values()), "total": total}
-
-
-def _now(device: str) -> float:
-    synchronize(device)
-    return time.perf_counter()
 
 
 def extra_memory(contestant: Contestant, asked: Asked) -> float:
@@ -577,7 +588,7 @@ def expected_seconds(flops: Mapping[str, float], dtype: str, speeds: measure.Spe
 
 
 def in_turn(
-    contestants: Sequence[Contestant], asked: Asked, runs: int, device: str
+    contestants: Sequence[Contestant], asked: Asked, runs: int, clock: Clock
 ) -> dict[str, tuple[list[Mapping[str, float]], float]]:
     """Return the seconds of each contestant's images, and the bytes that its first one took, which also warms up.
 
@@ -588,7 +599,7 @@ def in_turn(
     taken: dict[str, list[Mapping[str, float]]] = {each.title: [] for each in contestants}
     for this in rounds[1:]:
         for each in contestants:
-            seconds = timed(each, this, device)
+            seconds = timed(each, this, clock)
             taken[each.title].append(seconds)
             print(f"{each.title}: {seconds['total']:.2f} s", file=sys.stderr, flush=True)
     return {title: (taken[title], memory[title]) for title in taken}
@@ -600,7 +611,7 @@ def compare(
     flops: Mapping[str, Mapping[str, float]],
     speeds: measure.Speeds | None,
     runs: int,
-    device: str,
+    clock: Clock,
 ) -> list[Figures]:
     """Return a row for each contestant.
 
@@ -610,9 +621,9 @@ def compare(
         flops: the operations that it takes each of them, by name.
         speeds: of the processor, where that is what computes.
         runs: counted rounds.
-        device: a torch device name.
+        clock: tells the seconds.
     """
-    drawn = in_turn(contestants, asked, runs, device)
+    drawn = in_turn(contestants, asked, runs, clock)
     first, rows = contestants[0].title, []
     for each in contestants:
         (taken, memory), (reference, _) = drawn[each.title], drawn[first]
@@ -666,6 +677,7 @@ def measured(weights: Weights, cases: Sequence[Asked], args: argparse.Namespace,
         return found
     engine, built = engine_with(weights, args.device)
     on = str(built.pipe.device)
+    clock = clock_of(on, args.busy)
     requested = ours_through(engine, built)
     plain: dict[str, list[Contestant]] = {}
     for case in cases:
@@ -679,7 +691,7 @@ def measured(weights: Weights, cases: Sequence[Asked], args: argparse.Namespace,
                 plain[dtype] = others(built, weights, dtype)
             contestants += plain[dtype]
         print(f"{weights.title}: {case.title}", file=sys.stderr, flush=True)
-        rows = compare(contestants, case, flops[case], speeds if on == "cpu" else None, args.runs, on)
+        rows = compare(contestants, case, flops[case], speeds if on == "cpu" else None, args.runs, clock)
         found["cases"].append({"case": case.title, "rows": rows, "left_out": left_out})
     return found
 
@@ -699,6 +711,7 @@ def facts(args: argparse.Namespace, speeds: measure.Speeds) -> Figures:
             work: dataclasses.asdict(getattr(speeds, work)) for work in ("products", "convolution", "attention")
         },
         "runs": args.runs,
+        "clock": "processor" if args.busy else "wall",
     }
 
 
@@ -748,9 +761,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--longest", type=float, default=120, help="seconds an image of theirs may be expected to take")
     parser.add_argument("--count-only", action="store_true", help="operations alone, which take seconds to count")
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--busy", action="store_true", help="one thread, whose own processor time counts, not the wall's"
+    )
     parser.add_argument("--history", type=Path, default=ROOT / "bench" / "history.jsonl")
     args = parser.parse_args(argv)
 
+    if args.busy:
+        torch.set_num_threads(1)
     speeds = measure.measure()
     line = facts(args, speeds) | {"weights": []}
     with tempfile.TemporaryDirectory() as folder:
