@@ -58,7 +58,7 @@ from bench.memory import Peak, anonymous
 from core.request import UPSCALE_DENOISE, Model, TextToImage
 from core.sizes import WeightsKind
 from diffusion import host_memory, measure
-from diffusion.device import Dtype
+from diffusion.measure import Dtype
 from diffusion.memory import memory_plan
 from diffusion.pipeline import SIGMA_SHIFT, Pipeline, follow_weight_dtype
 from engine import Engine, Settings

@@ -25,7 +25,8 @@ class Queued:
 class Stage:
     """Work has entered a stage; `detail` says of what.
 
-    Stages are `loading`, `preprocessing`, `upscaling`, `encoding`, `denoising`, `decoding` and `saving`.
+    Stages are `starting` (once a process: the program is imported), `loading`, `preprocessing`, `upscaling`,
+    `encoding`, `denoising`, `decoding` and `saving`.
     """
 
     name: str

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffsynth.configs import MODEL_CONFIGS
@@ -19,6 +20,7 @@ from diffsynth.core import ModelConfig
 from diffsynth.models.model_loader import ModelPool
 from diffsynth.pipelines.z_image import ZImagePipeline
 from safetensors import safe_open
+from torch.overrides import TorchFunctionMode
 
 from diffusion import host_memory, vae_tiles
 from diffusion.measure import Dtype
@@ -113,7 +115,7 @@ def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPla
     moved = emulated and config.computation_device is None
     if moved:
         config.computation_device = "cpu"
-    with host_memory.freed_at_once():  # dtypes are changed tensor by tensor
+    with host_memory.freed_at_once(), _MetaStaysEmpty():  # dtypes are changed tensor by tensor
         if spelled is None:
             pool = pipe.download_and_load_models([config], vram_limit=limit)
         else:
@@ -208,6 +210,21 @@ def map_weights(files: Sequence[Path], held: Dtype | None) -> MappedWeights:
     for name in [name for name, tensor in tensors.items() if tensor.dtype != dtype]:
         tensors[name] = tensors[name].to(dtype)
     return MappedWeights(tensors, held, whole)
+
+
+class _MetaStaysEmpty(TorchFunctionMode):
+    """Leaves out filling a tensor of the meta device, which has no numbers, with random ones.
+
+    A model is made there before its weights are read. In torch, that filling alone imports its compiler.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == "normal_":
+            filled: torch.Tensor = args[0] if args else kwargs["tensor"]
+            if filled.is_meta:
+                return filled
+        return func(*args, **kwargs)
 
 
 def manage(config: ModelConfig, placement: Placement, device: str, dtype: torch.dtype, gated: bool) -> None:

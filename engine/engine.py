@@ -97,6 +97,10 @@ class Engine:
         """Return what of the real weights stays in memory, as `Worker.memory`."""
         return self.worker.memory()
 
+    def warm_up(self) -> None:
+        """Make ready for a first request in the background, as `Worker.warm_up`."""
+        self.worker.warm_up()
+
     def control_image(self, request: Preprocess) -> preprocess.Control:
         """Return the control image of a request, as `Worker.control_image`."""
         return self.worker.control_image(request)

@@ -28,7 +28,7 @@ from core.request import (
 )
 from core.sizes import IMAGE_SIZES, WeightsKind
 from core.upload import Upload
-from diffusion import vae_tiles
+from diffusion import lazy_imports, vae_tiles
 from diffusion.device import DeviceKind
 from diffusion.memory import MemoryPlan
 from diffusion.vae_tiles import FACTOR
@@ -43,6 +43,7 @@ from upscaler.weights import Source, find
 if TYPE_CHECKING:
     from diffusion.pipeline import Picture, Pipeline
 
+NETWORK = "upscaler.network"
 TILE_STEP = 64  # so that a quarter of a tile, which neighbours share, is a whole number of tokens
 
 
@@ -75,7 +76,8 @@ class UpscaleMode(Mode[ResolvedUpscale]):
         request, kind, prepared = job.request, job.chosen.kind, job.prepared
         assert prepared.image is not None  # `prepare` decoded it
         pipeline = (yield from studio.load(job)) if request.denoise else None
-        yield Stage("loading", Message("stage", "program"))
+        if not lazy_imports.is_loaded(NETWORK):
+            yield Stage("starting")
         on, plan = studio.machine(request.mode, kind)
         image, source = yield from enlarge(prepared.image, request.upscaler, on.kind, plan)
         notes = [*prepared.notes]
@@ -138,6 +140,7 @@ def enlarge(
     """Enlarge a picture to exactly twice its width and height; also returns the network that did it."""
     source = find(choice)
     yield Stage("loading", source.title)
+    lazy_imports.load(NETWORK)
     import upscaler.network
 
     model = upscaler.network.load(source, kind)

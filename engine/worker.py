@@ -8,7 +8,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Generator, Mapping
+import threading
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from core.messages import Message
 from core.request import ControlNet, Preprocess, Resolved, TextToImage, Upscale, WeightsChoice
 from core.sizes import IMAGE_SIZES, WeightsKind
 from core.upload import Upload
+from diffusion import lazy_imports
 from diffusion.device import Device, choose_device
 from diffusion.memory import MemoryPlan, is_out_of_memory, plan_for
 from engine import estimate, mode_upscale
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PROGRAM = "diffusion.pipeline"
 QUEUE_LIMIT = 32  # waiting requests; about as many as people are willing to wait behind
+POLL_SECONDS = 0.25  # how often a request that waits for a warm-up says so, and so can be cancelled
 ESTIMATE_SHOWN = 10.0  # seconds from which a visitor wants to know how long it will take
 
 
@@ -94,6 +98,10 @@ class Worker(Protocol):
         """
         ...
 
+    def warm_up(self) -> None:
+        """Begin to make ready for a first request, and return at once; safe to call at any time, and often."""
+        ...
+
     def draw(self, request: Resolved, chosen: inventory.Chosen) -> Drawing:
         """Carry out a request, as events; closing the generator cancels it within a step.
 
@@ -117,6 +125,8 @@ class LocalWorker:
         self.forecast = estimate.Forecast()
         self.controls = Controls()
         self._tighter = 0  # how many plans were given up because the memory did not suffice
+        self._begun, self._beginning = False, threading.Lock()  # whether a warm-up or a request has begun
+        self._warming = threading.Thread(target=self._warm_up, name="warm-up")
 
     def weights(self, mode: str, model: str, asked: WeightsChoice) -> inventory.Chosen:
         """Return which weights a request would use, as `Worker.weights`."""
@@ -162,6 +172,43 @@ class LocalWorker:
         measured = expected.source == "measured"
         return mode_upscale.Foreseen(before, after, tiles, refined, expected.seconds, measured)
 
+    def warm_up(self) -> None:
+        """Import the program, and load the miniature where that would draw, in a thread of its own; only once.
+
+        The real weights stay on the disk: they take minutes, and memory that others may need. A request that comes
+        meanwhile waits; once one has begun, there is nothing left to warm up.
+        """
+        with self._beginning:
+            if not self._begun:
+                self._begun = True
+                self._warming.start()
+
+    def _warm_up(self) -> None:
+        mode, model = TextToImage.mode, TextToImage.usual_model()
+        try:
+            environment.prepare_environment(os.environ)
+            lazy_imports.load(PROGRAM)
+            chosen = self.weights(mode, model, "auto")
+            if chosen.kind == "mini":
+                for _ in self._build(mode, chosen):
+                    pass
+                assert self.pipeline is not None  # it was built just now
+                for _ in self.pipeline.load(chosen, model):
+                    pass
+        except Exception as error:  # a request meets it again, and tells somebody
+            log.warning("not warmed up: %s", error)
+            self.drop()
+        else:
+            log.info("warmed up")
+
+    def _begin(self) -> Iterator[Stage]:
+        """Wait until a warm-up has ended that is under way; there will be no other."""
+        with self._beginning:
+            self._begun = True
+        while self._warming.is_alive():
+            yield Stage("starting")
+            self._warming.join(POLL_SECONDS)
+
     def draw(self, request: Resolved, chosen: inventory.Chosen, prepared: Prepared | None = None) -> Drawing:
         """Carry out a request, as `Worker.draw`.
 
@@ -173,6 +220,9 @@ class LocalWorker:
             prepared: what another process has made of the request's files.
         """
         clock, tightened = Stopwatch(), False
+        for stage in self._begin():
+            clock.see(stage)
+            yield stage
         try:
             while True:
                 run = Returning(self._run(request, chosen, prepared))
@@ -255,9 +305,11 @@ class LocalWorker:
         planned = self.plan is not None and ("controlnet" in self.plan.parts or "controlnet" not in chosen.files)
         if self.pipeline is not None and self.kind == chosen.kind and planned:
             return
-        yield Stage("loading", Message("stage", "program"))  # torch and diffsynth take seconds to import
+        if not lazy_imports.is_loaded(PROGRAM):
+            yield Stage("starting")  # torch and diffsynth take seconds to import
         self.drop()
         environment.prepare_environment(os.environ)
+        lazy_imports.load(PROGRAM)
         import torch
 
         from diffusion.pipeline import Pipeline

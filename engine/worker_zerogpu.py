@@ -162,6 +162,9 @@ class ZeroGpuWorker:
         self.control_image = self.packed.control_image
         self.foresee = self.packed.foresee
 
+    def warm_up(self) -> None:
+        """Do nothing: everything was loaded before the page was there."""
+
     def draw(self, request: Resolved, chosen: inventory.Chosen) -> Drawing:
         """Carry out a request on a GPU lent for it, and once more with more time where it was taken back too early.
 

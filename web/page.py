@@ -37,7 +37,7 @@ HEAD = f'''<meta name="color-scheme" content="dark"><script src="{theme.ASSETS_U
 
 
 def build(engine: Engine) -> gr.Blocks:
-    """Return the page. Nothing is loaded and nothing is drawn before a visitor asks for it."""
+    """Return the page. Nothing is loaded before a visitor's browser shows it, and nothing is drawn unasked."""
     # Pictures are copied to Gradio's cache to be served; they go after a day, and when the server stops.
     page = gr.Blocks(title=theme.TITLE, analytics_enabled=False, delete_cache=(3600, 86400))
     with page:
@@ -62,7 +62,7 @@ def build(engine: Engine) -> gr.Blocks:
                     _hand_over(form.output, tab.offer, tabs, forms[tab.mode.mode])
         _reword_weights(engine, weights_line, forms[TextToImage.mode].fields["model"], places)
         gr.on([page.load, spoken.input], _spoken, None, spoken, **QUIET)
-        wire(page, restore, restored, tabs, list(forms.values()))
+        wire(page, restore, restored, tabs, list(forms.values()), engine.warm_up)
         for tab in TABS:
             tab.publish(engine)
     # The engine owns the one queue, which is fair and bounded; Gradio's own must not stand before it.

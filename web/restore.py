@@ -1,6 +1,6 @@
 """Forms filled from outside: a dropped picture's parameters, a link, and what the visitor's browser kept."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from itertools import islice
 from pathlib import Path
@@ -49,8 +49,12 @@ def wire(
     told: gr.HTML,
     tabs: gr.Tabs,
     forms: Sequence[Form],
+    ready: Callable[[], None],
 ) -> None:
-    """Wire every way into the forms. To be called outside of the tabs."""
+    """Wire every way into the forms. To be called outside of the tabs.
+
+    `ready` is called each time a visitor's page has been filled in.
+    """
     for form in forms:
         form.kept.render()  # type: ignore[no-untyped-call]  # Gradio leaves it untyped
     by_mode = {form.mode.mode: form for form in forms}
@@ -103,7 +107,8 @@ def wire(
     for form in by_mode.values():
         if form.refresh:
             arrived = arrived.then(*form.refresh, **QUIET)
-    arrived.then(None, None, None, js=READY_JS, **QUIET)
+    # Not on a GET, which whoever looks whether the server is alive asks for too.
+    arrived.then(None, None, None, js=READY_JS, **QUIET).then(ready, None, None, **QUIET)
 
 
 def _told(sentence: str, left_out: Mapping[str, str], say: Say) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from web.situation import Situation
 
 STAGES = {
+    "starting": "Starting, once",
     "loading": "Loading",
     "preprocessing": "Preparing the control image:",
     "estimating": "This will take",
@@ -169,7 +170,8 @@ def field_name(name: str, say: Say) -> str:
 
 def done_with(result: Result, say: Say) -> str:
     """Return how a picture was made: its seed, steps, size and time, and what the user should know."""
-    used, total, loading = result.request, result.seconds["total"], result.seconds.get("loading", 0.0)
+    used, total = result.request, result.seconds["total"]
+    loading = sum(result.seconds.get(stage, 0.0) for stage in ("starting", "loading"))
     time = f"{total:.1f} s"
     if loading >= 1:
         time = say("{total} s, {loading} of them loading", total=f"{total:.1f}", loading=f"{loading:.1f}")

@@ -159,7 +159,7 @@ def test_no_file_whatever_its_numbers_takes_away_what_is_loaded(
         *events, result = engine.run(ask(lora=str(path)))
         assert isinstance(result, Result), result
         assert pixels(result.png) == pixels(drawn)
-        assert Stage("loading", "program") not in events
+        assert Stage("starting") not in events
     assert pipeline_of(engine) is loaded
     *events, result = engine.run(ask())
     assert not any(isinstance(event, Stage) and event.name == "loading" for event in events)
