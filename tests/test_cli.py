@@ -186,7 +186,7 @@ def test_doctor_names_device_plan_versions_and_weights(here: Command, tmp_path: 
     planned = json.loads(here("doctor", "--json", "--device", "cpu", "--memory", "5", cwd=tmp_path).stdout)
     reasons = planned["memory plan for the real weights"]["controlnet"]
     assert reasons[0].startswith("5 GB allowed: ")
-    assert reasons[-1] == "what does not stay waits on the disk"
+    assert "used from their files" in reasons[0]
     assert {"torch", "diffsynth", "transformers", "gradio"} <= set(facts)
     assert facts["weights"].startswith("mini")
     assert any("Z-Image-Turbo" in str(line) for line in facts["models"])

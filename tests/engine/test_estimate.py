@@ -11,7 +11,7 @@ import core.request
 from core.errors import RequestError
 from core.messages import Message
 from core.sizes import WeightsKind
-from diffusion import device, memory
+from diffusion import device, measure, memory
 from diffusion.device import Device
 from diffusion.memory import GIB, memory_plan
 from engine import estimate
@@ -210,7 +210,10 @@ def test_an_enlargement_that_would_take_days_is_refused_before_anything_is_drawn
     monkeypatch.setattr(
         engine.worker, "weights", lambda *_: inventory.Chosen("full", {}, "nowhere", Message("test", "a test"))
     )
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)  # a figure for two cores, whatever this machine has
+    # The figures of two AVX2 cores, whatever this machine has.
+    fp32 = {"products": 152, "convolution": 90, "attention": 120, "text": 19}
+    figures = measure.Speeds(**{work: measure.Pair(rate, rate / 7) for work, rate in fp32.items()})
+    monkeypatch.setattr(measure, "speeds", lambda: figures)
     *_, last = engine.run(Upscale.parse(image=str(tmp_path / "large.png"), steps=50))
     assert isinstance(last, Failure)
     assert last.code == "bad_request"
