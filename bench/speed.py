@@ -1,6 +1,9 @@
 """How long a visitor waits for a new process: for the page, and for the first picture.
 
     .venv/bin/python bench/speed.py [--runs 5]
+    .venv/bin/python bench/speed.py --against FOLDER [--runs 5]
+
+The second compares the first picture of a process with another checkout's, in turn, and measures nothing else.
 
 Why: these are the waits that somebody on a laptop feels; `bench/pipelines.py` has those of a process that is warm.
 Prints a table, and all figures as JSON on the last line.
@@ -59,11 +62,27 @@ def start_to_page() -> float:
         server.wait()
 
 
-def first_image(folder: Path) -> float:
-    """Return the seconds of a command that draws one image, set-up excluded."""
-    command: list[str | Path] = [sys.executable, ROOT / "cli.py", "generate", PROMPT, "--seed", "7"]
+def first_image(folder: Path, root: Path = ROOT) -> float:
+    """Return the seconds of a command that draws one image with the checkout at `root`, set-up excluded."""
+    command: list[str | Path] = [sys.executable, root / "cli.py", "generate", PROMPT, "--seed", "7"]
     command += ["--weights", "mini", "--out", folder / "first.png"]
-    return seconds(lambda: subprocess.run(command, check=True, capture_output=True))
+    return seconds(lambda: subprocess.run(command, check=True, capture_output=True, cwd=root))
+
+
+def compare_first_images(folder: Path, other: Path, runs: int) -> None:
+    """Measure the first picture of a process, here and with another checkout, in turn; print both and their ratio."""
+    taken: dict[str, list[float]] = {"here": [], "there": []}
+    for run in range(runs + 1):
+        for name, root in (("there", other), ("here", ROOT)):
+            once = first_image(folder, root)
+            if run:  # the first of each compiles its modules and fills the disk's cache
+                taken[name].append(once)
+    medians = {name: statistics.median(times) for name, times in taken.items()}
+    for name, times in taken.items():
+        print(f"first picture {name:6} {medians[name]:7.3f} s  (from {min(times):.3f} to {max(times):.3f})")
+    ratio = medians["here"] / medians["there"]
+    print(f"here takes {ratio:.2f} times as long as there")
+    print(json.dumps({"runs": runs, "median_seconds": medians, "ratio": ratio}))
 
 
 def main() -> None:
@@ -72,8 +91,13 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="counted runs of each; the median is reported")
-    runs = parser.parse_args().runs
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout, for the first picture alone")
+    args = parser.parse_args()
+    runs: int = args.runs
     with tempfile.TemporaryDirectory() as folder:
+        if args.against is not None:
+            compare_first_images(Path(folder), args.against.resolve(), runs)
+            return
         taken = {
             "start to reachable page": [start_to_page() for _ in range(runs)],
             "first picture of a process": [first_image(Path(folder)) for _ in range(runs)],

@@ -20,10 +20,15 @@ START_SECONDS = 120  # far more than it takes; a machine may be busy
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: its address, and the file that everything it prints goes to."""
+    """A running server: its address, the file that everything it prints goes to, and its process."""
 
     url: str
     log: Path
+    pid: int
+
+    def has_mapped(self, library: str) -> bool:
+        """Whether the process has loaded a shared library of such a name (on Linux)."""
+        return library in Path(f"/proc/{self.pid}/maps").read_text()
 
 
 @functools.cache
@@ -37,7 +42,7 @@ def server(*flags: str, root: Path = ROOT) -> Server:
     with open(folder / "log.txt", "wb") as log:
         process = subprocess.Popen(command, cwd=root, stdout=log, stderr=subprocess.STDOUT)
     atexit.register(_stop, process)
-    running = Server(f"http://127.0.0.1:{port}/", folder / "log.txt")
+    running = Server(f"http://127.0.0.1:{port}/", folder / "log.txt", process.pid)
     _await(running, process)
     return running
 
