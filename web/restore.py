@@ -108,7 +108,7 @@ def wire(
         if form.refresh:
             arrived = arrived.then(*form.refresh, **QUIET)
     # Not on a GET, which whoever looks whether the server is alive asks for too.
-    arrived.then(None, None, None, js=READY_JS, **QUIET).then(ready, None, None, **QUIET)
+    arrived.then(None, None, None, js=READY_JS, **QUIET).then(ready, None, None, queue=False, **QUIET)
 
 
 def _told(sentence: str, left_out: Mapping[str, str], say: Say) -> str:
