@@ -148,6 +148,15 @@ def test_nothing_shifts_from_the_first_paint_to_the_picture(
     assert sum(value for value, _ in shifts) <= 0.05, shifts
 
 
+@pytest.mark.parametrize("size", [LAPTOP, PHONE], ids=NAMES.get)
+def test_the_headers_place_is_kept_until_it_comes(open_page: Open, size: tuple[int, int]) -> None:
+    page = open_page(size)
+    tabs = page.locator(".tab-wrapper").first
+    place = tabs.bounding_box()
+    page.evaluate("document.querySelector('#top').remove()")
+    assert tabs.bounding_box() == place
+
+
 def test_the_closed_drawer_says_what_is_set(open_page: Open) -> None:
     page = open_page(PHONE)
     fold, chip = page.locator("#generate-controls .drawer > .label-wrap"), page.locator("#generate-controls .chip")
