@@ -11,6 +11,7 @@ import datetime
 import logging
 from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core import metadata
 from core.errors import InternalError, StudioError
@@ -24,6 +25,9 @@ from engine.mode import Drawn
 from engine.worker import LocalWorker, Settings, Worker
 from hub import inventory
 from images import preprocess
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +108,10 @@ class Engine:
     def control_image(self, request: Preprocess) -> preprocess.Control:
         """Return the control image of a request, as `Worker.control_image`."""
         return self.worker.control_image(request)
+
+    def shown_large(self, picture: Path) -> Image.Image:
+        """Return a small picture enlarged for the eye, as `mode_upscale.shown_large`; works beside the requests."""
+        return mode_upscale.shown_large(picture)
 
     def foresee(self, request: Upscale) -> mode_upscale.Foreseen:
         """Return what a request will give and take, as `Worker.foresee`."""

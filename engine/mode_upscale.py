@@ -149,6 +149,20 @@ def enlarge(
     return enlarged, source
 
 
+def shown_large(path: Path) -> Image.Image:
+    """Enlarge a small picture file for the eye, on the processor: by the fast network, as much as that does at once.
+
+    Raises:
+        RequestError: the picture cannot be used.
+        WeightsMissing: the network is not on this machine.
+    """
+    image, source = open_input(Upload.open(path)).image, find("fast")
+    lazy_imports.load(NETWORK)
+    import upscaler.network
+
+    return upscaler.network.shown_large(image, upscaler.network.load(source, "cpu"))
+
+
 def plain(image: Image.Image) -> Image.Image:
     """Enlarge a picture by Lanczos's filter, which adds nothing."""
     return image.resize(size_after(image.size), Image.Resampling.LANCZOS)

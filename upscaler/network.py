@@ -117,8 +117,7 @@ def twice(pixels: np.ndarray, model: spandrel.ImageModelDescriptor) -> np.ndarra
     """Enlarge uint8 [height, width, 3] to float32 in about 0..255, [2 height, 2 width, 3], all at once."""
     height, width, _ = pixels.shape
     with torch.inference_mode():
-        values = torch.from_numpy(pixels.copy()).to(model.device, model.dtype).permute(2, 0, 1)[None] / 255
-        large = model(values).float()
+        large = _run(pixels, model)
         if model.scale != SCALE:
             if large.device.type == "mps":  # which lacks the filter
                 large = large.cpu()
@@ -126,3 +125,17 @@ def twice(pixels: np.ndarray, model: spandrel.ImageModelDescriptor) -> np.ndarra
             large = F.interpolate(large, size, mode="bicubic", antialias=True)
         enlarged: np.ndarray = (large[0].permute(1, 2, 0) * 255).cpu().numpy()
         return enlarged
+
+
+def shown_large(image: Image.Image, model: spandrel.ImageModelDescriptor) -> Image.Image:
+    """Enlarge a small RGB image all at once, as much as the network does by itself."""
+    with torch.inference_mode():
+        large = _run(np.asarray(image), model)[0].permute(1, 2, 0).clamp(0, 1)
+        return Image.fromarray((large * 255).round().byte().cpu().numpy())
+
+
+def _run(pixels: np.ndarray, model: spandrel.ImageModelDescriptor) -> torch.Tensor:
+    """Return what the network makes of uint8 [height, width, 3]: float32 in about 0..1, [1, 3, height, width]."""
+    values = torch.from_numpy(pixels.copy()).to(model.device, model.dtype).permute(2, 0, 1)[None] / 255
+    large: torch.Tensor = model(values).float()
+    return large

@@ -12,6 +12,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
+from gradio.events import Dependency
 
 from core.errors import RequestError
 from core.request import DrawRequest, Request
@@ -105,13 +106,16 @@ class Form:
         done = self.output.tell(lambda say: paragraph(say("Done. Press the button again.")), say_to(visitor))
         return changed | done | {self.output.fix: gr.Button(visible=False)}
 
-    def draws_on(self, button: gr.Button, engine: Engine, *filled: Any) -> None:
+    def draws_on(self, button: gr.Button, engine: Engine, *filled: Any) -> list[Dependency]:
         """Wire the button that carries the form out, showing each event.
 
         Args:
             button: the button.
             engine: what draws.
             *filled: listeners that fill the form in, after each of which it is carried out too.
+
+        Returns:
+            What carries the form out.
         """
         output, stopping = self.output, Stopping(self.output)
 
@@ -124,10 +128,12 @@ class Form:
 
         image, slot = [self.image] if self.image else [], self.slot.inputs if self.slot else []
         inputs = {*image, *self.fields.values(), *slot, output.strip.past}
-        for begins in (button.click, *(listener.success for listener in filled)):
-            run = begins(draw, inputs, output.shown, **RAW)
+        begins = button.click, *(listener.success for listener in filled)
+        runs: list[Dependency] = [begin(draw, inputs, output.shown, **RAW) for begin in begins]
+        for run in runs:
             run.failure(broken, None, output.status, **QUIET)
         self.fields.reuse_seed(output.picture)
+        return runs
 
     def sum_up(self, tab: gr.Tab) -> None:
         """Have the closed drawer say what is set, from when its tab is opened on."""

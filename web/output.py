@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
+from gradio.events import Dependency
 
 from core import metadata
 from core.errors import NotWritten, RequestError
@@ -36,7 +37,7 @@ watch("value", () => {{
 """
 
 
-@dataclass(frozen=True)
+@dataclass
 class Output:
     """Where a picture appears, with the text about it and what can be done with it."""
 
@@ -54,6 +55,7 @@ class Output:
     json_file: gr.DownloadButton
     parameters: gr.HTML
     strip: Strip
+    looked_back: Dependency = field(init=False)  # an earlier picture was chosen in the strip, and is shown
     fixable: set[str] = field(default_factory=set)  # fields that the button `fix` can change; see `web.form`
 
     @classmethod
@@ -92,7 +94,7 @@ class Output:
             parameters.input(_parameters_again, json_file, parameters, preprocess=False, **QUIET)
         about = actions, others, png_file, json_file, parameters, strip
         output = cls(stage, picture, status, cancel, preview, fix, change, words, *about)
-        output.strip.gallery.select(output._look_back, output.strip.past, output.shown, **QUIET)
+        output.looked_back = strip.gallery.select(output._look_back, strip.past, output.shown, **QUIET)
         return output
 
     @property

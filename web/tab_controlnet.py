@@ -9,7 +9,7 @@ import gradio as gr
 from core.errors import StudioError
 from core.request import CONTROLNET_STEPS, PREPROCESSORS, ControlNet, Preprocess
 from engine import Engine
-from web import words
+from web import enlarged, words
 from web.drawer import Drawer
 from web.endpoints import Answers, as_file, publish, refusal, stream
 from web.fields import REWORD_JS, Fields, Inputs, Update, count_tokens, image_field, named_for, titles
@@ -73,6 +73,9 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
         with gr.Column(**named_for(ControlNet, "output"), min_width=0):
             output = Output.lay_out(ControlNet, words.idle("Choose an image, describe a picture", "Generate"))
 
+        with output.stage:
+            large = enlarged.lay_out(ControlNet)
+
     form = Form.of(ControlNet, fields, output, image=image, slot=slot, drawer=drawer, used=_used)
 
     def show(inputs: Inputs, visitor: gr.Request) -> Update:
@@ -98,7 +101,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
             about_preview: "".join(f'<p class="note">{escape(say(note))}</p>' for note in control.notes),
         }
 
-    form.draws_on(generate, engine)
+    enlarged.wire(engine, large, output, form.draws_on(generate, engine))
     form.sum_up(tab)
     seen = [image, *(fields[name] for name in ("preprocessor", "canny_low", "canny_high"))]
     # While one preview is made, of what is asked for in the meantime only the last is.

@@ -8,7 +8,7 @@ import gradio as gr
 from core.request import MODELS, Model, TextToImage
 from core.sizes import ImageSizes, shape_of, shapes
 from engine import Engine
-from web import endpoints, examples, words
+from web import endpoints, enlarged, examples, words
 from web.drawer import Drawer
 from web.fields import QUIET, Fields, Update, count_tokens, named_for
 from web.form import Form
@@ -56,6 +56,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
         with gr.Column(**named_for(TextToImage, "output"), min_width=0):
             output = Output.lay_out(TextToImage, words.idle("Describe a picture", "Generate"))
         with output.stage:
+            large = enlarged.lay_out(TextToImage)
             shelf = examples.lay_out(now.kind)
 
     def by_weights(chosen: Model, width: int, height: int, visitor: gr.Request) -> Update:
@@ -96,7 +97,8 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
     parts = {"slot": slot, "drawer": drawer, "used": _used, "also": [guidance], "refresh": refresh, "follow": follow}
     form = Form.of(TextToImage, fields, output, **parts)
 
-    form.draws_on(generate, engine, examples.wire(shelf, fields["prompt"], situation))
+    runs = form.draws_on(generate, engine, examples.wire(shelf, fields["prompt"], situation))
+    enlarged.wire(engine, large, output, runs)
     form.sum_up(tab)
     shape.input(lambda chosen, now: shapes(now.sizes)[chosen], [shape, situation], sides, **QUIET)
     for side in sides:

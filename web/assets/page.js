@@ -101,21 +101,26 @@ const picturesOf = (columns) => {
 };
 const view = (columns) => {
   let [pictures, at] = picturesOf(columns);
+  const enlarged = columns.querySelector(".enlarged img"), enlargedAt = at;
   const dialog = document.createElement("dialog");
   dialog.className = "viewer";
   const image = new Image();
+  const fill = () => { // in its real size a picture is the file itself
+    const real = dialog.classList.contains("real");
+    image.src = (enlarged && at === enlargedAt && !real ? enlarged : pictures[at]).src;
+    image.alt = pictures[at].alt;
+  };
   const show = (number) => {
     at = (number + pictures.length) % pictures.length;
-    image.src = pictures[at].src;
-    image.alt = pictures[at].alt;
     dialog.classList.remove("real");
+    fill();
   };
   const button = (key, sign, press) => {
     const made = document.createElement("button");
     Object.assign(made, { type: "button", className: key, textContent: sign, ariaLabel: word(key), onclick: press });
     dialog.append(made);
   };
-  image.onclick = () => dialog.classList.toggle("real");
+  image.onclick = () => { dialog.classList.toggle("real"); fill(); };
   dialog.ariaLabel = word("picture");
   dialog.append(image);
   button("close", "×", () => dialog.close());
