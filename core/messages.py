@@ -22,7 +22,7 @@ class Message:
         code: what a program branches on; stays when the text is improved.
         text: the English, a template of `str.format` with named places, which is also its key in a locale file.
         values: what belongs into the places: numbers, strings, messages, or lists of these. Lists of messages are
-            joined by semicolons, others by commas.
+            joined by semicolons, others and single words by commas.
     """
 
     code: str
@@ -36,6 +36,11 @@ class Message:
 
     def __str__(self) -> str:
         return self.render(str)
+
+    @classmethod
+    def word(cls, text: str) -> Message:
+        """Return a single word or a name, which is listed with commas like one that no language translates."""
+        return cls("word", text)
 
     def render(self, translate: Translate) -> str:
         """Return the text with its values, templates translated by `translate`, those of its values too."""
@@ -61,6 +66,7 @@ def _shown(value: Any, translate: Translate) -> Any:
     if isinstance(value, Message):
         return value.render(translate)
     if isinstance(value, list | tuple):
-        separator = "; " if any(isinstance(item, Message) for item in value) else ", "
+        sentences = any(isinstance(item, Message) and item.code != "word" for item in value)
+        separator = "; " if sentences else ", "
         return translate(separator).join(str(_shown(item, translate)) for item in value)
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from functools import partial
 
+import mini.config
 import mini.notes
 from core.events import Stage
 from core.request import ResolvedTextToImage, TextToImage
@@ -19,6 +20,16 @@ from images.cache import Controls
 def examples(kind: WeightsKind) -> tuple[str, ...]:
     """Return prompts that work with these weights."""
     return mini.notes.EXAMPLES[kind]
+
+
+def known_things(kind: WeightsKind, language: str) -> list[str]:
+    """Return what these weights draw in a language ("en", "zh-CN"), sorted; empty where nobody could list it."""
+    return mini.config.known_things(language) if kind == "mini" else []
+
+
+def unknown_words(prompt: str, kind: WeightsKind) -> list[str]:
+    """Return the words of a prompt that these weights were never taught, in lower case."""
+    return mini.config.unknown_words(prompt) if kind == "mini" else []
 
 
 class TextToImageMode(Mode[ResolvedTextToImage]):

@@ -175,6 +175,8 @@ def unknown_words(prompt: str) -> list[str]:
     return list(dict.fromkeys(unknown))
 
 
-def known_things() -> list[str]:
-    """Return the usual names of all things that the miniature can draw, in alphabetical order."""
+def known_things(language: str = "en") -> list[str]:
+    """Return the usual names of all things that the miniature draws, sorted: in Chinese for "zh…", else in English."""
+    if language.startswith("zh"):
+        return sorted(names[0] for names in vocabulary()["chinese_names"]["things"].values())
     return sorted(vocabulary()["things"])

@@ -17,14 +17,15 @@ def completed(prompt: str, seed: int, kind: WeightsKind) -> tuple[str, list[Mess
     if not made.words:
         return prompt, []
     text = "The seed chose what the prompt leaves open: {words}."
-    return made.text, [Message("seed_chose", text, words=made.words, prompt=made.text)]
+    words = [Message.word(word) for word in made.words]
+    return made.text, [Message("seed_chose", text, words=words, prompt=made.text)]
 
 
 def untaught_control(preprocessor: Preprocessor, kind: WeightsKind) -> list[Message]:
     """Return a note on a preprocessor that the miniature was not taught."""
     if kind != "mini" or preprocessor in (*mini.config.CONTROLS, "none"):
         return []
-    known = [PREPROCESSORS[name].title for name in mini.config.CONTROLS]
+    known = [Message.word(PREPROCESSORS[name].title) for name in mini.config.CONTROLS]
     text = "The miniature was not taught {preprocessor}. It knows {known}."
     title = Message("preprocessor", PREPROCESSORS[preprocessor].title)
     return [Message("unknown_control", text, preprocessor=title, known=known)]

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from core import metadata
 from core.request import PreprocessorFacts, Request, UpscalerFacts, random_seed
 from diffusion.tokens import MAX_TEXT_TOKENS, count
+from engine.mode_generate import unknown_words
 from web.endpoints import uploaded
 from web.language import Say, english, fixed, say_to
 from web.words import field_name
@@ -123,7 +124,7 @@ def _seed_of(picture: dict[str, Any] | None) -> Any:
 
 
 def count_tokens(prompt: Field, situation: gr.State) -> None:
-    """Show under a prompt, laid out just before, how much of the text encoder's room it takes.
+    """Show under a prompt, laid out just before, which words the weights do not know, and how much room it takes.
 
     Args:
         prompt: the field.
@@ -134,16 +135,17 @@ def count_tokens(prompt: Field, situation: gr.State) -> None:
     def tokens(text: str, situation: Any, visitor: gr.Request) -> str:
         if not text.strip() or situation.tokenizer is None:
             return ""
-        return _tokens(count(situation.tokenizer, text), say_to(visitor))
+        return _tokens(count(situation.tokenizer, text), unknown_words(text, situation.kind), say_to(visitor))
 
     # While one count is made, of what is typed in the meantime only the last is counted.
     gr.on([prompt.change, about.input], tokens, [prompt, situation], about, trigger_mode="always_last", **QUIET)
 
 
-def _tokens(used: int, say: Say) -> str:
+def _tokens(used: int, unknown: list[str], say: Say) -> str:
     line = say("{used} of {limit} tokens", used=used, limit=MAX_TEXT_TOKENS)
     if used <= MAX_TEXT_TOKENS:
-        return f"<p>{escape(line)}</p>"
+        told = f"<b>{escape(say('Does not know: {words}', words=unknown))}</b> " if unknown else ""
+        return f"<p>{told}<span>{escape(line)}</span></p>"
     return f'<p class="failed">{escape(line)}. {escape(say("The end of the prompt will be cut."))}</p>'
 
 

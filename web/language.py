@@ -23,9 +23,15 @@ COOKIE = "studio-language"  # set by web/assets/page.js whenever the page's lang
 
 @dataclass(frozen=True, eq=False)
 class Say:
-    """Puts texts into one language, by its texts for English templates."""
+    """Puts texts into one language, by its texts for English templates.
+
+    Attributes:
+        texts: what that language has for English templates.
+        tag: what it is called, as browsers do.
+    """
 
     texts: Mapping[str, str]
+    tag: str = "en"
 
     def __call__(self, text: str | Message, **values: object) -> str:
         """Return a message, or a template filled in with `values`, in this language."""
@@ -70,7 +76,8 @@ def fixed(text: str) -> I18nData:
 @lru_cache(maxsize=64)  # tags come from visitors
 def say_in(tag: str) -> Say:
     """Return what puts texts into a language; an unknown tag gets its main language, else English."""
-    return Say(locales().get(tag) or locales().get(tag.split("-")[0], {}))
+    spoken = tag if tag in locales() else tag.split("-")[0]
+    return Say(locales()[spoken], spoken) if spoken in locales() else english
 
 
 def say_to(visitor: gr.Request | None) -> Say:

@@ -14,6 +14,8 @@ from core.errors import RequestError, StudioError
 from core.events import Failure, Preview, Queued, Result, Stage, Step, TileDone
 from core.messages import Message
 from core.sizes import WeightsKind
+from core.upload import IMAGE_FILE
+from engine.mode_generate import known_things
 from web.language import Say, english, fixed
 
 if TYPE_CHECKING:
@@ -73,8 +75,19 @@ def weights_sentence(now: Situation, say: Say = english) -> str:
     program = f'<a href="?view=api" target="_blank">{say("How programs use this page")}</a>'
     why = escape(". ".join(_upper(say(text)) for text in now.texts))
     about = (f"{sentence} {why}", licence, f"{say('Coming soon:')} {soon}", program)
+    told = _known(now.kind, say) + "".join(f"<p>{text}</p>" for text in about)
+    return f"<details><summary>{name_of_them}</summary><div>{told}</div></details>"
+
+
+def _known(kind: WeightsKind, say: Say) -> str:
+    """Return the things that weights draw, to search; a press on one puts it into the prompt (web/assets/page.js)."""
+    things = known_things(kind, say.tag)
+    if not things:
+        return ""
+    look = escape(say("What it knows: search {count} things", count=len(things)))
+    buttons = "".join(f"<button type=button>{escape(thing)}</button>" for thing in things)
     return (
-        f"<details><summary>{name_of_them}</summary><div>{''.join(f'<p>{text}</p>' for text in about)}</div></details>"
+        f'<div class="known"><input type="search" placeholder="{look}" aria-label="{look}"><div>{buttons}</div></div>'
     )
 
 
@@ -147,13 +160,17 @@ def failed(failure: Failure | StudioError, say: Say = english) -> str:
         text = _upper(say(failure.message))
     elif facts["field"] == "image" and facts["value"] == "None":
         text = say("Choose an image first.")
+    elif facts["allowed"] == IMAGE_FILE:
+        text = say("This file cannot be opened as a picture. PNG, JPEG and WebP work.")
+    elif facts["field"] == "image":
+        text = say("{value} cannot be used. Wanted: {allowed}.", value=facts["value"].strip("'"), allowed=allowed)
     elif facts["field"] == "prompt":
         text = say("What should the picture show? The prompt takes {allowed}.", allowed=allowed)
     elif facts["field"] == "lora":
         text = say("This LoRA cannot be used. Wanted: {allowed}.", allowed=allowed)
     else:
         text = say(
-            "{field} takes {allowed}; {value} is not possible.",
+            "{field} cannot be {value}. Possible: {allowed}.",
             field=field_name(facts["field"], say),
             allowed=allowed,
             value=facts["value"].strip("'"),

@@ -116,6 +116,8 @@ COMPOSED = {
     i18n(idle("Describe a picture", "Generate")),
     i18n(idle("Choose an image, describe a picture", "Generate")),
     i18n(idle("Choose a picture", "Upscale")),
+    # What the seed adds to a prompt for the miniature: the first name of each.
+    *(names[0] for group in ("sizes", "ways", "places") for names in mini.config.vocabulary()[group].values()),
 }
 
 
@@ -172,10 +174,8 @@ def test_examples_work_in_every_language(path: Path) -> None:
 def test_what_a_field_takes_is_worded_with_its_numbers() -> None:
     with pytest.raises(RequestError) as caught:
         TextToImage.parse(prompt="a fox", steps=0)
-    assert "步数只能是1 到 100 之间的整数；不能是 0。" in failed(caught.value, language.say_in("zh-CN"))
-    assert failed(caught.value) == (
-        '<p class="failed">Steps takes a whole number from 1 to 100; 0 is not possible.</p>'
-    )
+    assert "步数不能是 0。可以是：1 到 100 之间的整数。" in failed(caught.value, language.say_in("zh-CN"))
+    assert failed(caught.value) == ('<p class="failed">Steps cannot be 0. Possible: a whole number from 1 to 100.</p>')
 
 
 def test_errors_and_notes_are_worded_with_their_values() -> None:

@@ -67,7 +67,7 @@ def test_the_language_can_be_changed_and_what_is_shown_changes_too(open_page: Op
     page.locator("#generate").click()
     expect(page.locator("#generate-fix")).to_have_text("使用随机种子")
     choose_language(page, "English")
-    expect(page.locator("#generate-status .failed")).to_contain_text("Seed takes a whole number")
+    expect(page.locator("#generate-status .failed")).to_contain_text("Possible: a whole number")
     expect(page.locator("#generate-fix")).to_have_text("Use a random seed")
 
 

@@ -193,7 +193,7 @@ def test_wrong_values_get_a_sentence_and_the_form_stays(open_page: Open) -> None
     write(page, PROMPT)
     set_seed(page, "1.5")
     generate(page)
-    expect(page.locator("#generate-status .failed")).to_contain_text("Seed takes a whole number from 0 to 4294967295")
+    expect(page.locator("#generate-status .failed")).to_contain_text("Possible: a whole number from 0 to 4294967295")
     expect(prompt_of(page)).to_have_value(PROMPT)
     advanced(page)
     seed_field(page).fill("")  # empty is random

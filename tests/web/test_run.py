@@ -90,7 +90,7 @@ def test_an_error_comes_with_a_button_that_fixes_it(open_page: Open, size: tuple
     write(page, PROMPT)
     set_seed(page, "1.5")
     generate(page)
-    expect(page.locator("#generate-status .failed")).to_contain_text("Seed takes a whole number")
+    expect(page.locator("#generate-status .failed")).to_contain_text("Possible: a whole number")
     shoot(page, "33-fix")
     page.get_by_role("button", name="Use a random seed").click()
     advanced(page)

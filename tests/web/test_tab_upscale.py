@@ -147,7 +147,7 @@ def test_an_error_comes_with_a_button_that_fixes_it(visit: Open, photo: Path) ->
     seed.fill("1.5")
     seed.press("Tab")
     page.locator("#upscale-start").click()
-    expect(page.locator("#upscale-status .failed")).to_contain_text("Seed takes a whole number")
+    expect(page.locator("#upscale-status .failed")).to_contain_text("Possible: a whole number")
     page.locator("#upscale-output").get_by_role("button", name="Use a random seed").click()
     expect(seed).to_have_value("0")
     press(page, "96 × 96")

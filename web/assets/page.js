@@ -162,11 +162,24 @@ addEventListener("click", (event) => {
     shown(".stage")?.scrollIntoView({ block: "nearest", behavior: calm() ? "auto" : "smooth" });
   } else if (at(".copy")) {
     copy(at(".copy"));
+  } else if (at(".known button")) {
+    // One of the things that the weights know joins the prompt.
+    const prompt = shown(".controls .prompt textarea:enabled");
+    if (prompt) {
+      prompt.value = `${prompt.value.trimEnd()} ${event.target.textContent}`.trimStart();
+      prompt.dispatchEvent(new Event("input", { bubbles: true }));
+    }
   } else if (at("[data-language]")) {
     speak(at("[data-language]").dataset.language);
   } else if (at(".view") || at(".picture .image-container > button")?.querySelector("img")) {
     view(at(".columns"));
   }
+});
+
+addEventListener("input", ({ target }) => {
+  if (!target.matches(".known input")) return;
+  const wanted = target.value.trim().toLowerCase();
+  target.nextElementSibling.childNodes.forEach((thing) => { thing.hidden = !thing.textContent.includes(wanted); });
 });
 
 // A picture that is dropped beside the fields for files restores its settings; the browser would leave the page for it.
