@@ -8,23 +8,26 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
 from gradio.events import Dependency
 
+from core import metadata
 from core.errors import RequestError
-from core.request import DrawRequest, Request
+from core.request import SEED_MAX, DrawRequest, Request
 from engine import Engine
 from web.drawer import Drawer
 from web.endpoints import uploaded
 from web.fields import COUNT, COUNTS, QUIET, Fields, Inputs, Update
-from web.language import say_to
+from web.language import fixed, say_to
 from web.lora_slot import LoraSlot
 from web.output import Output, Stopping
 from web.run import broken, carry_out
 from web.situation import Situation
+from web.strip import Past, siblings
 from web.words import paragraph, weights_sentence
 
 # The browser keeps a form only once it has been filled in: else the form that it is made with would overwrite it.
@@ -134,6 +137,25 @@ class Form:
             run.failure(broken, None, output.status, **QUIET)
         self.fields.reuse_seed(output.picture)
         return runs
+
+    def more_like_this(self) -> Dependency:
+        """Offer to draw on with a picture's settings and the seeds after it; return what a press begins."""
+        with self.output.others:
+            again = gr.Button(fixed("More like this"), size="sm", elem_classes=["again"])
+
+        def next_seeds(picture: dict[str, Any] | None, past: list[Past]) -> Update:
+            made = siblings(past, uploaded(picture)) if picture else []
+            if not made:
+                return {self.fields["seed"]: gr.skip()}
+            try:
+                values = metadata.read_png(Path(made[-1].picture)).values
+            except RequestError:  # swept away after a day
+                return {self.fields["seed"]: gr.skip()}
+            onward = {name: value for name, value in values.items() if name not in (*FILES, "lora_strength")}
+            return self.fill(onward | {"seed": made[-1].seed % SEED_MAX + 1})[0]
+
+        inputs = [self.output.picture, self.output.strip.past]
+        return again.click(next_seeds, inputs, self.changed, **RAW)
 
     def sum_up(self, tab: gr.Tab) -> None:
         """Have the closed drawer say what is set, from when its tab is opened on."""

@@ -1,5 +1,6 @@
 """Where a picture appears on a tab, with the text about it and what can be done with it."""
 
+import secrets
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -132,7 +133,7 @@ class Output:
         Only this writes what is shown: Gradio's own way to cancel lets two listeners write at once, and the loser of
         that race would leave a page that seems to work on something, or calls the cancelled run a failure.
         """
-        shown, banner, pace, done = working_on(say, say("Starting")), "", Pace(), 0
+        shown, banner, pace, done, run = working_on(say, say("Starting")), "", Pace(), 0, secrets.token_hex(4)
         yield {
             self.status: shown,
             self.cancel: gr.Button(say("Cancel"), interactive=True),
@@ -153,9 +154,9 @@ class Output:
                         with files(event) as (png, sidecar):
                             used = event.request
                             name = f"{used.prompt}, {say('seed {seed}', seed=used.seed)}"
-                            new = Past(
-                                self._cached(png), self._cached(sidecar), partial(done_with, facts), source, name
-                            )
+                            words = partial(done_with, facts)
+                            kept = self._cached(png), self._cached(sidecar)
+                            new = Past(*kept, words, source, name, used.seed, run)
                     except NotWritten as error:
                         events.close()
                         yield self.tell(partial(failed, Failure.of(error)), say) | {self.preview: ""}
@@ -188,13 +189,14 @@ class Output:
         return copy
 
     def _look_back(self, event: gr.SelectData, past: list[Past], visitor: gr.Request) -> Update:
+        return self.look_at(past[event.index], say_to(visitor))
+
+    def look_at(self, chosen: Past, say: Say) -> Update:
         """Show an earlier picture, as it was shown when it was new."""
-        chosen = past[event.index]
         try:
             prompt = metadata.read_png(Path(chosen.picture)).values["prompt"]
         except RequestError:  # swept away after a day
             return {self.status: gr.skip()}
-        say = say_to(visitor)
         return self._finished(chosen, prompt, say) | self.tell(chosen.words, say)
 
     def _finished(self, made: Past, prompt: str, say: Say) -> Update:

@@ -22,6 +22,8 @@ class Past:
         words: what is shown about it.
         source: the image file that it was made from; empty where there was none.
         name: what a screen reader calls it: its prompt and its seed.
+        seed: its seed.
+        run: the press that it came of, which it may share with others.
     """
 
     picture: str
@@ -29,6 +31,8 @@ class Past:
     words: Words
     source: str = ""
     name: str = ""
+    seed: int = 0
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,12 @@ class Strip:
         """Return what shows the pictures; a single one is on the page anyway."""
         named = [(shown.picture, shown.name) for shown in past]
         return {self.past: past, self.gallery: gr.Gallery(named, visible=len(past) > 1)}
+
+
+def siblings(past: list[Past], picture: str) -> list[Past]:
+    """Return the pictures that came of the same press as a picture, that one among them, as they were drawn."""
+    run = next((earlier.run for earlier in past if earlier.picture == picture), None)
+    return [earlier for earlier in reversed(past) if earlier.run == run]
 
 
 def joined(past: list[Past], new: Past) -> list[Past]:

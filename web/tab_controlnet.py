@@ -101,7 +101,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
             about_preview: "".join(f'<p class="note">{escape(say(note))}</p>' for note in control.notes),
         }
 
-    enlarged.wire(engine, large, output, form.draws_on(generate, engine))
+    enlarged.wire(engine, large, output, form.draws_on(generate, engine, form.more_like_this()))
     form.sum_up(tab)
     seen = [image, *(fields[name] for name in ("preprocessor", "canny_low", "canny_high"))]
     # While one preview is made, of what is asked for in the meantime only the last is.

@@ -97,7 +97,8 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
     parts = {"slot": slot, "drawer": drawer, "used": _used, "also": [guidance], "refresh": refresh, "follow": follow}
     form = Form.of(TextToImage, fields, output, **parts)
 
-    runs = form.draws_on(generate, engine, examples.wire(shelf, fields["prompt"], situation))
+    filled = examples.wire(shelf, fields["prompt"], situation), form.more_like_this()
+    runs = form.draws_on(generate, engine, *filled)
     enlarged.wire(engine, large, output, runs)
     form.sum_up(tab)
     shape.input(lambda chosen, now: shapes(now.sizes)[chosen], [shape, situation], sides, **QUIET)

@@ -8,7 +8,18 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from engine import Engine
-from tests.helpers.browsing import PHONE, Open, draw_seed, finished, generate, picture_bytes, reload, set_seed
+from tests.helpers.browsing import (
+    PHONE,
+    Open,
+    draw_seed,
+    finished,
+    generate,
+    picture_bytes,
+    reload,
+    set_seed,
+    set_steps,
+    shoot,
+)
 
 
 def test_small_pictures_are_enlarged_by_four(engine: Engine, tmp_path: Path) -> None:
@@ -56,3 +67,29 @@ def test_a_small_picture_is_shown_enlarged_and_kept_as_it_is(open_page: Open) ->
     expect(enlarged.locator("img")).not_to_have_attribute("src", before or "")
     page.locator("#generate-strip button.thumbnail-item").nth(1).click()  # an earlier one, enlarged before
     expect(enlarged.locator("img")).to_have_attribute("src", before or "")
+
+
+@pytest.mark.browser
+def test_several_pictures_lie_side_by_side_and_more_follow(open_page: Open) -> None:
+    page = open_page(PHONE)
+    page.locator("#prompt textarea").fill("a fox")
+    set_steps(page, 1)
+    set_seed(page, "20")
+    page.locator("#generate-controls .count").get_by_role("radio", name="2").check()
+    generate(page)
+    place = page.locator("#generate-enlarged")
+    expect(place.locator(".grid span")).to_have_text(["seed 20", "seed 21"])
+    shoot(page, "14-grid")
+    place.locator(".grid").get_by_role("button", name="a fox, seed 20").click()
+    expect(page.locator("#generate-status b")).to_have_text("20")
+    expect(place).to_contain_text("Shown enlarged")
+    place.get_by_role("button", name="Show all 2").click()
+    expect(place.locator(".grid span")).to_have_count(2)
+
+    place.locator(".grid button").first.click()
+    expect(place.locator(".grid")).to_have_count(0)
+    page.locator("#prompt textarea").fill("something else")
+    page.locator("#generate-actions .again").click()  # with the picture's own settings, after the last of its press
+    expect(place.locator(".grid span")).to_have_text(["seed 22", "seed 23"])
+    expect(page.locator("#prompt textarea")).to_have_value("a fox")
+    expect(page.locator("#generate-controls .chip")).to_contain_text("seed 22")
