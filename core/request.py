@@ -75,6 +75,14 @@ def _random_when_unset(value: Any) -> Any:
     return 0 if value is None or value == "" or value == -1 or value == "-1" else value
 
 
+def _unguided_at_zero(value: Any) -> Any:
+    """Map a CFG of 0 to 1: other programs write either for "no guidance" (diffusers guides above 1 only)."""
+    try:
+        return 1.0 if float(value) == 0 else value
+    except (TypeError, ValueError, OverflowError):  # no number: the field refuses it
+        return value
+
+
 class Request(BaseModel):
     """What every request has in common. Instances are frozen, picklable and JSON-serialisable.
 
@@ -269,6 +277,16 @@ Seed = Annotated[
     Field(ge=0, le=SEED_MAX, description="The same seed gives the same picture; 0 picks one at random."),
     BeforeValidator(_random_when_unset),
 ]
+Cfg = Annotated[
+    float | None,
+    Field(
+        ge=1,
+        le=20,
+        description="How strictly to follow the prompt (Base only; 4 is usual, 1 or 0 is off).",
+        json_schema_extra={"allowed": "a number from 1 to 20, or 0, which is off like 1"},
+    ),
+    BeforeValidator(_unguided_at_zero),
+]
 Weights = Annotated[
     WeightsChoice,
     Field(description="Real weights where complete, else the embedded miniature (auto); or one of them by name."),
@@ -310,9 +328,7 @@ class TextToImage(DrawRequest):
         json_schema_extra={"flag": "--negative"},
     )
     steps: Steps = None
-    cfg: float | None = Field(
-        None, ge=1, le=20, description="How strictly to follow the prompt (Base only; 4 is usual, 1 is off)."
-    )
+    cfg: Cfg = None
     width: Side = Field(None, description="Width in pixels.")
     height: Side = Field(None, description="Height in pixels.")
     seed: Seed = 0

@@ -111,6 +111,13 @@ def test_guidance_is_refused_where_it_means_nothing() -> None:
             request.resolved("full")
 
 
+@pytest.mark.parametrize("cfg", [0, 0.0, -0.0, "0", "0.0"])
+@pytest.mark.parametrize("model", ["turbo", "base"])
+def test_a_cfg_of_zero_is_off_like_one(model: str, cfg: object) -> None:
+    assert TextToImage.parse(prompt="a fox", model=model, cfg=cfg).resolved("mini").cfg == 1
+    assert TextToImage.check("cfg", cfg) == 1
+
+
 def test_request_is_frozen_and_survives_pickling_and_json() -> None:
     request = TextToImage.parse(prompt="a fox", seed=7).resolved("mini")
     with pytest.raises(ValueError, match="frozen"):
