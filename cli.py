@@ -26,6 +26,7 @@ from core import environment, metadata
 from core.errors import Cancelled, NotWritten, RequestError, StudioError
 from core.events import Event, Failure, Queued, Result, Retry, Stage, Step, TileDone
 from core.messages import Message, plain
+from core.parameters import Parameters
 from core.request import MODES, ControlNet, DrawRequest, Preprocess, Request, TextToImage
 from core.sizes import WeightsKind
 from core.whole_file import replacing
@@ -137,7 +138,7 @@ def _add_mode(commands: Any, common: Parser, request: type[DrawRequest]) -> None
     """Add a mode's command."""
     parser = commands.add_parser(request.mode, parents=[common], help=request.help)
     _add_fields(parser, request)
-    parser.add_argument("--from", dest="replay", metavar="FILE.png", help="take what is not given from a picture")
+    parser.add_argument("--from", dest="replay", metavar="FILE", help="take what is not given from a picture")
     name = f"{request.stem}-SEED.png"
     parser.add_argument("--out", type=Path, metavar="FILE.png", help=f"where to write (default: {name})")
     parser.set_defaults(run=_draw, request=request)
@@ -226,7 +227,7 @@ def _replayed(request: type[Request], path: Path, lora_given: bool) -> dict[str,
     Raises:
         RequestError: it is another mode's, or it was drawn with a LoRA that is not at hand.
     """
-    found = metadata.read_png(path)
+    found = metadata.read_picture(path)
     if found.mode != request.mode:
         raise RequestError("from", path.name, f"a picture made by {request.mode}; this one is of {found.mode}")
     if found.values.get("lora") and not lora_given:
@@ -234,7 +235,7 @@ def _replayed(request: type[Request], path: Path, lora_given: bool) -> dict[str,
     return found.request().model_dump()
 
 
-def _check_same_lora(found: metadata.Parameters) -> None:
+def _check_same_lora(found: Parameters) -> None:
     """Refuse to replay with another file of the same name; an image holds a LoRA's name and digest, not its place."""
     name = found.values["lora"]
     wanted = (
@@ -251,7 +252,7 @@ def _check_same_lora(found: metadata.Parameters) -> None:
 def _inspect(args: argparse.Namespace) -> int:
     if args.file.suffix.lower() == lora.file.SUFFIX:
         return _inspect_lora(args)
-    found = metadata.read_png(args.file)
+    found = metadata.read_picture(args.file)
     facts = {
         "file": str(args.file),
         "source": found.source,

@@ -20,7 +20,7 @@ from pydantic import Field
 import core.request
 from core.errors import RequestError
 from core.events import Result, Stage
-from core.metadata import read_png
+from core.metadata import read_picture
 from core.request import DrawRequest, ImageFile, Model, Prompt, Resolved, Seed, Weights, random_seed
 from core.sizes import WeightsKind
 from core.upload import Upload
@@ -144,7 +144,7 @@ def test_the_engine_carries_it_out_and_its_image_replays(engine: Engine, blur: N
     with Image.open(io.BytesIO(result.png)) as made:
         assert made.tobytes() == expected.tobytes()
     (photo.parent / "made.png").write_bytes(result.png)
-    found = read_png(photo.parent / "made.png")
+    found = read_picture(photo.parent / "made.png")
     assert (found.mode, found.values["radius"], found.values["image"]) == ("blur", 3, "photo.png")
     request = Blur.parse(**{**found.values, "image": str(photo)})
     assert engine.draw(request).png == result.png

@@ -120,7 +120,7 @@ def _seed_of(picture: dict[str, Any] | None) -> Any:
     """Return the seed of a picture; nothing changes where there is none."""
     if picture is None:
         return gr.skip()
-    return metadata.read_png(Path(uploaded(picture))).values.get("seed", 0)
+    return metadata.read_picture(Path(uploaded(picture))).values.get("seed", 0)
 
 
 def count_tokens(prompt: Field, situation: gr.State) -> None:

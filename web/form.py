@@ -148,7 +148,7 @@ class Form:
             if not made:
                 return {self.fields["seed"]: gr.skip()}
             try:
-                values = metadata.read_png(Path(made[-1].picture)).values
+                values = metadata.read_picture(Path(made[-1].picture)).values
             except RequestError:  # swept away after a day
                 return {self.fields["seed"]: gr.skip()}
             onward = {name: value for name, value in values.items() if name not in (*FILES, "lora_strength")}

@@ -194,7 +194,7 @@ class Output:
     def look_at(self, chosen: Past, say: Say) -> Update:
         """Show an earlier picture, as it was shown when it was new."""
         try:
-            prompt = metadata.read_png(Path(chosen.picture)).values["prompt"]
+            prompt = metadata.read_picture(Path(chosen.picture)).values["prompt"]
         except RequestError:  # swept away after a day
             return {self.status: gr.skip()}
         return self._finished(chosen, prompt, say) | self.tell(chosen.words, say)

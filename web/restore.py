@@ -10,7 +10,6 @@ import gradio as gr
 
 from core import metadata
 from core.errors import RequestError
-from core.request import TextToImage
 from web.endpoints import uploaded
 from web.fields import QUIET, REWORD_JS, Update
 from web.form import READY_JS, Form
@@ -32,7 +31,7 @@ def lay_out() -> tuple[gr.UploadButton, gr.HTML]:
     """Make the button that takes a picture, which also takes what is dropped on the page, and the place for words."""
     button = gr.UploadButton(
         fixed("Restore settings"),  # type: ignore[arg-type]  # Gradio translates it here too
-        file_types=[".png"],
+        file_types=[".png", ".jpg", ".jpeg", ".webp"],
         size="sm",
         scale=0,
         elem_id="restore",
@@ -66,17 +65,16 @@ def wire(
         if picture is None:
             return {told: ""}
         try:
-            found = metadata.read_png(Path(uploaded(picture)))
+            found = metadata.read_picture(Path(uploaded(picture)))
         except RequestError as error:
             return {told: failed(error, say)}
         form = by_mode.get(found.mode) or next(iter(by_mode.values()))
-        values = dict(found.values)
-        if form.mode is TextToImage and "model" not in values:  # other programs' models are not ours
-            values["model"] = "base" if values.get("cfg", 1) != 1 or "negative_prompt" in values else "turbo"
-        update, refused = form.fill(values)
+        update, refused = form.fill(found.filled)
         sentence = say("The settings of the picture are in the form.")
         return update | {
-            told: _told(sentence, {**refused, **found.not_restored}, say),
+            told: _told(
+                sentence, _named(refused, say) | {say(name): text for name, text in found.not_restored.items()}, say
+            ),
             tabs: gr.Tabs(selected=form.mode.mode),
         }
 
@@ -93,7 +91,7 @@ def wire(
         if asked:
             filled, refused = form.fill(asked)
             update |= filled
-            update[told] = _told(say("The link has filled in the form."), refused, say)
+            update[told] = _told(say("The link has filled in the form."), _named(refused, say), say)
             update[tabs] = gr.Tabs(selected=form.mode.mode)
         return update
 
@@ -111,13 +109,15 @@ def wire(
     arrived.then(None, None, None, js=READY_JS, **QUIET).then(ready, None, None, queue=False, **QUIET)
 
 
+def _named(refused: Mapping[str, str], say: Say) -> dict[str, str]:
+    return {field_name(name, say): value for name, value in refused.items()}
+
+
 def _told(sentence: str, left_out: Mapping[str, str], say: Say) -> str:
     """Return a text on what was done, with the names of what could not be."""
     html = f"<p>{escape(sentence)}</p>"
     if left_out:
-        listed = ", ".join(
-            f"{field_name(name, say)}: {value}"[:80] for name, value in islice(left_out.items(), MOST_TOLD)
-        )
+        listed = ", ".join(f"{name}: {value}"[:80] for name, value in islice(left_out.items(), MOST_TOLD))
         listed += ", …" if len(left_out) > MOST_TOLD else ""
         html += f'<p class="note">{escape(say("Not restored: {names}", names=listed))}</p>'
     return html

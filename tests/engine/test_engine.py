@@ -74,7 +74,7 @@ def test_image_names_its_weights_and_replays_itself(draw: Callable[..., Result],
     path = tmp_path / "picture.png"
     sidecar = metadata.save(result, path)
     assert sidecar.is_file()
-    found = metadata.read_png(path)
+    found = metadata.read_picture(path)
     assert set(found.fingerprints) == set(parts.needs("generate", "base"))
     assert draw(**found.values).png == result.png
 

@@ -15,8 +15,9 @@ import cli
 import lora.file
 from core.errors import RequestError
 from core.events import Failure, Result, Stage, Step
+from core.foreign import parse_a1111
 from core.messages import Message
-from core.metadata import parse_a1111, save
+from core.metadata import save
 from core.request import TextToImage
 from engine import Engine, Settings
 from hub import checkpoint, parts

@@ -295,7 +295,7 @@ def test_an_image_follows_and_records_what_it_is_made_of(engine: Engine, sketch:
     assert set(described["weights"]["fingerprints"]) == set(parts.needs("controlnet", "turbo"))
     path = tmp_path / "picture.png"
     metadata.save(result, path)
-    found = metadata.read_png(path)
+    found = metadata.read_picture(path)
     assert engine.draw(ControlNet.parse(**{**found.values, "image": str(sketch)})).png == result.png
 
 
@@ -405,7 +405,7 @@ def test_controlnet_command_writes_an_image_that_can_be_replayed(
                    "--out", "x.png", cwd=tmp_path)  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "x.png\n"), done.stderr
     assert "preprocessing Canny" in done.stderr
-    assert metadata.read_png(tmp_path / "x.png").mode == "controlnet"
+    assert metadata.read_picture(tmp_path / "x.png").mode == "controlnet"
     again = command("controlnet", "--from", "x.png", "--image", sketch, "--out", "y.png", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "y.png").read_bytes() == (tmp_path / "x.png").read_bytes()

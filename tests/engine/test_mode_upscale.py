@@ -19,7 +19,7 @@ import upscaler.network
 from bench import upscale as bench
 from core.errors import RequestError
 from core.events import Failure, Result, Stage, Step, TileDone
-from core.metadata import read_png
+from core.metadata import read_picture
 from core.request import Upscale
 from core.sizes import IMAGE_SIZES
 from core.upload import Upload
@@ -204,7 +204,7 @@ def test_all_steps_are_taken_and_shown_and_it_can_be_replayed(
     assert [event.index for event in events if isinstance(event, Step)] == [1, 2, 3, 4, 5]
     assert any("of the schedule; steps: 5." in str(note) for note in result.notes)
     (tmp_path / "first.png").write_bytes(result.png)
-    found = read_png(tmp_path / "first.png")
+    found = read_picture(tmp_path / "first.png")
     assert b"Steps: 5" in result.png
     assert b"Denoising strength: 0.33" in result.png
     assert found.inputs["image"] == Upload.open(file).digest

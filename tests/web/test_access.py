@@ -105,7 +105,7 @@ def test_an_expert_never_touches_the_mouse(open_page: Open, tmp_path: Path) -> N
     with page.expect_download() as download:
         page.keyboard.press("Enter")
     download.value.save_as(tmp_path / "saved.png")
-    assert metadata.read_png(tmp_path / "saved.png").values["seed"] == int(seed)
+    assert metadata.read_picture(tmp_path / "saved.png").values["seed"] == int(seed)
 
     tab_to(page, "#prompt textarea", "Shift+Tab")  # draw more than is wanted, and cancel
     page.keyboard.press("Control+A")

@@ -76,7 +76,7 @@ def test_public_endpoints_take_every_field(client: Client) -> None:
 def test_endpoint_gives_the_very_file_that_the_engine_made(client: Client, draw: Callable[..., Result]) -> None:
     file, sidecar = client.predict(prompt=PROMPT, seed=7, api_name="/generate")
     assert Path(file).read_bytes() == draw(prompt=PROMPT, seed=7).png
-    request = metadata.read_png(Path(file)).request()
+    request = metadata.read_picture(Path(file)).request()
     assert isinstance(request, TextToImage)
     assert request.seed == 7
     assert sidecar["request"]["seed"] == 7

@@ -83,7 +83,11 @@ def test_every_picture_of_a_run_joins_the_strip(draw: Callable[..., Result]) -> 
         lengths = [len(update[strip.past]) for update in updates if strip.past in update]
         past = next(update for update in reversed(updates) if strip.past in update)[strip.past]
         assert lengths == ([1, 2] if seeds == (1, 2) else [3, 3])
-    assert [metadata.read_png(Path(shown.picture)).values["seed"] for shown in past] == [1, 3, 2]  # the newest first
+    assert [metadata.read_picture(Path(shown.picture)).values["seed"] for shown in past] == [
+        1,
+        3,
+        2,
+    ]  # the newest first
     assert all(f"<b>{seed}</b>" in shown.words(english) for shown, seed in zip(past, (1, 3, 2), strict=True))
     assert all(json.loads(Path(shown.sidecar).read_text())["seconds"] for shown in past)
 

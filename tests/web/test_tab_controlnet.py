@@ -194,7 +194,7 @@ def test_endpoints_take_an_uploaded_picture(client: Client, sketch: Path) -> Non
     assert facts == {"digest": Upload.open(sketch).digest, "notes": []}
     file, sidecar = client.predict(image=handle_file(sketch), prompt=PROMPT, seed=7, api_name="/controlnet")
     assert sidecar["inputs"] == {"image": Upload.open(sketch).digest}
-    assert metadata.read_png(Path(file)).mode == "controlnet"
+    assert metadata.read_picture(Path(file)).mode == "controlnet"
 
 
 @pytest.mark.parametrize("endpoint", ["/preprocess", "/controlnet"])
