@@ -15,7 +15,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -26,9 +26,10 @@ from core import environment, metadata
 from core.errors import Cancelled, NotWritten, RequestError, StudioError
 from core.events import Event, Failure, Queued, Result, Retry, Stage, Step, TileDone
 from core.messages import Message, plain
-from core.parameters import Parameters
+from core.parameters import LABELS, Parameters
 from core.request import MODES, ControlNet, DrawRequest, Preprocess, Request, TextToImage
 from core.sizes import WeightsKind
+from core.upload import Upload
 from core.whole_file import replacing
 from diffusion import device, host_memory, measure, memory
 from engine import Engine, Settings
@@ -42,6 +43,8 @@ DTYPE_HELP = (
     "what the real weights compute in: auto (what the device is faster in, as doctor shows it), bf16 or fp32 "
     "(also Z_IMAGE_DTYPE)"
 )
+
+TOLD = 120  # characters of a value that a picture has and a request has no place for
 
 
 class Parser(argparse.ArgumentParser):
@@ -167,10 +170,18 @@ def _draw(args: argparse.Namespace) -> int:
     fields = args.request.model_fields
     given = {name: value for name in fields if (value := getattr(args, name, None)) is not None}
     given |= _lora(given)
+    left_out: dict[str, str] = {}
     if args.replay:
-        replayed = _replayed(args.request, Path(args.replay), "lora" in given)
-        given = {**replayed, **given, "weights": args.weights if args.weights != "auto" else replayed["weights"]}
-    request = args.request.parse(**given)
+        found = _replayed(args.request, Path(args.replay), given)
+        asked = {name: value for name, value in given.items() if (name, value) != ("weights", "auto")}
+        request = found.request(**asked)
+        instead = {LABELS.get(name, name) for name in asked}
+        left_out = {name: value for name, value in found.not_restored.items() if name not in instead}
+    else:
+        request = args.request.parse(**given)
+    if left_out:
+        told = ", ".join(" ".join(f"{name}: {value}".split())[:TOLD] for name, value in left_out.items())
+        _to_stderr(str(Message("not_restored", "Not restored: {names}", names=told)))
     if args.out is not None:
         _check_out(args.out)
     result = _follow(_engine(args), request)
@@ -189,7 +200,7 @@ def _draw(args: argparse.Namespace) -> int:
         _to_stderr(str(note))
     if args.json:
         facts = {"file": str(out), "json": str(sidecar), "seed": result.request.seed, **result.sidecar}
-        print(json.dumps(facts, ensure_ascii=False))
+        _print_json(facts | ({"not_restored": left_out} if left_out else {}))
     else:
         print(out)
         _to_stderr(f"seed {result.request.seed}, {result.seconds['total']:.1f} s. {result.weights_note}")
@@ -207,7 +218,10 @@ def _preprocess(args: argparse.Namespace) -> int:
         _to_stderr(str(note))
     notes = [str(note) for note in control.notes]
     facts = {"file": str(args.out), "size": control.image.size, "digest": control.digest, "notes": notes}
-    print(json.dumps(facts, ensure_ascii=False) if args.json else args.out)
+    if args.json:
+        _print_json(facts)
+    else:
+        print(args.out)
     return 0
 
 
@@ -221,32 +235,34 @@ def _lora(given: dict[str, Any]) -> dict[str, str]:
     return {"lora": match[1] or match[3], "lora_strength": match[2] if match[1] else match[4]}
 
 
-def _replayed(request: type[Request], path: Path, lora_given: bool) -> dict[str, Any]:
-    """Return the fields of the request that drew an image, which must be of this command's mode.
+def _replayed(request: type[DrawRequest], path: Path, given: Mapping[str, Any]) -> Parameters:
+    """Return the parameters of an image, which must be of this command's mode.
 
     Raises:
-        RequestError: it is another mode's, or it was drawn with a LoRA that is not at hand.
+        RequestError: it is another mode's, or it was drawn with a file that is not at hand and not among those given.
     """
     found = metadata.read_picture(path)
     if found.mode != request.mode:
         raise RequestError("from", path.name, f"a picture made by {request.mode}; this one is of {found.mode}")
-    if found.values.get("lora") and not lora_given:
-        _check_same_lora(found)
-    return found.request().model_dump()
+    for name in (*request.files, "lora"):
+        if found.values.get(name) and name not in given:
+            _check_same_file(name, found)
+    return found
 
 
-def _check_same_lora(found: Parameters) -> None:
-    """Refuse to replay with another file of the same name; an image holds a LoRA's name and digest, not its place."""
-    name = found.values["lora"]
-    wanted = (
-        f"the file that drew this picture (SHA-256 {found.inputs.get('lora', 'unknown')}); give it with --lora FILE"
-    )
+def _check_same_file(name: str, found: Parameters) -> None:
+    """Refuse to replay with another file of the same name; an image holds a file's name and digest, not its place."""
+    file, digest = str(found.values[name]), found.inputs.get(name)
+    wanted = f"the file that this picture was made with (SHA-256 {digest or 'unknown'}); give it with --{name} FILE"
     try:
-        digest = lora.file.identify(lora.file.read(lora.file.find(name))).digest
+        if name == "lora":
+            at_hand = lora.file.identify(lora.file.read(lora.file.find(file))).digest
+        else:
+            at_hand = Upload.open(Path(file), name).digest
     except RequestError:
-        raise RequestError("lora", name, wanted) from None
-    if digest != found.inputs.get("lora"):
-        raise RequestError("lora", name, wanted)
+        raise RequestError(name, file, wanted) from None
+    if at_hand != digest:
+        raise RequestError(name, file, wanted)
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -344,7 +360,7 @@ def _fail(failure: Failure, as_json: bool) -> int:
     _to_stderr(failure.text)
     if as_json:
         error = {"code": failure.code, "message": failure.text, **plain(failure.values)}
-        print(json.dumps({"error": error}, ensure_ascii=False))
+        _print_json({"error": error})
     return failure.exit_code
 
 
@@ -365,7 +381,7 @@ def _free_name(stem: str) -> Path:
 
 def _print_facts(facts: dict[str, Any], as_json: bool, indent: str = "") -> None:
     if as_json:
-        print(json.dumps(facts, ensure_ascii=False))
+        _print_json(facts)
         return
     for name, value in facts.items():
         if isinstance(value, dict):
@@ -376,6 +392,10 @@ def _print_facts(facts: dict[str, Any], as_json: bool, indent: str = "") -> None
             print("\n".join(f"{indent}  {item}" for item in value))
         else:
             print(f"{indent}{name}: {value}")
+
+
+def _print_json(facts: dict[str, Any]) -> None:
+    print(json.dumps(facts, ensure_ascii=False))
 
 
 def _to_stderr(line: str) -> None:

@@ -1,5 +1,6 @@
 """The command line: in a process of its own, as a user runs it, wherever only a process can show what is held."""
 
+import hashlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from PIL import Image
 
 import cli
 from core import metadata
+from tests.helpers import pictures
 from tests.helpers.command_line import Command
 
 ROOT = Path(__file__).parent.parent
@@ -175,6 +177,72 @@ def test_interrupt_ends_with_130_and_leaves_no_file(tmp_path: Path) -> None:
     assert "step 100" not in rest
     assert rest.splitlines()[-1] == "the request was cancelled"
     assert not list(tmp_path.iterdir())
+
+
+# --- pictures of other programs ---
+
+TURBO = (
+    "a fox\nNegative prompt: rain\n"
+    "Steps: 2, Sampler: DPM++ 2M, CFG scale: 0, Seed: 7, Size: 128x128, Model: z_image_turbo"
+)
+
+
+def test_inspect_shows_what_another_programs_picture_holds(here: Command, tmp_path: Path) -> None:
+    data = pictures.exif(b"UNICODE\0" + TURBO.encode("utf-16-be"))
+    pictures.with_exif(tmp_path / "x.webp", data)
+    facts = json.loads(here("inspect", "x.webp", "--json", cwd=tmp_path).stdout)
+    assert facts["request"] == {
+        **{"prompt": "a fox", "model": "turbo", "steps": 2, "cfg": 1.0, "seed": 7},
+        **{"width": 128, "height": 128},
+    }
+    assert facts["not_restored"] == {"Negative prompt": "rain", "Sampler": "DPM++ 2M"}
+
+
+def test_from_draws_another_programs_picture_and_names_what_it_leaves_out(here: Command, tmp_path: Path) -> None:
+    pictures.png(tmp_path / "x.png", parameters=TURBO)
+    done = here("generate", "--from", "x.png", "--weights", "mini", "--out", "y.png", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Not restored: Sampler: DPM++ 2M, Negative prompt: rain" in done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["not_restored"] == {"Negative prompt": "rain", "Sampler": "DPM++ 2M"}
+    asked = {name: facts["request"][name] for name in ("model", "prompt", "steps", "cfg", "seed")}
+    assert asked == {"model": "turbo", "prompt": "a fox", "steps": 2, "cfg": 1.0, "seed": 7}
+
+
+def test_from_takes_a_value_in_place_of_one_that_is_not_possible(here: Command, tmp_path: Path) -> None:
+    text = "a fox\nSteps: 500, CFG scale: 1, Seed: 1102676403634909, Size: 1024x1024"
+    pictures.png(tmp_path / "x.png", parameters=text)
+    done = here("generate", "--from", "x.png", "--out", "y.png", cwd=tmp_path)
+    assert (done.returncode, done.stderr.startswith("steps: 500 is not possible")) == (2, True)
+    sides = ("--width", 128, "--height", 128, "--weights", "mini")
+    done = here("generate", "--from", "x.png", "--steps", 1, "--seed", 5, *sides, "--out", "y.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Not restored" not in done.stderr  # the seed was given
+
+
+def test_from_notices_that_an_input_picture_has_changed(here: Command, tmp_path: Path) -> None:
+    Image.effect_noise((16, 16), 40).convert("RGB").save(tmp_path / "photo.png")
+    digest = f"sha256:{hashlib.sha256((tmp_path / 'photo.png').read_bytes()).hexdigest()}"
+    described = {
+        "mode": "upscale",
+        "request": {"image": "photo.png", "upscaler": "fast", "seed": 7, "denoise": 0, "weights": "mini"},
+        "weights": {"fingerprints": {}},
+        "inputs": {"image": digest},
+    }
+    pictures.png(tmp_path / "big.png", z_image_studio=json.dumps(described))
+    again = ("upscale", "--from", "big.png", "--out", "again.png")
+    assert here(*again, cwd=tmp_path).returncode == 0
+    assert json.loads((tmp_path / "again.json").read_text())["inputs"] == {"image": digest}
+    kept = (tmp_path / "photo.png").rename(tmp_path / "kept.png")
+    for changed in (False, True):
+        if changed:
+            Image.new("RGB", (16, 16)).save(tmp_path / "photo.png")
+        done = here(*again, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("image: 'photo.png' is not possible; allowed: the file that this picture was")
+        assert digest in done.stderr
+        assert "--image FILE" in done.stderr
+    assert here(*again, "--image", kept, cwd=tmp_path).returncode == 0
 
 
 def test_doctor_names_device_plan_versions_and_weights(here: Command, tmp_path: Path) -> None:
