@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from core import environment, metadata
 from core.errors import Cancelled, NotWritten, RequestError, StudioError
 from core.events import Event, Failure, Queued, Result, Retry, Stage, Step, TileDone
 from core.messages import Message, plain
-from core.parameters import LABELS, Parameters
+from core.parameters import LABELS, Parameters, finite
 from core.request import MODES, ControlNet, DrawRequest, Preprocess, Request, TextToImage
 from core.sizes import WeightsKind
 from core.upload import Upload
@@ -380,26 +381,50 @@ def _free_name(stem: str) -> Path:
 
 
 def _print_facts(facts: dict[str, Any], as_json: bool, indent: str = "") -> None:
+    """Print facts, of which some come out of files: nothing in them can steer a terminal or pass for another fact."""
     if as_json:
         _print_json(facts)
         return
     for name, value in facts.items():
+        name = _visible(str(name))
         if isinstance(value, dict):
             print(f"{indent}{name}:" if value else f"{indent}{name}: none")
             _print_facts(value, False, indent + "  ")
         elif isinstance(value, list):
             print(f"{indent}{name}:")
-            print("\n".join(f"{indent}  {item}" for item in value))
+            print("\n".join(f"{indent}  {_visible(str(item))}" for item in value))
         else:
-            print(f"{indent}{name}: {value}")
+            print(f"{indent}{name}: {_visible(str(value)).replace(chr(10), chr(10) + indent + '    ')}")
 
 
 def _print_json(facts: dict[str, Any]) -> None:
-    print(json.dumps(facts, ensure_ascii=False))
+    """Print one JSON object on one line; what is no number in JSON (NaN, infinity) is a text."""
+    text = json.dumps(_finite(facts), ensure_ascii=False, allow_nan=False)
+    print("".join(json.dumps(letter)[1:-1] if _is_hidden(letter) else letter for letter in text))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _finite(item) for name, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else finite(value)
+
+
+def _visible(text: str) -> str:
+    """Return a text with what a terminal would obey or hide written out, line ends and tabs aside."""
+    return "".join(
+        letter.encode("unicode_escape").decode() if letter not in "\n\t" and _is_hidden(letter) else letter
+        for letter in text
+    )
+
+
+def _is_hidden(letter: str) -> bool:
+    """Return whether a character controls a terminal, orders or hides text, or is half of one."""
+    joiners = "\u200c\u200d"  # of scripts and of emoji
+    return letter not in joiners and unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(_visible(line), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -243,6 +244,48 @@ def test_from_notices_that_an_input_picture_has_changed(here: Command, tmp_path:
         assert digest in done.stderr
         assert "--image FILE" in done.stderr
     assert here(*again, "--image", kept, cwd=tmp_path).returncode == 0
+
+
+STEERS = "a fox\x1b]0;title\x07\x1b[31m\x9b2J\x7f\u202egnp\u2028end"
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
+def test_inspect_prints_nothing_that_steers_a_terminal(form: tuple[str, ...], here: Command, tmp_path: Path) -> None:
+    text = f"{STEERS}\nSteps: 8, Seed: 3, Sampler: {STEERS}, Size: 8x8\nTemplate{STEERS}: x"
+    pictures.png(tmp_path / "x.png", parameters=text)
+    described = {"mode": f"generate{STEERS}", "weights": {"fingerprints": {STEERS: STEERS}}, "request": {STEERS: 1}}
+    pictures.png(tmp_path / "y.png", z_image_studio=json.dumps(described))
+    for name in ("x.png", "y.png"):
+        done = here("inspect", name, *form, cwd=tmp_path)
+        assert done.returncode == 0
+        assert "a fox" in done.stdout or "mode" in done.stdout
+        printed = done.stdout.replace("\n", "") + done.stderr.replace("\n", "")
+        assert not [letter for letter in printed if not letter.isprintable()]
+        if form:
+            assert json.dumps(STEERS)[1:-1] in json.dumps(json.loads(done.stdout))  # nothing is lost
+
+
+def test_inspect_prints_only_numbers_that_json_has(here: Command, tmp_path: Path) -> None:
+    pictures.png(tmp_path / "a1111.png", parameters="x\nSteps: 8, Seed: 3, CFG scale: nan, Size: inf")
+    described = {
+        "mode": "generate",
+        "weights": {"fingerprints": {"turbo": math.nan}},
+        "request": {"prompt": "x", "cfg": math.nan, "steps": math.inf, "width": [math.nan]},
+    }
+    pictures.png(tmp_path / "ours.png", z_image_studio=json.dumps(described))
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    for name in ("a1111.png", "ours.png"):
+        done = here("inspect", name, "--json", cwd=tmp_path)
+        assert json.loads(done.stdout, parse_constant=refuse)["request"]["prompt"] == "x"
+
+
+def test_a_prompt_of_several_lines_cannot_pass_for_another_fact(here: Command, tmp_path: Path) -> None:
+    pictures.png(tmp_path / "x.png", parameters="a\nnot_restored: none\nSteps: 8, Seed: 3, Sampler: y")
+    lines = here("inspect", "x.png", cwd=tmp_path).stdout.splitlines()
+    assert [line for line in lines if line.startswith("not_restored")] == ["not_restored:"]
 
 
 def test_doctor_names_device_plan_versions_and_weights(here: Command, tmp_path: Path) -> None:
