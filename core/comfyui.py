@@ -185,7 +185,7 @@ def _of_sampler(graph: Graph, key: str, others: Iterable[str]) -> Parameters:
         value = next((part.inputs[key] for part in parts for key in inputs if key in part.inputs), None)
         into[name], origin = _number(graph, value, inputs)
         if origin:
-            rest[LABELS.get(name, name)] = f"from {origin}"
+            rest[LABELS.get(name, name)] = origin
 
     take(found, "seed", "seed", "noise_seed")
     take(found, "steps", "steps")
@@ -196,11 +196,11 @@ def _of_sampler(graph: Graph, key: str, others: Iterable[str]) -> Parameters:
     if rest["Denoise"] == 1:
         del rest["Denoise"]
     for name, inputs in (("prompt", ("positive", "conditioning")), ("negative_prompt", ("negative",))):
-        texts = _prompts(graph, parts, inputs)
+        texts, origins = _prompts(graph, parts, *inputs)
         found[name] = texts[0] if texts else None
+        if not texts and origins:
+            rest[LABELS[name]] = ", ".join(origins)
         rest |= {f"{LABELS[name]} {number}": text for number, text in enumerate(texts[1:], 2)}
-    if not found["prompt"]:
-        rest[LABELS["prompt"]] = "not in the graph"
     _take_latent(graph, parts, found, rest)
     _take_model(graph, parts, found, rest)
     for number, other in enumerate(others, 2):
@@ -224,29 +224,39 @@ def _number(graph: Graph, value: Any, names: Iterable[str]) -> tuple[Any, str]:
     return None, "nodes without end"
 
 
-def _prompts(graph: Graph, parts: Iterable[Node], inputs: Iterable[str]) -> list[str]:
-    """Return the texts that a sampler's conditioning was encoded from."""
+def _prompts(graph: Graph, parts: Iterable[Node], wanted: str, *others: str) -> tuple[list[str], list[str]]:
+    """Return the texts that a sampler's conditioning was encoded from: of `positive` or of `negative`.
+
+    With them come the classes of the nodes that wrote texts which are not in the graph.
+    """
+    inputs = (wanted, *others)
     waiting = [next((part.inputs[name] for part in parts for name in inputs if name in part.inputs), None)]
     texts: list[str] = []
+    origins: list[str] = []
     known: dict[str, str] = {}
     seen = set()
     for link in waiting:
         source = _source(graph, link)
-        second = isinstance(link, list) and link[-1] == 1
-        if source is None or (source, second) in seen:
+        if source is None or source in seen:
             continue
-        seen.add((source, second))
+        seen.add(source)
         node = graph[source]
         conditions = [value for name, value in node.inputs.items() if name.startswith("cond")]
+        passed = node.inputs.get(wanted)
         if "zeroout" in node.kind.lower():
             continue
-        if "negative" in node.inputs and _source(graph, node.inputs.get("positive")) is not None:
-            waiting.append(node.inputs["negative" if second else "positive"])  # both pass through, as by a ControlNet
+        if isinstance(passed, str) and "negative" in node.inputs:  # a loader that also encodes
+            texts.append(passed)
+        elif "negative" in node.inputs and _source(graph, passed) is not None:  # both pass through, as by a ControlNet
+            waiting.append(passed)
         elif conditions:
             waiting += conditions
         elif text := _text(graph, source, known, 0):
             texts.append(text)
-    return texts
+        else:
+            writers = (_source(graph, node.inputs.get(name)) for name in _TEXTS)
+            origins += [graph[writer].kind for writer in writers if writer is not None]
+    return [text for text in texts if text.strip()], origins
 
 
 def _text(graph: Graph, key: str, known: dict[str, str], depth: int) -> str:
@@ -281,11 +291,12 @@ def _take_latent(graph: Graph, parts: Iterable[Node], found: dict[str, Any], res
     start = _source(graph, latent)
     for key in _upstream(graph, [start] if start else []):
         node = graph[key]
-        if "width" not in found and {"width", "height"} <= node.inputs.keys():
-            for side in ("width", "height"):
-                found[side], origin = _number(graph, node.inputs[side], (side,))
-                if origin:
-                    rest[LABELS[side]] = f"from {origin}"
+        for prefix in ("", "empty_latent_"):
+            if "width" not in found and {f"{prefix}width", f"{prefix}height"} <= node.inputs.keys():
+                for side in ("width", "height"):
+                    found[side], origin = _number(graph, node.inputs[prefix + side], (side,))
+                    if origin:
+                        rest[LABELS[side]] = origin
         if "loadimage" in node.kind.lower() and isinstance(node.inputs.get("image"), str):
             rest["Image"] = node.inputs["image"]
 
@@ -313,7 +324,9 @@ def _loras(node: Node) -> Iterator[tuple[str, Any]]:
             yield value["lora"], value.get("strength")
         elif match and isinstance(value, str) and value not in ("", "None"):
             number = match[1]
-            inputs = (f"{kind}{number}" for kind in ("strength_model", "model_weight", "strength", "lora_wt"))
+            inputs = (
+                f"{kind}{number}" for kind in ("strength_model", "lora_model_strength", "model_weight", "strength")
+            )
             much = next((node.inputs[strength] for strength in inputs if strength in node.inputs), None)
             if node.inputs.get(f"switch{number}") != "Off":
                 yield value, much if isinstance(much, int | float | str) else None

@@ -22,6 +22,7 @@ _WORDS = re.compile(r"([\w \-/]+)(:?)\s*")
 _QUOTED = re.compile(r'"(?:\\.|[^\\"])+"(?=,|$)')
 _FEWEST_PAIRS = 3
 _FIRST_PAIR = "Steps:"
+_MOST_BEGINS = 10  # of lines that begin with it, the last of which is the program's own
 NEGATIVE = "Negative prompt:"
 
 _SIZE = re.compile(r"\(?\s*([0-9.]+)\s*[x×X,*]\s*([0-9.]+)\s*\)?")
@@ -56,8 +57,8 @@ _NO_PART = {
 def parse_a1111(text: str) -> Parameters:
     """Read the text of a `parameters` chunk; what is not understood lands in `not_restored`."""
     lines = one_line_end(text).strip().split("\n")
-    place, pairs = _parameters_line(lines)
-    rest: dict[str, Any] = {**pairs, **_further(lines[place + 1 :])}
+    place, end, pairs = _parameters_line(lines)
+    rest: dict[str, Any] = {**_further(lines[end:]), **pairs}
     lines = lines[:place]
     # The last such line: a text that was pasted into the prompt whole has one of its own.
     starts = [number for number, line in enumerate(lines) if line.lstrip().startswith(NEGATIVE)]
@@ -80,27 +81,34 @@ def parse_a1111(text: str) -> Parameters:
 
 def has_parameters(text: str) -> bool:
     """Return whether a text has A1111's line of parameters."""
-    return bool(_parameters_line(one_line_end(text).strip().split("\n"))[1])
+    return bool(_parameters_line(one_line_end(text).strip().split("\n"))[2])
 
 
-def _parameters_line(lines: list[str]) -> tuple[int, dict[str, str]]:
-    """Return where the line of pairs stands and its pairs; behind the last line and none where there is none.
+def _parameters_line(lines: list[str]) -> tuple[int, int, dict[str, str]]:
+    """Return where the line of pairs begins and ends, and its pairs; the end of the text and none where there is none.
 
-    It is the last one, or, where an extension has written on behind it, the last one that begins with its first pair.
+    It is the last line, or, where an extension has written on behind it, the last one that begins with its first pair.
+    Where somebody has wrapped it, each of its lines but the last ends with a comma, or has one pair.
     """
     last = _pairs(lines[-1])
     if len(last) >= _FEWEST_PAIRS and _FIRST_PAIR.rstrip(":") in last:
-        return len(lines) - 1, last
-    for place in range(len(lines) - 1, -1, -1):
-        if lines[place].startswith(_FIRST_PAIR) and len(pairs := _pairs(lines[place])) >= _FEWEST_PAIRS:
-            return place, pairs
-    return (len(lines) - 1, last) if len(last) >= _FEWEST_PAIRS else (len(lines), {})
+        return len(lines) - 1, len(lines), last
+    begins = [place for place, line in enumerate(lines) if line.startswith(_FIRST_PAIR)]
+    for place in reversed(begins[-_MOST_BEGINS:]):
+        end = next((end for end in range(place + 1, len(lines)) if lines[end - 1].rstrip()[-1:] != ","), len(lines))
+        pairs = _pairs(" ".join(lines[place:end]))
+        if len(pairs) >= _FEWEST_PAIRS:
+            return place, end, pairs
+        pairs = _pairs(", ".join(lines[place:]))
+        if len(pairs) >= _FEWEST_PAIRS and {"Seed", "Sampler"} & pairs.keys():
+            return place, len(lines), pairs
+    return (len(lines) - 1, len(lines), last) if len(last) >= _FEWEST_PAIRS else (len(lines), len(lines), {})
 
 
 def _further(lines: Iterable[str]) -> dict[str, str]:
     """Return what an extension has written behind the line of parameters, such as `Template: …`, by its names."""
     found: dict[str, list[str]] = {}
-    key = "Below the parameters"
+    key = "Text"
     for line in lines:
         words = _WORDS.match(line)
         if words and words[2] and words[1].strip():

@@ -210,6 +210,11 @@ def test_from_draws_another_programs_picture_and_names_what_it_leaves_out(here: 
     assert asked == {"model": "turbo", "prompt": "a fox", "steps": 2, "cfg": 1.0, "seed": 7}
 
 
+def test_a_cfg_of_zero_is_taken_for_none(here: Command, tmp_path: Path) -> None:
+    cfg = ("--cfg", "0", "--steps", "1", "--weights", "mini")
+    assert json.loads(here("generate", "fox", *cfg, "--json", cwd=tmp_path).stdout)["request"]["cfg"] == 1
+
+
 def test_from_takes_a_value_in_place_of_one_that_is_not_possible(here: Command, tmp_path: Path) -> None:
     text = "a fox\nSteps: 500, CFG scale: 1, Seed: 1102676403634909, Size: 1024x1024"
     pictures.png(tmp_path / "x.png", parameters=text)

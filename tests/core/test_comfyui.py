@@ -184,7 +184,7 @@ def test_a_prompt_that_a_language_model_wrote_is_named(tmp_path: Path) -> None:
     graph = {**changed("57:27", text=["60", 0]), "60": node("OllamaGenerate", prompt="Write a prompt", model="llama")}
     found = read(tmp_path, graph)
     assert "prompt" not in found.values
-    assert found.not_restored["Prompt"] == "not in the graph"
+    assert found.not_restored["Prompt"] == "OllamaGenerate"
     with pytest.raises(RequestError, match=r"^prompt: "):
         found.request()
 
@@ -198,7 +198,7 @@ def test_values_from_other_nodes_are_followed_or_named(tmp_path: Path) -> None:
     }
     found = read(tmp_path, graph)
     assert found.values == {name: value for name, value in READ.items() if name != "cfg"}
-    assert found.not_restored["CFG scale"] == "from MathExpression|pysssh"
+    assert found.not_restored["CFG scale"] == "MathExpression|pysssh"
 
 
 def test_conditioning_through_a_controlnet_is_followed(tmp_path: Path) -> None:
@@ -210,6 +210,27 @@ def test_conditioning_through_a_controlnet_is_followed(tmp_path: Path) -> None:
     }
     found = read(tmp_path, graph)
     assert (found.values["prompt"], found.values["negative_prompt"]) == ("a lighthouse", "blurry")
+
+
+def test_a_loader_that_also_encodes_is_read(tmp_path: Path) -> None:
+    # efficiency-nodes-comfyui: one node has the files, both prompts and the size.
+    loader = node(
+        "Efficient Loader",
+        ckpt_name="z_image_bf16.safetensors",
+        lora_name="ink.safetensors",
+        lora_model_strength=0.8,
+        positive="a lighthouse",
+        negative="blurry",
+        empty_latent_width=1024,
+        empty_latent_height=768,
+    )
+    links = {"model": ["1", 0], "positive": ["1", 1], "negative": ["1", 2], "latent_image": ["1", 3]}
+    sampler = node(
+        "KSampler (Efficient)", seed=123, steps=9, cfg=4.0, sampler_name="euler", scheduler="normal", **links
+    )
+    found = read(tmp_path, {"1": loader, "2": sampler})
+    assert found.values == READ | {"model": "base", "cfg": 4.0, "negative_prompt": "blurry"}
+    assert found.not_restored == {"Scheduler": "normal", "LoRA": "ink.safetensors (0.8)"}
 
 
 def test_the_graph_of_the_screen_is_read_where_it_is_alone(tmp_path: Path) -> None:

@@ -197,6 +197,41 @@ def test_lines_behind_the_parameters_are_named() -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        LINE.replace(", CFG", ",\nCFG").replace(", Size", ",\nSize"),
+        LINE.replace(", ", "\n"),
+        LINE.replace("Steps: 9, ", "") + ", Steps: 9",
+    ],
+    ids=["wrapped", "a pair a line", "in another order"],
+)
+def test_parameters_are_read_however_they_are_laid_out(text: str) -> None:
+    found = parse_a1111(f"a lighthouse\n{text}")
+    assert found.values == READ
+    assert not found.not_restored
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("Steps: a\n" * 100_000, "Steps: a,\n" * 100_000, "Steps: 1, aa: 2, bb: 3\nx: y\n" * 30_000),
+        *("Negative prompt: a\n" * 50_000, "<lora:" * 150_000, "<lora:a:" * 120_000, "\r" * 1_000_000),
+        "Steps: 1, aa: 2, bb: 3" + "\nx" * 500_000,
+        *("x\nSteps: 1, Seed: 2, Size: " + "1." * 40_000, "x\nSteps: 1, Seed: 2, Size: " + "(" * 90_000),
+        *("[" + "1," * 500_000, "[" + " " * 1_000_000, "{" + " " * 1_000_000 + '"'),
+        "x\nSteps: 1, Seed: 2, Model: " + "z-" * 40_000 + "image",
+    ],
+    ids=lambda text: repr(text[:24]),
+)
+def test_a_text_takes_no_longer_than_its_length(text: str, tmp_path: Path) -> None:
+    """With a search that begins again at every line or letter these take hours."""
+    try:
+        assert read(tmp_path, parameters=text).source == "a1111"
+    except RequestError as refused:
+        assert text.startswith(("[", "{", "\r")), refused
+
+
+@pytest.mark.parametrize(
     "line",
     [
         # SD.Next, modules/processing_info.py
@@ -424,6 +459,14 @@ def test_json_of_each_program_is_read(
     assert found.source == source
     assert found.values == values
     assert named.items() <= found.not_restored.items()
+
+
+@pytest.mark.parametrize("ending", ["jpg", "webp"])
+@pytest.mark.parametrize(("written", "source"), [(SWARM, "swarmui"), (FOOOCUS, "fooocus"), (NOVELAI, "novelai")])
+def test_json_in_a_comment_is_read(written: object, source: str, ending: str, tmp_path: Path) -> None:
+    comment = b"UNICODE\0" + json.dumps(written).encode("utf-16-le")
+    found = read_picture(pictures.with_exif(tmp_path / f"x.{ending}", pictures.exif(comment)))
+    assert (found.source, found.values["prompt"], found.values["seed"]) == (source, "a lighthouse", 123)
 
 
 @pytest.mark.parametrize("key", ["parameters", "prompt", "workflow", "Comment", "invokeai_metadata"])

@@ -83,6 +83,11 @@ def test_endpoint_gives_the_very_file_that_the_engine_made(client: Client, draw:
     assert Path(file).name == "z-image-7.png"
 
 
+def test_endpoint_takes_a_cfg_of_zero_for_none(client: Client) -> None:
+    _, sidecar = client.predict(prompt=PROMPT, steps=1, cfg=0, api_name="/generate")
+    assert sidecar["request"]["cfg"] == 1
+
+
 def test_endpoint_picks_a_seed_and_says_which(client: Client) -> None:
     _, sidecar = client.predict(prompt=PROMPT, steps=1, api_name="/generate")
     assert sidecar["request"]["seed"] > 0

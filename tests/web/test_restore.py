@@ -109,6 +109,13 @@ def test_a_seed_that_is_too_large_is_named_and_no_other_stays(drop: Drop, upload
     assert f"Seed: {SEED_MAX + 1}" in found["restored"]
 
 
+def test_a_cfg_of_zero_is_none_in_the_form(drop: Drop, uploads: Path) -> None:
+    described = {"mode": "generate", "weights": {"fingerprints": {}}, "request": {"prompt": "x", "cfg": 0}}
+    found = drop(pictures.png(uploads / "x.png", z_image_studio=json.dumps(described)))
+    assert found["CFG"] == 1
+    assert "Not restored" not in found["restored"]
+
+
 @pytest.mark.parametrize(
     ("texts", "sentence"),
     [
