@@ -16,7 +16,7 @@ from core.parameters import LABELS, Parameters, restored
 from core.request import PROMPT_MAX_CHARS
 
 MAX_NODES = 2_000  # whole films have some hundreds
-MAX_SAMPLERS = 50
+MAX_SAMPLERS = 20
 
 # Inputs of a sampler that lead to nodes which hold a part of its values (SamplerCustomAdvanced's).
 _HELPERS = ("noise", "guider", "sigmas", "sampler")

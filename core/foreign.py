@@ -30,6 +30,9 @@ _SIZE = re.compile(r"\(?\s*([0-9.]+)\s*[x×X,*]\s*([0-9.]+)\s*\)?")
 # JSON, or what was meant to be some, by how it begins: not "{red|blue} cat", nor "[cat:dog:0.5]".
 _JSON = re.compile(r'\s*(\{\s*["}]|\[\s*[\[\]{"]|\[[0-9.,\s]*\]\s*$)')
 
+# Where a picture's parameters are, by the names of `core.embedded`, the likeliest first.
+_PLACES = ("parameters", "UserComment", "comment", "ImageDescription", "Comment")
+
 # A1111's names -> fields. stable-diffusion.cpp names a model that is a transformer alone "Unet".
 _PAIRS = {"Steps": "steps", "CFG scale": "cfg", "Seed": "seed", "Sampler": "sampler", "Model": "model"}
 
@@ -80,8 +83,10 @@ def parse_a1111(text: str) -> Parameters:
 
 
 def has_parameters(text: str) -> bool:
-    """Return whether a text has A1111's line of parameters."""
-    return bool(_parameters_line(one_line_end(text).strip().split("\n"))[2])
+    """Return whether a text has A1111's line of parameters; in what begins like JSON, a line that is nothing else."""
+    lines = one_line_end(text).strip().split("\n")
+    place, _, pairs = _parameters_line(lines)
+    return bool(pairs) and (not _JSON.match(text) or lines[place].startswith(_FIRST_PAIR))
 
 
 def _parameters_line(lines: list[str]) -> tuple[int, int, dict[str, str]]:
@@ -151,7 +156,7 @@ def _sides(size: Any) -> tuple[str, str] | None:
 def parse(texts: Mapping[str, str]) -> Parameters | None:
     """Return the parameters of a picture by its texts, as `core.embedded` finds them; None where it holds none."""
     objects = {key: value for key, text in texts.items() if (value := _object(text)) is not None}
-    for key in ("parameters", "UserComment", "comment"):
+    for key in _PLACES:
         if key in texts and key not in objects and has_parameters(texts[key]):
             return parse_a1111(texts[key])
     for read in (_invokeai, _novelai, _swarmui, _usual, comfyui.parse):
@@ -206,7 +211,7 @@ def _swarmui(objects: Mapping[str, dict[str, Any]], texts: Mapping[str, str]) ->
 
 def _usual(objects: Mapping[str, dict[str, Any]], texts: Mapping[str, str]) -> Parameters | None:
     """Read Fooocus's JSON, and any other whose fields have the usual names."""
-    for key in ("parameters", "UserComment", "comment", "Comment"):
+    for key in _PLACES:
         found = _from_fields("fooocus" if "metadata_scheme" in objects.get(key, {}) else "json", objects.get(key, {}))
         if found.values.get("prompt") and len(found.values) >= _FEWEST_FIELDS:
             return found

@@ -85,6 +85,13 @@ def test_comfyuis_texts_in_a_webp_are_read(tmp_path: Path) -> None:
     assert embedded.texts(tmp_path / "x.webp") == {"prompt": '{"3": {}}', "workflow": '{"nodes": []}'}
 
 
+def test_a_description_is_read(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = TEXT
+    pictures.IMAGE.save(tmp_path / "x.jpg", exif=exif)
+    assert read_picture(tmp_path / "x.jpg").values["seed"] == 123
+
+
 def test_a_jpegs_own_comment_is_read(tmp_path: Path) -> None:
     pictures.IMAGE.save(tmp_path / "x.jpg", comment=TEXT)
     assert read_picture(tmp_path / "x.jpg").values["seed"] == 123

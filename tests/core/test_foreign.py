@@ -480,6 +480,8 @@ def test_json_in_a_comment_is_read(written: object, source: str, ending: str, tm
         '[{"prompt": "x"}]',
         '{"prompt": "a fox", "steps": 8, "seed"',  # cut off
         '{"note": "a, Steps: 8, Seed: 3, Size: 8x8"}',
+        '{"note": "a, Steps: 8, Seed: 3, Size: 8x8"',
+        '{\n  "prompt": "a fox",\n  "note": "a, Steps: 8, Seed: 3, Size: 8x8"',
         '{"prompt": ' + "[" * 5_000,
         '{"1": {"class_type": "LoadImage", "inputs": {"image": "x.png"}}}',
     ],
