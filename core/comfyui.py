@@ -137,8 +137,8 @@ def _as_drawn(workflow: Mapping[str, Any]) -> Graph:
 def _first_sampler(graph: Graph) -> tuple[str, list[str]] | None:
     """Return the sampler that began the picture, and the others: passes over what it drew, or further pictures."""
     samplers = [key for key, node in graph.items() if _is_sampler(node)][:MAX_SAMPLERS]
-    ends = [key for key, node in graph.items() if re.search("save|preview", node.kind, re.IGNORECASE)][:MAX_SAMPLERS]
-    saved = set(_upstream(graph, ends))
+    saves = [key for key, node in graph.items() if "save" in node.kind.lower()][:MAX_SAMPLERS]
+    saved = set(_upstream(graph, saves))
     samplers = [key for key in samplers if key in saved] or samplers
     for key in samplers:
         if not set(_upstream(graph, [key])) & (set(samplers) - {key}):
@@ -147,11 +147,8 @@ def _first_sampler(graph: Graph) -> tuple[str, list[str]] | None:
 
 
 def _is_sampler(node: Node) -> bool:
-    inputs = node.inputs
-    return ("positive" in inputs and bool({"seed", "noise_seed", "steps"} & inputs.keys())) or {
-        "guider",
-        "sigmas",
-    } <= inputs.keys()
+    begins = {"seed", "noise_seed", "steps"} & node.inputs.keys()
+    return bool("positive" in node.inputs and begins) or {"guider", "sigmas"} <= node.inputs.keys()
 
 
 def _source(graph: Graph, value: Any) -> str | None:
@@ -212,16 +209,15 @@ def _of_sampler(graph: Graph, key: str, others: Iterable[str]) -> Parameters:
 
 def _number(graph: Graph, value: Any, names: Iterable[str]) -> tuple[Any, str]:
     """Return an input's value, through nodes that only hold one, or the class of the node that has worked it out."""
-    for _ in range(MAX_DEPTH):
-        source = _source(graph, value)
-        if source is None:
-            return (None, "") if isinstance(value, list | dict) else (value, "")
+    seen: set[str] = set()
+    while (source := _source(graph, value)) is not None:
         node = graph[source]
         held = [name for name in (*names, "value", "int", "float", "number") if name in node.inputs]
-        if not held or not _HOLDS.search(node.kind):
+        if source in seen or not held or not _HOLDS.search(node.kind):
             return None, node.kind
+        seen.add(source)
         value = node.inputs[held[0]]
-    return None, "nodes without end"
+    return (None, "") if isinstance(value, list | dict) else (value, "")
 
 
 def _prompts(graph: Graph, parts: Iterable[Node], wanted: str, *others: str) -> tuple[list[str], list[str]]:

@@ -265,6 +265,14 @@ def test_a_line_of_parameters_comes_before_the_graph(tmp_path: Path) -> None:
     assert (found.source, found.values["prompt"]) == ("a1111", "a mill")
 
 
+def test_of_two_pictures_the_saved_one_is_read(tmp_path: Path) -> None:
+    other = {
+        "1": node("KSampler", seed=5, steps=2, cfg=1, positive=["57:27", 0]),
+        "2": node("PreviewImage", images=["1", 0]),
+    }
+    assert read(tmp_path, other | template()).values == READ
+
+
 # --- hostile graphs ---
 
 
