@@ -168,18 +168,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _draw(args: argparse.Namespace) -> int:
-    fields = args.request.model_fields
-    given = {name: value for name in fields if (value := getattr(args, name, None)) is not None}
-    given |= _lora(given)
-    left_out: dict[str, str] = {}
-    if args.replay:
-        found = _replayed(args.request, Path(args.replay), given)
-        asked = {name: value for name, value in given.items() if (name, value) != ("weights", "auto")}
-        request = found.request(**asked)
-        instead = {LABELS.get(name, name) for name in asked}
-        left_out = {name: value for name, value in found.not_restored.items() if name not in instead}
-    else:
-        request = args.request.parse(**given)
+    request, left_out = _asked(args)
     if left_out:
         told = ", ".join(" ".join(f"{name}: {value}".split())[:TOLD] for name, value in left_out.items())
         _to_stderr(str(Message("not_restored", "Not restored: {names}", names=told)))
@@ -206,6 +195,21 @@ def _draw(args: argparse.Namespace) -> int:
         print(out)
         _to_stderr(f"seed {result.request.seed}, {result.seconds['total']:.1f} s. {result.weights_note}")
     return 0
+
+
+def _asked(args: argparse.Namespace) -> tuple[DrawRequest, dict[str, str]]:
+    """Return what is asked for, and what of the picture that it is taken from has no place in it, by name."""
+    fields = args.request.model_fields
+    given = {name: value for name in fields if (value := getattr(args, name, None)) is not None}
+    given |= _lora(given)
+    if not args.replay:
+        request: DrawRequest = args.request.parse(**given)
+        return request, {}
+    found = _replayed(args.request, Path(args.replay), given)
+    asked = {name: value for name, value in given.items() if (name, value) != ("weights", "auto")}
+    instead = {LABELS.get(name, name) for name in asked}
+    left_out = {name: value for name, value in found.not_restored.items() if name not in instead}
+    return found.request(**asked), left_out
 
 
 def _preprocess(args: argparse.Namespace) -> int:
@@ -386,13 +390,13 @@ def _print_facts(facts: dict[str, Any], as_json: bool, indent: str = "") -> None
         _print_json(facts)
         return
     for name, value in facts.items():
-        name = _visible(str(name))
+        name = _on_one_line(str(name))
         if isinstance(value, dict):
             print(f"{indent}{name}:" if value else f"{indent}{name}: none")
             _print_facts(value, False, indent + "  ")
         elif isinstance(value, list):
             print(f"{indent}{name}:")
-            print("\n".join(f"{indent}  {_visible(str(item))}" for item in value))
+            print("\n".join(f"{indent}  {_on_one_line(str(item))}" for item in value))
         else:
             print(f"{indent}{name}: {_visible(str(value)).replace(chr(10), chr(10) + indent + '    ')}")
 
@@ -415,6 +419,10 @@ def _visible(text: str) -> str:
         letter.encode("unicode_escape").decode() if letter not in "\n\t" and _is_hidden(letter) else letter
         for letter in text
     )
+
+
+def _on_one_line(text: str) -> str:
+    return _visible(text).replace("\n", "\\n")
 
 
 def _is_hidden(letter: str) -> bool:

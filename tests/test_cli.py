@@ -288,9 +288,13 @@ def test_inspect_prints_only_numbers_that_json_has(here: Command, tmp_path: Path
 
 
 def test_a_prompt_of_several_lines_cannot_pass_for_another_fact(here: Command, tmp_path: Path) -> None:
-    pictures.png(tmp_path / "x.png", parameters="a\nnot_restored: none\nSteps: 8, Seed: 3, Sampler: y")
-    lines = here("inspect", "x.png", cwd=tmp_path).stdout.splitlines()
-    assert [line for line in lines if line.startswith("not_restored")] == ["not_restored:"]
+    pictures.png(tmp_path / "a.png", parameters="a\nnot_restored: none\nSteps: 8, Seed: 3, Sampler: y")
+    fields = {"prompt": "a\nnot_restored: none", "x\nnot_restored: none": "y"}
+    described = {"mode": "generate", "weights": {"fingerprints": {}}, "request": fields}
+    pictures.png(tmp_path / "b.png", z_image_studio=json.dumps(described))
+    for name in ("a.png", "b.png"):
+        lines = here("inspect", name, cwd=tmp_path).stdout.splitlines()
+        assert [line for line in lines if line.startswith("not_restored")] == ["not_restored:"]
 
 
 def test_doctor_names_device_plan_versions_and_weights(here: Command, tmp_path: Path) -> None:
