@@ -79,7 +79,7 @@ class LoraSlot:
             return slot._looked_at(engine, mode, path, situation.kind, say_to(visitor))
 
         use.change(lambda on: gr.Column(visible=on), use, inside, **QUIET)
-        gr.on([file.upload, file.clear, about.input], look, [file, situation], [about, words], **QUIET)
+        gr.on([file.change, about.input], look, [file, situation], [about, words], **QUIET)
         words.click(_with_word, [prompt, words], prompt, **QUIET)
         if choice is not None:
             choice.input(lambda chosen: gr.File(**_label(chosen)), choice, file, **QUIET)

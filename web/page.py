@@ -8,7 +8,7 @@ import gradio as gr
 
 from core.request import MODES, Model, TextToImage
 from engine import Engine
-from web import situation, theme
+from web import dropped, situation, theme
 from web.fields import QUIET, REWORD_JS, Field, Update
 from web.form import Form
 from web.language import fixed, named, say_to
@@ -29,6 +29,7 @@ SPOKEN = {
     "close": "Close",
     "before": "Previous picture",
     "after": "Next picture",
+    "drop": "Drop a picture or a LoRA anywhere",
     "copied": "Copied",
     "refused": "Not copied: this browser does not allow it.",
 }
@@ -47,6 +48,7 @@ def build(engine: Engine) -> gr.Blocks:
             )
             weights_line = gr.HTML(js_on_load=WEIGHTS_JS, elem_id="weights", elem_classes=["weights"])
             restore, restored = lay_out()
+            upload = dropped.lay_out()
             gr.HTML(_switch(), elem_id="languages")
             spoken = gr.HTML(_spoken(), js_on_load=REWORD_JS, elem_id="words")
         forms: dict[str, Form] = {}
@@ -62,7 +64,7 @@ def build(engine: Engine) -> gr.Blocks:
                     _hand_over(form.output, tab.offer, tabs, forms[tab.mode.mode])
         _reword_weights(engine, weights_line, forms[TextToImage.mode].fields["model"], places)
         gr.on([page.load, spoken.input], _spoken, None, spoken, **QUIET)
-        wire(page, restore, restored, tabs, list(forms.values()), engine.warm_up)
+        wire(page, restore, upload, restored, tabs, list(forms.values()), engine.warm_up)
         for tab in TABS:
             tab.publish(engine)
     # The engine owns the one queue, which is fair and bounded; Gradio's own must not stand before it.

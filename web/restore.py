@@ -10,6 +10,7 @@ import gradio as gr
 
 from core import metadata
 from core.errors import RequestError
+from web import dropped
 from web.endpoints import uploaded
 from web.fields import QUIET, REWORD_JS, Update
 from web.form import READY_JS, Form
@@ -24,11 +25,15 @@ TOLD_JS = f"""{REWORD_JS}
 element.setAttribute("role", "status");
 watch("value", () => element.classList.remove("read"));
 addEventListener("click", (event) => event.target.closest(".go") && element.classList.add("read"));
+element.addEventListener("click", ({{ target }}) => {{
+  const pressed = target.closest("button");
+  if (pressed) trigger("select", {{ index: 0, value: pressed.value }});
+}});
 """
 
 
 def lay_out() -> tuple[gr.UploadButton, gr.HTML]:
-    """Make the button that takes a picture, which also takes what is dropped on the page, and the place for words."""
+    """Make the button that takes a picture to restore, and the place for words."""
     button = gr.UploadButton(
         fixed("Restore settings"),  # type: ignore[arg-type]  # Gradio translates it here too
         file_types=[".png", ".jpg", ".jpeg", ".webp"],
@@ -45,6 +50,7 @@ def lay_out() -> tuple[gr.UploadButton, gr.HTML]:
 def wire(
     page: gr.Blocks,
     button: gr.UploadButton,
+    upload: gr.UploadButton,
     told: gr.HTML,
     tabs: gr.Tabs,
     forms: Sequence[Form],
@@ -52,6 +58,7 @@ def wire(
 ) -> None:
     """Wire every way into the forms. To be called outside of the tabs.
 
+    `button` takes a picture to restore, `upload` whatever is dropped;
     `ready` is called each time a visitor's page has been filled in.
     """
     for form in forms:
@@ -97,6 +104,7 @@ def wire(
 
     outputs = [told, tabs, *changed]
     button.upload(restore, button, outputs, preprocess=False, **QUIET)
+    dropped.wire(upload, told, tabs, by_mode, restore, outputs)
     for form in forms:
         with form.output.others:
             use = gr.Button(fixed("Restore"), size="sm", elem_classes=["restore"])

@@ -71,6 +71,7 @@ def a1111_file(path: Path) -> Path:
 def test_a_dropped_picture_restores_the_form(open_page: Open, size: tuple[int, int], tmp_path: Path) -> None:
     page = open_page(size)
     page.evaluate(DROP, ["other.png", list(a1111_file(tmp_path / "other.png").read_bytes())])
+    page.locator("#restored").get_by_role("button", name="Restore settings").click()
     expect(prompt_of(page)).to_have_value("a fox")
     expect(page.get_by_role("radio", name="Base")).to_be_checked()
     advanced(page)
@@ -80,7 +81,7 @@ def test_a_dropped_picture_restores_the_form(open_page: Open, size: tuple[int, i
         expect(page.locator("#restored")).to_contain_text(text)
     shoot(page, "32-restored")
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
-    page.evaluate(DROP, ["plain.png", list((tmp_path / "plain.png").read_bytes())])
+    page.locator("#top input[type=file]").set_input_files(tmp_path / "plain.png")
     expect(page.locator("#restored .failed")).to_contain_text("a PNG, JPEG or WebP with its parameters inside")
     expect(prompt_of(page)).to_have_value("a fox")
 

@@ -129,6 +129,7 @@ def test_a_dropped_result_restores_the_form(open_page: Open, engine: Engine, pho
     made = engine.draw(Upscale.parse(image=str(photo), **values)).png
     page = open_page()
     page.evaluate(DROP, ["made.png", list(made)])
+    page.locator("#restored").get_by_role("button", name="Restore settings").click()
     expect(page.get_by_role("tab", name="Upscale")).to_have_attribute("aria-selected", "true")
     expect(page.locator("#restored")).to_contain_text("Not restored: Image: photo.png")
     expect(page.locator("#upscaler").get_by_role("radio", name="Fast")).to_be_checked()

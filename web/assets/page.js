@@ -182,14 +182,28 @@ addEventListener("input", ({ target }) => {
   target.nextElementSibling.childNodes.forEach((thing) => { thing.hidden = !thing.textContent.includes(wanted); });
 });
 
-// A picture that is dropped beside the fields for files restores its settings; the browser would leave the page for it.
-const elsewhere = (event) => event.dataTransfer?.types.includes("Files") && !event.target.closest?.("[id$=-image], .lora");
-addEventListener("dragover", (event) => elsewhere(event) && event.preventDefault());
+// What is dropped beside the fields for files, web/dropped.py finds the place for; the browser would leave the page for it.
+const fields = "[id$=-image], .lora";
+const files = (event) => event.dataTransfer?.types.includes("Files");
+const elsewhere = (event) => files(event) && !event.target.closest?.(fields);
+const dragging = (on) => document.body.classList.toggle("dragging", on);
+addEventListener("dragover", (event) => {
+  if (!files(event)) return;
+  document.body.dataset.drop = word("drop");
+  dragging(true);
+  if (elsewhere(event)) event.preventDefault();
+});
+addEventListener("dragleave", ({ relatedTarget }) => relatedTarget || dragging(false));
 addEventListener("drop", (event) => {
+  dragging(false);
   if (!elsewhere(event)) return;
   event.preventDefault();
-  const input = document.querySelector("#top input[type=file]");
+  const input = document.querySelector("#dropped")?.previousElementSibling; // Gradio puts a button's field before it
   if (!input || !event.dataTransfer.files.length) return;
   input.files = event.dataTransfer.files;
   input.dispatchEvent(new Event("change", { bubbles: true }));
-});
+}, true);
+
+// A file that the browser cannot show, or that is no picture, leaves no broken image: the text beside it says what it is.
+for (const [type, broken] of [["error", true], ["load", false]])
+  addEventListener(type, ({ target }) => target.matches?.(".image img") && target.classList.toggle("unseen", broken), true);
