@@ -82,10 +82,10 @@ def weight_shapes(size: WeightsKind) -> Mapping[str, Shape]:
 
 # The ends of names that the original code, ComfyUI and some trainers write -> ours.
 _ALIASES = {
-    ".attention.to_out.0": (".attention.to_out", ".attention.out", ".attention.out.0"),
-    ".attention.to_q": (".attention.to.q",),
-    ".attention.to_k": (".attention.to.k",),
-    ".attention.to_v": (".attention.to.v",),
+    ".attention.to_out.0": (".attention.to_out", ".attention.out", ".attention.out.0", ".attention.wo"),
+    ".attention.to_q": (".attention.to.q", ".attention.wq"),
+    ".attention.to_k": (".attention.to.k", ".attention.wk"),
+    ".attention.to_v": (".attention.to.v", ".attention.wv"),
     ".attention.norm_q": (".attention.q_norm",),
     ".attention.norm_k": (".attention.k_norm",),
 }

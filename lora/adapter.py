@@ -20,11 +20,12 @@ from safetensors import SafetensorError, safe_open
 from torch.nn import functional as F
 
 import lora.file
-from lora.dialects import matrix, quoted
-from lora.file import Identity, LoraFile
+from lora.dialects import SCALED, matrix, quoted
+from lora.file import NUMBERS, Identity, LoraFile
 from lora.report import Report, refused
 
 KEPT_FILES, KEPT_BYTES = 8, 2 << 30  # of parsed files, in the host's memory
+NO_LENGTH = 1e-12  # of a row or column: torch's own bound where it normalizes
 PROBE_ROWS = 512  # unit vectors at a time, to read a weight out of a layer that hides it
 
 Tensors = Mapping[str, torch.Tensor]
@@ -94,7 +95,7 @@ def _load(file: LoraFile, identity: Identity) -> Adapter:
                     # Cloned, because the file is mapped and may go away: an upload does.
                     part: tensors.get_tensor(tensor).clone()
                     for part, tensor in layer.source.parts.items()
-                    if part != "alpha"
+                    if part not in NUMBERS
                 }
                 for part, values in parts.items():
                     tensor = layer.source.parts[part]
@@ -105,19 +106,31 @@ def _load(file: LoraFile, identity: Identity) -> Adapter:
                     # fp8 is for storing alone: bf16 holds the same numbers, and can be computed with
                     values = values.bfloat16() if values.itemsize == 1 else values
                     parts[part] = values.reshape(matrix(tuple(values.shape)))
-                changes.append(Change(layer.source.targets, layer.source.kind, layer.scale, parts))
+                changes.append(Change(layer.source.targets, str(layer.source.kind), layer.scale, _unscaled(parts)))
     except (OSError, SafetensorError) as problem:
         raise refused(name, "a file that can be read ({problem})", problem=str(problem)) from None
     if not any(_does_something(change) for change in changes):
         raise refused(name, "a LoRA that changes something; every weight of this one is zero")
-    return Adapter(file.report, identity, tuple(changes))
+    # DoRA first: its magnitudes are of the weight as it was, whatever else a layer has is added to what comes of it.
+    return Adapter(file.report, identity, tuple(sorted(changes, key=lambda change: "magnitude" not in change.tensors)))
+
+
+def _unscaled(parts: Tensors) -> Tensors:
+    """Return parts multiplied by their scales, where they have one: a number, or one for each row."""
+    whole = {}
+    for part, values in parts.items():
+        if not part.endswith(SCALED):
+            scale = parts.get(part + SCALED)
+            by = None if scale is None else scale.float().reshape(-1, *[1] * (values.ndim - 1))
+            whole[part] = values if by is None else values.float() * by
+    return whole
 
 
 def _does_something(change: Change) -> bool:
     parts = change.tensors
-    if "magnitude" in parts or any(parts[part].any() for part in ("diff", "diff_b", "up_bias") if part in parts):
+    if any(parts[part].any() for part in ("magnitude", "diff", "diff_b", "up_bias") if part in parts):
         return True
-    factors = [values for part, values in parts.items() if part not in ("diff", "diff_b", "up_bias")]
+    factors = [values for part, values in parts.items() if part not in ("magnitude", "diff", "diff_b", "up_bias")]
     return bool(factors) and change.scale != 0 and all(bool(values.any()) for values in factors)
 
 
@@ -159,7 +172,8 @@ def _ratio(weight: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     """Return DoRA's magnitude over the weight's norm: [rows, 1], or [1, columns] where each column has its own."""
     by_column = magnitude.ndim == 2 and magnitude.shape[0] == 1
     norm: torch.Tensor = weight.norm(dim=0 if by_column else 1, keepdim=True)
-    return (magnitude if by_column else magnitude.reshape(-1, 1)) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+    ratio = (magnitude if by_column else magnitude.reshape(-1, 1)) / norm.clamp_min(NO_LENGTH)
+    return torch.where(norm > NO_LENGTH, ratio, 0.0)  # what has no length has no direction, and stays zero
 
 
 def changed(weight: torch.Tensor, change: Change, parts: Tensors, strength: float) -> torch.Tensor:
@@ -194,21 +208,25 @@ def applied(
     Args:
         transformer: ZImageDiT, plain, under DiffSynth's VRAM management, or quantized.
         adapter: what to apply.
-        strength: 0 and up; 0 changes nothing at all.
+        strength: how much of it, of either sign; 0 changes nothing at all.
         room: bytes of the device's memory that changed copies of weights may take. Where all of them together need
             more, hooks do the work.
         dtype: what is computed in, where a layer does not say so itself.
     """
     with ExitStack() as undo:
         if strength:
-            modules = [[_module(transformer, target) for target in change.targets] for change in adapter.changes]
-            copied = {id(module): _copy_bytes(module) for group in modules for module in group}
+            changes: dict[tuple[str, ...], list[Change]] = {}
+            for change in adapter.changes:
+                changes.setdefault(change.targets, []).append(change)
+            modules = {targets: [_module(transformer, target) for target in targets] for targets in changes}
+            copied = {id(module): _copy_bytes(module) for group in modules.values() for module in group}
             fits = sum(size or 0 for size in copied.values()) <= room
-            for change, group in zip(adapter.changes, modules, strict=True):
+            for targets, group in modules.items():
                 if fits and all(copied[id(module)] is not None for module in group):
-                    _copy(change, group, strength, undo)
+                    _copy(changes[targets], group, strength, undo)
                 else:
-                    _hook(change, group, strength, dtype, undo)
+                    for change in changes[targets]:
+                        _hook(change, group, strength, dtype, undo)
         yield
 
 
@@ -233,16 +251,19 @@ def _on(device: torch.device, change: Change) -> dict[str, torch.Tensor]:
     return {part: values.to(device).float() for part, values in change.tensors.items()}
 
 
-def _copy(change: Change, modules: Sequence[torch.nn.Module], strength: float, undo: ExitStack) -> None:
+def _copy(changes: Sequence[Change], modules: Sequence[torch.nn.Module], strength: float, undo: ExitStack) -> None:
     """Give modules changed copies of their weights, and put the originals back at the end."""
     weights = [_own_weight(module) for module in modules]
     rows = [len(weight) for weight in weights]
-    parts = _on(weights[0].device, change)
     with torch.no_grad():
-        together = torch.cat([weight.float() for weight in weights]) if len(weights) > 1 else weights[0].float()
-        whole = changed(together, change, parts, strength)
+        whole = torch.cat([weight.float() for weight in weights]) if len(weights) > 1 else weights[0].float()
+        bias: torch.Tensor | None = None
+        for change in changes:
+            parts = _on(weights[0].device, change)
+            whole = changed(whole, change, parts, strength)
+            if (added := _bias(change, parts)) is not None:
+                bias = added if bias is None else bias + added
         pieces = whole.split(rows)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        bias = _bias(change, parts)
         biases: Sequence[torch.Tensor | None] = [None] * len(modules)
         if bias is not None:
             biases = bias.split(rows)  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -349,7 +370,11 @@ def _hook_linear(
     """Add to a linear layer's output. With DoRA's ratio r the weight W becomes W + s (r (W + D) - W)."""
     shift = None if bias is None else (strength * bias).to(dtype)
     by_column = ratio is not None and ratio.shape[0] == 1
+    follows = bool(module._forward_pre_hooks)  # a DoRA by column, which changes what comes in
     entered: list[torch.Tensor] = []
+
+    def keep(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        entered.append(inputs[0])
 
     def before(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         assert ratio is not None  # this is hooked by column only
@@ -358,7 +383,7 @@ def _hook_linear(
         return (torch.lerp(inputs[0], entered[0], strength), *inputs[1:])
 
     def after(layer: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        x = entered.pop() if by_column else inputs[0]
+        x = entered.pop() if by_column or follows else inputs[0]
         x, y = x.reshape(-1, x.shape[-1]).to(output.dtype), output.view(-1, output.shape[-1])
         if ratio is None or by_column:
             add(y, x, strength)
@@ -374,6 +399,8 @@ def _hook_linear(
 
     if by_column:
         undo.callback(module.register_forward_pre_hook(before).remove)
+    elif follows:
+        undo.callback(module.register_forward_pre_hook(keep, prepend=True).remove)
     undo.callback(module.register_forward_hook(after).remove)
 
 

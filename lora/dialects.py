@@ -1,15 +1,18 @@
 """The names that trainers write into LoRA files, translated to the names of DiffSynth's Z-Image transformer.
 
-A file's tensors are grouped into sources: one module as the file spells it, with its parts ("down", "up", "alpha", ...)
-and the one module of the transformer that it changes (three, for a fused qkv). Works on names and shapes alone.
+A file's tensors are grouped into sources: one module as the file spells it, with the parts of one kind of change to it
+("down", "up", "alpha", ...) and the one module of the transformer that it changes (three, for a fused qkv). Whatever
+stands before a module's name is a prefix. Works on names and shapes alone.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Literal
 
@@ -34,40 +37,35 @@ def quoted(name: str) -> str:
 
 # --- a file's names ----------------------------------------------------------------------------------------------
 
-_PREFIXES = (
-    *("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "dit.", "_orig_mod."),
-    # dots written as underscores: kohya's trainers (ComfyUI's merges have two), and LyCORIS's
-    *("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_"),
+# What a framework wraps modules in, wherever in a name: torch.compile, FSDP, DDP, PEFT, diffusers' old processors.
+_WRAPPERS = re.compile(
+    r"(?:(?<=[._])|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer|processor|module|model)"
+    r"(?:[._]|$)|(?<=\.)_\w+?(?:\.|$)"
 )
-_FLAT_PREFIXES = ("base_model_model_", "model_diffusion_model_", "diffusion_model_", "transformer_", "dit_", "_")
-
-
-def _one_of(prefixes: Iterable[str]) -> str:
-    """Return an expression for one of some prefixes, where some name is left over after it."""
-    return f"(?:(?:{'|'.join(re.escape(prefix) for prefix in prefixes)})(?=.))"
-
-
-# However many are piled up: those with dots, then one with underscores and more of their kind.
-_PILED = re.compile(
-    _one_of(prefix for prefix in _PREFIXES if not prefix.endswith("_"))
-    + f"*(?:{_one_of(prefix for prefix in _PREFIXES if prefix.endswith('_'))}{_one_of(_FLAT_PREFIXES)}*)?",
-    re.DOTALL,
+# Words before a module's name that make it another network's: the ControlNet and text encoders have such modules too.
+_ELSEWHERE = re.compile(
+    r"(?:^|[._])(?:control\w*?|layers?|blocks?|refiner|attention|attn|embedder|siglip|llm|encoders?|decoder)(?=[._])"
 )
 _TEXT_ENCODER = re.compile(
-    r"(base_model\.model\.)?(text_encoders?(_\d)?\.|text_model\.|conditioner\.|cond_stage_model\.|te\d?\.|clip_[lg]\.|qwen3\w*\.)"
-    r"|(lora|lycoris)_(te|text_encoder)\d?_"
+    r"(?:^|[._])(?:text_encoders?(?:_\d)?|text_model|conditioner|cond_stage_model|clip_[lg]|qwen3\w*?)[._]"
+    r"|^(?:(?:lora|lycoris)_)?te\d?[._]"
+    r"|(?:^|[._])layers[._]\d+[._](?:self_attn|mlp)[._](?:[qkvo]|gate|up|down)_proj$"
 )
 
-# The end of a tensor's name -> its part. An adapter's name ("default") may stand before ".weight".
+# The end of a tensor's name -> its part. An adapter's name ("default") may stand in it, and at its end what says that
+# the tensor is the scale of fp8 numbers, or something of theirs that only computing in fp8 needs.
 _PART = re.compile(
-    r"^(?P<module>.+?)\.(?:"
-    r"(?P<pair>lora_A|lora_B|lora_down|lora_up|lora_mid|lora\.down|lora\.up|lora_linear_layer\.down|lora_linear_layer\.up)"
-    r"(?:\.(?!weight|bias)[\w-]+)?(?P<what>\.weight|\.bias)?"
-    r"|(?P<magnitude>dora_scale|lora_magnitude_vector(?:\.[\w-]++)*)"
-    r"|(?P<other>alpha|lokr_w[12](?:_[ab])?|lokr_t[12]|hada_w[12]_[ab]|hada_t[12]|diff|diff_b|w_norm|b_norm|scalar)"
-    r")$"
+    r"^(?P<module>.+?)(?:\.|_(?=lora\.))(?:"
+    r"(?P<pair>lora_[AaBb]|lora_down|lora_up|lora_mid|lora\.down|lora\.up|lora_linear_layer\.down|lora_linear_layer\.up)"
+    r"|(?P<magnitude>dora_scale|lora_magnitude_vector)"
+    r"|(?P<other>alpha|scalar|lokr_w[12](?:_[ab])?|lokr_t[12]|hada_w[12]_[ab]|hada_t[12]|diff|diff_b|w_norm|b_norm)"
+    r")(?:\.(?P<adapter>(?!(?:weight|bias|scale|input_scale|comfy_quant)(?:[._]|$))[\w-]+))?"
+    r"(?:\.(?P<what>weight|bias))?"
+    r"(?:(?P<scale>[._]+(?:fp8_)?scale(?:_weight|_inv)?)|(?P<ignored>[._](?:input_scale|scale_input|comfy_quant)))?$"
 )
-_OTHER = {"w_norm": "diff", "b_norm": "diff_b"}
+_MARKER = re.compile(r"(?:^|\.)scaled_fp8$")  # ComfyUI's, once in a file
+SCALED = "_scale"  # the end of the part that another part is multiplied by
+_KINDS: Mapping[str, LayerKind] = {"lora": "LoRA", "lokr": "LoKr", "hada": "LoHa"}
 _NEEDED: Mapping[LayerKind, tuple[tuple[tuple[str, ...], ...], ...]] = {
     # one choice of each row has to be there
     "LoRA": ((("down", "up"),),),
@@ -75,21 +73,25 @@ _NEEDED: Mapping[LayerKind, tuple[tuple[tuple[str, ...], ...], ...]] = {
     "LoHa": ((("hada_w1_a", "hada_w1_b"),), (("hada_w2_a", "hada_w2_b"),)),
     "difference": ((("diff",), ("diff_b",)),),
 }
-_BESIDE = {"alpha", "magnitude"}  # parts that any kind may have
+_ALSO: Mapping[LayerKind, set[str]] = {"LoRA": {"up_bias", "scalar"}, "LoKr": {"scalar"}, "LoHa": {"scalar"}}
+_BESIDE = {"alpha", "magnitude", "scalar"}  # parts that belong to a layer, however its tensors are called
 MOST_DOTS = 32
+LONGEST_MODULE = 200  # characters of a module's own name with what wraps its parts; the longest has 42 without
 
 
 @dataclass(frozen=True)
 class Source:
-    """One module as the file spells it.
+    """One module as the file spells it, with one kind of change to it.
 
     `name` is the spelling, `prefix` what of it is no part of the module's own name; `targets` are the transformer's
-    modules that it changes, none where there is no such module; `parts` are the names of its tensors, by what they are.
+    modules that it changes, none where there is no such module; `kind` is what its tensors make, None where only what
+    belongs to some kind is there; `parts` are the names of its tensors, by what they are.
     """
 
     name: str
     prefix: str
     targets: tuple[str, ...]
+    kind: LayerKind | None
     parts: Mapping[str, str]
 
     @property
@@ -98,50 +100,46 @@ class Source:
         return len(self.targets) > 1
 
     @property
-    def kind(self) -> LayerKind:
-        """What its tensors make.
+    def claims(self) -> set[tuple[str, str]]:
+        """What only one source may do: to each module its kind of change, or of differences each one."""
+        what = set(self.parts) & {"diff", "diff_b"} if self.kind == "difference" else {str(self.kind)}
+        what |= {"magnitude"} & set(self.parts)
+        return {(target, claim) for target in self.targets for claim in what}
+
+    def whole(self) -> LayerKind:
+        """Return its kind, where its tensors make something whole.
 
         Raises:
-            BadLayerError: they make nothing whole, or two things at once.
+            BadLayerError: they do not.
         """
-        kinds = {_kind_of(part) for part in self.parts if part not in _BESIDE}
-        some = next(iter(self.parts.values()))
-        if None in kinds:
-            odd = next(tensor for part, tensor in self.parts.items() if part not in _BESIDE and not _kind_of(part))
-            raise BadLayerError("{tensor} is of a kind that no linear layer takes", tensor=quoted(odd))
-        if not kinds:
+        if self.kind is None:
             text = "{tensors} are there without the tensors that they scale"
             raise BadLayerError(text, tensors=_listed(self.parts.values()))
-        if len(kinds) > 1:
-            raise BadLayerError("{tensors} belong to more than one kind of LoRA", tensors=_listed(self.parts.values()))
-        (kind,) = kinds
-        assert kind is not None  # that was refused above
-        for choices in _NEEDED[kind]:
+        possible = {part for choices in _NEEDED[self.kind] for choice in choices for part in choice}
+        possible |= _ALSO.get(self.kind, set())
+        for part, tensor in self.parts.items():
+            if part.removesuffix(SCALED) not in possible | {"alpha", "magnitude"}:
+                raise BadLayerError("{tensor} is of a kind that no linear layer takes", tensor=quoted(tensor))
+            if part.endswith(SCALED) and part.removesuffix(SCALED) not in self.parts:
+                raise BadLayerError("{tensor} has no counterpart", tensor=quoted(tensor))
+        some = next(iter(self.parts.values()))
+        for choices in _NEEDED[self.kind]:
             whole = [choice for choice in choices if set(choice) <= set(self.parts)]
             begun = [choice for choice in choices if set(choice) & set(self.parts)]
-            if kind == "difference" and whole:
+            if self.kind == "difference" and whole:
                 continue
             if len(whole) != 1 or len(begun) > 1:
-                there = next((tensor for choice in begun for part in choice if (tensor := self.parts.get(part))), some)
+                there = next((self.parts[part] for choice in begun for part in choice if part in self.parts), some)
                 text = "{tensor} is there in two forms" if whole else "{tensor} has no counterpart"
                 raise BadLayerError(text, tensor=quoted(there))
-        return kind
+        return self.kind
 
     @property
     def pair(self) -> str:
         """How the file names its parts, for people."""
-        names = [tensor.removeprefix(self.name + ".") for part, tensor in self.parts.items() if part not in _BESIDE]
+        own = {part: tensor for part, tensor in self.parts.items() if part not in _BESIDE and SCALED not in part}
+        names = [tensor.removeprefix(self.name)[1:] for tensor in own.values()]
         return "/".join(sorted(name.removesuffix(".weight") for name in names))
-
-
-def _kind_of(part: str) -> LayerKind | None:
-    if part in ("down", "up", "up_bias"):
-        return "LoRA"
-    if part.startswith("lokr_w"):
-        return "LoKr"
-    if part.startswith("hada_w"):
-        return "LoHa"
-    return "difference" if part in ("diff", "diff_b") else None
 
 
 def _listed(names: Iterable[str]) -> Message | list[str]:
@@ -164,34 +162,39 @@ class Parsed:
         return bool(self.sources or self.text_encoder)
 
 
+_Writing = tuple[LayerKind | None, str, str]  # a kind, how its parts are called, and the adapter's name
+
+
 def parse(tensors: Iterable[str]) -> Parsed:
     """Sort a file's tensors by name.
 
     Raises:
-        BadLayerError: two tensors claim the same part of the same module.
+        BadLayerError: two tensors claim the same part of the same module, or one may belong to two kinds.
     """
-    modules: dict[str, dict[str, str]] = {}
+    modules: dict[str, dict[_Writing, dict[str, str]]] = {}
     rest = []
     for tensor in tensors:
         match = _PART.match(tensor)
         if match is None:
-            rest.append(tensor)
+            rest += [] if _MARKER.search(tensor) else [tensor]
             continue
-        parts = modules.setdefault(match["module"], {})
-        part = _part(match)
+        writings = modules.setdefault(match["module"], {})
+        if match["ignored"]:
+            continue
+        part, writing = _part(match)
+        parts = writings.setdefault(writing, {})
         if part in parts:
             text = "{tensor} and {other} are the same part of one layer"
             raise BadLayerError(text, tensor=quoted(tensor), other=quoted(parts[part]))
         parts[part] = tensor
-    sources, encoder = [], []
-    for name, parts in modules.items():
-        if _TEXT_ENCODER.match(name):
+    sources: list[Source] = []
+    encoder = []
+    for name, writings in modules.items():
+        prefix, targets = _located(name)
+        if not targets and _TEXT_ENCODER.search(name):
             encoder.append(name)
             continue
-        prefix = _prefix(name)
-        # The full size has every name that the miniature has.
-        targets = spellings("full").get(flat(name.removeprefix(prefix)), ())
-        sources.append(Source(name, prefix, targets, parts))
+        sources += [Source(name, prefix, targets, kind, parts) for kind, parts in _kinds(writings)]
     known = {source.name for source in sources if source.targets}
     for tensor in rest:
         if not known.isdisjoint(_above(tensor)):
@@ -205,46 +208,91 @@ def _above(tensor: str) -> Iterator[str]:
         yield tensor[: dot.start()]
 
 
-def _part(match: re.Match[str]) -> str:
+def _part(match: re.Match[str]) -> tuple[str, _Writing]:
+    """Return what a tensor is, and how it is written: parts that are written alike belong together."""
+    adapter, scaled = match["adapter"] or "", SCALED if match["scale"] else ""
     if match["magnitude"]:
-        return "magnitude"
-    if match["other"]:
-        return _OTHER.get(match["other"], match["other"])
+        return "magnitude" + scaled, (None, "", "")
+    if other := match["other"]:
+        if other in _BESIDE:
+            return other + scaled, (None, "", "")
+        named = {"w_norm": "diff", "b_norm": "diff_b"}.get(other, other)
+        return named + scaled, (_KINDS.get(other[:4], "difference"), "norm" if named != other else "", adapter)
     pair = match["pair"]
-    side = "down" if pair.endswith(("_A", "down")) else "up" if pair.endswith(("_B", "up")) else "mid"
-    return side if match["what"] != ".bias" else side + "_bias"
+    side = "down" if pair.lower().endswith(("_a", "down")) else "up" if pair.lower().endswith(("_b", "up")) else "mid"
+    written = pair.removesuffix(side) if pair.endswith(side) else f"{pair[:-1]}{'ab' if pair[-1].islower() else 'AB'}"
+    return (side if match["what"] != "bias" else side + "_bias") + scaled, ("LoRA", written, adapter)
 
 
-def _prefix(name: str) -> str:
-    """Return what stands before the module's own name."""
-    found = _PILED.match(name)
-    assert found is not None  # it matches an empty string too
-    return found[0]
+def _kinds(writings: Mapping[_Writing, Mapping[str, str]]) -> Iterator[tuple[LayerKind | None, Mapping[str, str]]]:
+    """Yield each kind of a module's parts, with what belongs to it: an alpha and magnitudes are no difference's.
+
+    Raises:
+        BadLayerError: magnitudes may belong to either of two kinds.
+    """
+    beside = writings.get((None, "", ""), {})
+    written = [(kind, parts) for (kind, *_), parts in writings.items() if kind is not None]
+    factored = {kind for kind, _ in written if kind != "difference"}
+    if "magnitude" in beside and len(factored) > 1:
+        text = "{tensor} may belong to either of two kinds of one layer"
+        raise BadLayerError(text, tensor=quoted(beside["magnitude"]))
+    if not written and beside:
+        yield None, beside
+    for kind, parts in written:
+        yield kind, {**parts, **(beside if kind in factored or not factored else {})}
+
+
+@cache
+def _first_words() -> re.Pattern[str]:
+    """Return an expression for where the name of one of the transformer's modules may begin."""
+    words = sorted({name.split("_")[0] for name in spellings("full")})
+    return re.compile(rf"(?:^|(?<=[._]))(?=(?:{'|'.join(words)})[._])")
+
+
+def _located(name: str) -> tuple[str, tuple[str, ...]]:
+    """Return what stands before a module's own name, and the transformer's modules that this is; none if it is none.
+
+    The own name is the longest end of the name that the transformer has, so that any prefix will do.
+    """
+    known = spellings("full")  # every name that the miniature has, too
+    for start in _first_words().finditer(name, max(0, len(name) - LONGEST_MODULE)):
+        prefix, own = name[: start.start()], name[start.start() :]
+        if targets := known.get(flat(own)) or known.get(flat(_WRAPPERS.sub("", own).rstrip("._"))):
+            elsewhere = _ELSEWHERE.search(prefix) or _TEXT_ENCODER.search(prefix)
+            return ("", ()) if elsewhere else (prefix, targets)
+    return "", ()
 
 
 def without_repeats(sources: Iterable[Source]) -> tuple[list[Source], list[Source]]:
-    """Part sources into those to use and those that only repeat others: a fused qkv beside its three parts.
+    """Part sources into those to use and those that change again what another one changes in the same way.
 
-    Raises:
-        BadLayerError: two sources change the same module, and neither is a fused form of the other.
+    A fused qkv gives way to its three parts where they are all there; else what is written as most of the file is comes
+    first, and what comes first in the file. What a layer has of several kinds are no repeats: all of it is applied.
     """
     sources = list(sources)
-    single = {source.targets[0]: source for source in sources if len(source.targets) == 1}
-    used: list[Source] = []
-    repeats: list[Source] = []
-    taken: dict[str, Source] = {}
-    for source in sources:
-        if source.fused and all(target in single for target in source.targets):
-            repeats.append(source)
-            continue
-        for target in source.targets:
-            if target in taken:
-                text = "{layer} and {other} both change {module}"
-                other = quoted(taken[target].name)
-                raise BadLayerError(text, layer=quoted(source.name), other=other, module=target)
-            taken[target] = source
-        used.append(source)
-    return used, repeats
+    single = {(source.targets[0], source.kind) for source in sources if not source.fused}
+    fused = {(target, source.kind) for source in sources if source.fused for target in source.targets}
+    common = Counter(source.prefix for source in sources)
+
+    def rank(source: Source) -> tuple[bool, int]:
+        if source.fused:
+            gives_way = all((target, source.kind) in single for target in source.targets)
+        else:
+            block = source.targets[0].rpartition(".")[0]
+            three = {(f"{block}.to_{letter}", source.kind) for letter in "qkv"}
+            gives_way = (source.targets[0], source.kind) in fused and not three <= single
+        return gives_way, -common[source.prefix]
+
+    used: set[int] = set()
+    taken: set[tuple[str, str]] = set()
+    for place in sorted(range(len(sources)), key=lambda place: rank(sources[place])):
+        if not sources[place].claims & taken:
+            used.add(place)
+            taken |= sources[place].claims
+    return (
+        [source for place, source in enumerate(sources) if place in used],
+        [source for place, source in enumerate(sources) if place not in used],
+    )
 
 
 # --- shapes ------------------------------------------------------------------------------------------------------
@@ -277,7 +325,7 @@ def misfits(source: Source, size: WeightsKind, shapes: Mapping[str, Shape]) -> l
     Raises:
         BadLayerError: its tensors make nothing whole.
     """
-    kind = source.kind
+    kind = source.whole()
     try:
         whole = target_shape(source, size)
     except BadLayerError as absent:
@@ -312,9 +360,14 @@ def _wanted(kind: LayerKind, whole: Shape, has: Mapping[str, Shape]) -> Iterator
     rows, columns = whole[0], whole[1] if len(whole) > 1 else 0
     if kind != "difference" and not columns:
         # a norm's weight is no matrix
-        yield from ((part, shape, whole) for part, shape in has.items() if part not in _BESIDE)
-    if "alpha" in has:
-        yield "alpha", has["alpha"] if math.prod(has["alpha"]) != 1 else (), ()
+        yield from ((part, shape, whole) for part, shape in has.items() if part not in _BESIDE and SCALED not in part)
+    for part in ("alpha", "scalar"):
+        if part in has:
+            yield part, has[part] if math.prod(has[part]) != 1 else (), ()
+    for part, shape in has.items():
+        if part.endswith(SCALED):  # one number, or one for each row
+            of = has[part.removesuffix(SCALED)][:1]
+            yield part, shape, shape if math.prod(shape) == 1 or shape in (of, (*of, 1)) else of
     if "magnitude" in has:
         shape = has["magnitude"]
         yield "magnitude", shape, shape if shape in ((rows,), (rows, 1), (1, columns)) else (rows, 1)

@@ -24,7 +24,7 @@ from core.sizes import WeightsKind
 from hub.checkpoint import Header, UnusableError, parse_header, unreadable
 from hub.naming import LAYER_SIZES, spellings
 from lora import architectures, dialects
-from lora.dialects import BadLayerError, Parsed, Source, quoted
+from lora.dialects import SCALED, BadLayerError, LayerKind, Parsed, Source, quoted
 from lora.report import Report, clean, refused, some_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +35,10 @@ MAX_HEADER = 8_000_000  # bytes; every layer in every part is some 200 kB, a tra
 MAX_FILE = 4 << 30  # bytes; rank 256 in every linear layer of Z-Image is 2.4 GB in bf16
 # What numbers may be stored as; anything else is no LoRA's.
 FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
-_UNPACK = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i"}
+_UNPACK = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i", "I16": "<h", "I8": "<b"}
+_UNPACK |= {"U64": "<Q", "U32": "<I", "U16": "<H", "U8": "<B"}
+_SCALED_TOO = {"I8"}  # what a scale makes numbers of besides
+NUMBERS = ("alpha", "scalar")  # parts that are read with the header: a layer's scale comes of them
 HASH_DIGITS = 12  # what galleries look up
 MAX_CONFIG = 500_000  # characters of an entry of the metadata that alphas may be in; one for each layer is some 20 kB
 MAX_SCALE = 10_000  # of a layer, alpha / rank: usual are 0.01 to 10, and fp16 ends at 65,504
@@ -44,15 +47,19 @@ _THIS_ONE = Message("this_file", "this one")
 _CUT_SHORT = Message("cut_short", "cut short")
 
 
+Ranks = Mapping[tuple[str, LayerKind | None], int | None]  # of a file's sources, by name and kind
+
+
 @dataclass(frozen=True)
 class Layer:
-    """One source of a file with what the header says of it: its rank (None where it has none) and its scale.
+    """One source of a file with what the header says of it: its rank and alpha, None where it has none, and its scale.
 
-    `scale` is alpha / rank (alpha / sqrt(rank) where the file says so), 1 without an alpha.
+    `scale` is alpha / rank (alpha / sqrt(rank) where the file says so), 1 without an alpha, times LyCORIS's scalar.
     """
 
     source: Source
     rank: int | None
+    alpha: float | None
     scale: float
 
 
@@ -94,6 +101,8 @@ def read(path: Path) -> LoraFile:
         known = [source for source in parsed.sources if source.targets]
         if not known:
             raise refused(name, "a LoRA for Z-Image; {what}", what=_what_else(header, parsed))
+        for source in known:
+            source.whole()  # also what only repeats another one
         used, repeats = dialects.without_repeats(known)
         fits, ranks = _fitting(used, header, name)
         layers = _layers(path, header, used, ranks)
@@ -102,7 +111,7 @@ def read(path: Path) -> LoraFile:
     except (OSError, struct.error) as problem:  # it went away, or became shorter, since its header was read
         reason = problem.strerror if isinstance(problem, OSError) else _CUT_SHORT
         raise refused(name, "a file that can be read ({problem})", problem=reason) from None
-    left_out = [source.name for source in parsed.sources if not source.targets] + list(parsed.rest)
+    left_out = list(dict.fromkeys(source.name for source in parsed.sources if not source.targets)) + list(parsed.rest)
     return LoraFile(
         path,
         header,
@@ -112,14 +121,12 @@ def read(path: Path) -> LoraFile:
             bytes=size,
             dialect=_dialect(used),
             ranks=_bounds(layer.rank for layer in layers if layer.rank is not None),
-            alphas=_bounds(
-                layer.scale * layer.rank for layer in layers if layer.rank is not None and "alpha" in layer.source.parts
-            ),
+            alphas=_bounds(layer.alpha for layer in layers if layer.rank is not None and layer.alpha is not None),
             size=fits,
-            matched=tuple(target for source in used for target in source.targets),
-            layers=len(used) + len(left_out),
+            matched=tuple(dict.fromkeys(target for source in used for target in source.targets)),
+            layers=len({source.name for source in used}) + len(left_out),
             left_out=tuple(clean(layer) for layer in left_out),
-            repeats=tuple(clean(source.name) for source in repeats),
+            repeats=tuple(dict.fromkeys(clean(source.name) for source in repeats)),
             text_encoder=tuple(clean(module) for module in parsed.text_encoder),
             base=_likely_base(header.metadata),
             trigger_words=_trigger_words(header.metadata),
@@ -145,7 +152,7 @@ def _header(path: Path, name: str) -> tuple[Header, int]:
     return header, size
 
 
-def _fitting(used: Sequence[Source], header: Header, name: str) -> tuple[WeightsKind, dict[str, int | None]]:
+def _fitting(used: Sequence[Source], header: Header, name: str) -> tuple[WeightsKind, Ranks]:
     """Return the size that the shapes fit, and each source's rank.
 
     Raises:
@@ -161,29 +168,29 @@ def _fitting(used: Sequence[Source], header: Header, name: str) -> tuple[Weights
         raise refused(name, "a LoRA for Z-Image; {what}", what=_looks_like(other))
     if problems:
         raise problems[0]
-    return size, {source.name: dialects.rank(source, shapes) for source in used}
+    return size, {(source.name, source.kind): dialects.rank(source, shapes) for source in used}
 
 
-def _layers(path: Path, header: Header, used: Sequence[Source], ranks: Mapping[str, int | None]) -> tuple[Layer, ...]:
+def _layers(path: Path, header: Header, used: Sequence[Source], ranks: Ranks) -> tuple[Layer, ...]:
     """Add each source's scale, and check what its numbers are stored as."""
     declared = _declared_alphas(header.metadata)
     layers = []
     with open(path, "rb") as file:
         for source in used:
-            rank, alpha = ranks[source.name], None
+            rank = ranks[source.name, source.kind]
+            numbers = {part: _number(file, header, source.parts[part]) for part in NUMBERS if part in source.parts}
             for part, tensor in source.parts.items():
-                if part == "alpha":
-                    alpha = _number(file, header, tensor)
-                elif header.tensors[tensor].dtype not in FLOATS:
+                possible = FLOATS | _SCALED_TOO if part + SCALED in source.parts else FLOATS
+                if part not in NUMBERS and header.tensors[tensor].dtype not in possible:
                     text = "{tensor} is stored as {dtype}, not as floats"
                     raise BadLayerError(text, tensor=quoted(tensor), dtype=header.tensors[tensor].dtype)
-            if alpha is None:
-                alpha = declared(source)
+            alpha = numbers.get("alpha", declared(source))
             scale = 1.0 if alpha is None or rank is None else alpha / declared.root(rank)
+            scale *= numbers.get("scalar", 1.0)
             if not abs(scale) <= MAX_SCALE:  # also where it is no number
                 text = "its alpha {alpha:g} is out of proportion to its rank {rank}: {layer}"
                 raise BadLayerError(text, alpha=alpha, rank=rank, layer=quoted(source.name))
-            layers.append(Layer(source, rank, scale))
+            layers.append(Layer(source, rank, alpha, scale))
     return tuple(layers)
 
 
@@ -198,6 +205,10 @@ def _number(file: Any, header: Header, name: str) -> float:
     data = file.read(tensor.end - tensor.begin)
     if tensor.dtype == "BF16":  # the upper half of an F32
         value: float = struct.unpack("<f", b"\0\0" + data)[0]
+    elif tensor.dtype == "F8_E5M2":  # the upper half of an F16
+        value = struct.unpack("<e", b"\0" + data)[0]
+    elif tensor.dtype == "F8_E4M3":
+        value = _e4m3(data[0])
     elif tensor.dtype in _UNPACK:
         value = float(struct.unpack(_UNPACK[tensor.dtype], data)[0])
     else:
@@ -205,6 +216,15 @@ def _number(file: Any, header: Header, name: str) -> float:
     if not math.isfinite(value):
         raise BadLayerError("{tensor} is {value}", tensor=quoted(name), value=value)
     return value
+
+
+def _e4m3(byte: int) -> float:
+    """Return the number that a byte is: 4 bits of exponent, 3 of mantissa, one NaN of either sign and no infinity."""
+    exponent, mantissa = byte >> 3 & 15, byte & 7
+    if (exponent, mantissa) == (15, 7):
+        return math.nan
+    size = mantissa / 8 * 2**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+    return -size if byte >> 7 else size
 
 
 # --- what a file's metadata says ---------------------------------------------------------------------------------
@@ -348,7 +368,7 @@ def _what_else(header: Header, parsed: Parsed) -> Message:
     if not parsed.sources:
         text = "this one is for a text encoder alone ({layers} layers)"
         return Message("text_encoder_alone", text, layers=len(parsed.text_encoder))
-    layers = [source.name for source in parsed.sources]
+    layers = list(dict.fromkeys(source.name for source in parsed.sources))
     text = "none of its {layers} layers matches ({names})"
     return Message("no_match", text, layers=len(layers), names=some_of(layers))
 
@@ -373,7 +393,7 @@ def _module(tensor: str) -> str:
 
 def _dialect(used: Sequence[Source]) -> str:
     """Describe how a file is written: its kinds, the names of the pairs, what stands before a module's name."""
-    kinds = Counter(source.kind + (" with DoRA" if "magnitude" in source.parts else "") for source in used)
+    kinds = Counter(str(source.kind) + (" with DoRA" if "magnitude" in source.parts else "") for source in used)
     pairs = dict.fromkeys(source.pair for source in used if source.kind == "LoRA")
     prefixes = dict.fromkeys(source.prefix for source in used)
     described = [" and ".join(kind for kind, _ in kinds.most_common())]

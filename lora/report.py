@@ -30,7 +30,7 @@ class Report:
         matched: the transformer's modules that it changes.
         layers: how many layers the file has for the transformer, left out or not.
         left_out: layers and tensors that have no place in the transformer, as the file names them.
-        repeats: layers left out because others of the file say the same.
+        repeats: layers that are not used because others of the file change the same in the same way.
         text_encoder: layers for a text encoder, which are not used.
         base: the model that it was trained on, where the metadata says so.
         trigger_words: words that call it, where the metadata gives some.
@@ -92,6 +92,9 @@ class Report:
         if self.text_encoder:
             text = "The LoRA's {layers} layers for the text encoder are not used."
             warnings.append(Message(PARTLY, text, layers=len(self.text_encoder)))
+        if self.repeats:
+            text = "{layers} layers of the LoRA are there again under other names; one of each is used: not {names}."
+            warnings.append(Message(PARTLY, text, layers=len(self.repeats), names=some_of(self.repeats)))
         return warnings
 
     def check_fits(self, size: WeightsKind) -> None:
