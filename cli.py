@@ -233,7 +233,7 @@ def _preprocess(args: argparse.Namespace) -> int:
 def _lora(given: dict[str, Any]) -> dict[str, str]:
     """Split `--lora FILE:STRENGTH`. What stands before a colon may also be a drive, and a file's name may hold one."""
     match = re.fullmatch(
-        r"(.+\.safetensors):([^:/\\]*)|(..+):(\d*\.?\d+)", given.get("lora", ""), re.IGNORECASE | re.DOTALL
+        r"(.+\.safetensors):([^:/\\]*)|(..+):([-+]?\d*\.?\d+)", given.get("lora", ""), re.IGNORECASE | re.DOTALL
     )
     if match is None:
         return {}
@@ -271,7 +271,7 @@ def _check_same_file(name: str, found: Parameters) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    if args.file.suffix.lower() == lora.file.SUFFIX:
+    if args.file.suffix.lower() == lora.file.SUFFIX or os.path.isdir(args.file):
         return _inspect_lora(args)
     found = metadata.read_picture(args.file)
     facts = {

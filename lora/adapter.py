@@ -60,7 +60,7 @@ class Adapters:
 
     def __init__(self) -> None:
         self._kept: LRUCache[str, Adapter] = LRUCache(KEPT_BYTES, getsizeof=_share)
-        self._identities: LRUCache[tuple[str, int, int, int], Identity] = LRUCache(8 * KEPT_FILES)
+        self._identities: LRUCache[tuple[str, int, int, int, bytes], Identity] = LRUCache(8 * KEPT_FILES)
 
     def get(self, file: LoraFile) -> Adapter:
         """Return a file's adapter.
@@ -72,7 +72,7 @@ class Adapters:
             status = file.path.stat()
         except OSError as problem:
             raise refused(file.report.name, "a file that can be read ({problem})", problem=problem.strerror) from None
-        mark = (str(file.path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino)
+        mark = (str(file.path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino, file.config)
         identity = self._identities.get(mark) or lora.file.identify(file)
         self._identities[mark] = identity
         if (adapter := self._kept.get(identity.digest)) is None:

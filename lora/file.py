@@ -11,11 +11,14 @@ import hashlib
 import math
 import re
 import struct
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import regex  # type: ignore[import-untyped]  # PEFT's patterns come from files: unlike `re`, it has a time limit
 
 from core import bounded
 from core.messages import Message
@@ -31,6 +34,13 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (ROOT / "loras", ROOT / "weights" / "mini" / "loras")  # the user's own, and the example
 
 SUFFIX = ".safetensors"
+CONFIG = "adapter_config.json"  # what PEFT writes beside the tensors: their alphas above all
+USUAL_NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # PEFT's and diffusers'
+PEFT_PREFIX = "base_model.model."  # before the names that the trained model has itself
+PEFT_KINDS = ("LORA", "LOHA", "LOKR")
+# Ways to begin a training that change the model's own weights too, which such a file then counts on.
+CHANGES_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+MOST_PATTERNS, LONGEST_PATTERN, PATTERN_SECONDS = 2_000, 500, 2.0  # a name for every layer is 300
 MAX_HEADER = 8_000_000  # bytes; every layer in every part is some 200 kB, a trainer's whole list of tags a few MB
 MAX_FILE = 4 << 30  # bytes; rank 256 in every linear layer of Z-Image is 2.4 GB in bf16
 # What numbers may be stored as; anything else is no LoRA's.
@@ -65,37 +75,51 @@ class Layer:
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A file that may be used: where it lies, its header, what it changes, and the report."""
+    """A file that may be used: where it lies, its header, what it changes, the report, and PEFT's CONFIG beside it."""
 
     path: Path
     header: Header
     layers: tuple[Layer, ...]
     report: Report
+    config: bytes = b""
 
 
 def find(named: str) -> Path:
     """Return the file that a user names: a path, or a file's bare name in one of FOLDERS, with its ending or without.
 
-    A file that is nowhere is returned as it was named; reading it says so.
+    Instead of a file it may be a folder with one. What is nowhere is returned as it was named; reading it says so.
     """
     try:
         path = Path(named).expanduser()
-        if not path.is_file() and path.name == named:
+        if not _holds(path) and path.name == named:
             inside = [folder / name for folder in FOLDERS for name in (named, named + SUFFIX)]
-            return next((file for file in inside if file.is_file()), path)
+            return next((file for file in inside if _holds(file)), path)
     except (OSError, RuntimeError):  # longer than any file's name, or the home of nobody
         return Path(named)
     return path
 
 
+def _holds(path: Path) -> bool:
+    """Whether a path is a file, or a folder with a file that may be a LoRA."""
+    return path.is_file() or (path.is_dir() and bool(_files(path)))
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the file of a folder that has one of USUAL_NAMES, or all that may be a LoRA."""
+    usual = (folder / name for name in USUAL_NAMES)
+    found = next(([file] for file in usual if file.is_file()), None)
+    return found or sorted(file for file in folder.iterdir() if file.suffix.lower() == SUFFIX and file.is_file())
+
+
 def read(path: Path) -> LoraFile:
-    """Look at a file's header and judge it.
+    """Look at the header of a file, or of the one in a folder, and judge it.
 
     Raises:
         RequestError: there is no such file, it is not whole, it is no LoRA for Z-Image, or a layer of it is broken.
     """
-    name = path.stem
+    path, name = _in_folder(path)
     header, size = _header(path, name)
+    config = _config_beside(path, name)
     try:
         parsed = dialects.parse(header.tensors)
         known = [source for source in parsed.sources if source.targets]
@@ -105,7 +129,8 @@ def read(path: Path) -> LoraFile:
             source.whole()  # also what only repeats another one
         used, repeats = dialects.without_repeats(known)
         fits, ranks = _fitting(used, header, name)
-        layers = _layers(path, header, used, ranks)
+        declared = _declared_beside(config) if config else _declared_inside(header.metadata)
+        layers = _layers(path, header, used, ranks, declared)
     except BadLayerError as problem:
         raise refused(name, "a LoRA for Z-Image whose layers are whole; {what}", what=problem.message) from None
     except (OSError, struct.error) as problem:  # it went away, or became shorter, since its header was read
@@ -131,8 +156,54 @@ def read(path: Path) -> LoraFile:
             base=_likely_base(header.metadata),
             trigger_words=_trigger_words(header.metadata),
             title=clean(header.metadata.get("modelspec.title") or header.metadata.get("ss_output_name") or ""),
+            alpha_missing=any(_lacks_config(layer) for layer in layers),
         ),
+        config,
     )
+
+
+def _lacks_config(layer: Layer) -> bool:
+    """Whether a layer is as PEFT writes it, with its alpha elsewhere."""
+    return layer.alpha is None and layer.rank is not None and layer.source.name.startswith(PEFT_PREFIX)
+
+
+def _in_folder(path: Path) -> tuple[Path, str]:
+    """Return the file that is meant by a path, and how it is called: a folder with one file gives it its name.
+
+    Raises:
+        RequestError: the folder has none, or several.
+    """
+    try:
+        if not path.is_dir():
+            return path, path.stem
+        found, name = _files(path), path.resolve().name
+    except (OSError, ValueError):  # longer than any file's name, or with a zero in it
+        return path, path.stem
+    if len(found) != 1:
+        wanted = "a folder with one .safetensors file in it; this one has {count}"
+        raise refused(str(path), wanted, count=len(found))
+    return found[0], name
+
+
+def _config_beside(path: Path, name: str) -> bytes:
+    """Return PEFT's configuration of a file, empty where there is none.
+
+    Raises:
+        RequestError: it cannot be read, or is longer than any trainer writes.
+    """
+    beside, usual = path.with_name(CONFIG), path.with_name(USUAL_NAMES[0])
+    try:
+        if not beside.is_file() or (path.name != usual.name and usual.is_file()):  # else it is that file's
+            return b""
+        with open(beside, "rb") as file:
+            config = file.read(MAX_CONFIG + 1)
+    except OSError as problem:
+        text = "a LoRA whose {config} can be read ({problem})"
+        raise refused(name, text, config=CONFIG, problem=problem.strerror) from None
+    if len(config) > MAX_CONFIG:
+        text = "a LoRA whose {config} has at most {limit:,} bytes"
+        raise refused(name, text, config=CONFIG, limit=MAX_CONFIG)
+    return config
 
 
 def _header(path: Path, name: str) -> tuple[Header, int]:
@@ -171,9 +242,8 @@ def _fitting(used: Sequence[Source], header: Header, name: str) -> tuple[Weights
     return size, {(source.name, source.kind): dialects.rank(source, shapes) for source in used}
 
 
-def _layers(path: Path, header: Header, used: Sequence[Source], ranks: Ranks) -> tuple[Layer, ...]:
+def _layers(path: Path, header: Header, used: Sequence[Source], ranks: Ranks, declared: _Declared) -> tuple[Layer, ...]:
     """Add each source's scale, and check what its numbers are stored as."""
-    declared = _declared_alphas(header.metadata)
     layers = []
     with open(path, "rb") as file:
         for source in used:
@@ -184,12 +254,16 @@ def _layers(path: Path, header: Header, used: Sequence[Source], ranks: Ranks) ->
                 if part not in NUMBERS and header.tensors[tensor].dtype not in possible:
                     text = "{tensor} is stored as {dtype}, not as floats"
                     raise BadLayerError(text, tensor=quoted(tensor), dtype=header.tensors[tensor].dtype)
-            alpha = numbers.get("alpha", declared(source))
-            scale = 1.0 if alpha is None or rank is None else alpha / declared.root(rank)
+            alpha = numbers.get("alpha")
+            divisor = rank
+            if alpha is None:
+                alpha = declared.alpha(source)
+                divisor = declared.rank(source, rank)
+            scale = 1.0 if alpha is None or divisor is None else alpha / declared.root(source, divisor)
             scale *= numbers.get("scalar", 1.0)
             if not abs(scale) <= MAX_SCALE:  # also where it is no number
                 text = "its alpha {alpha:g} is out of proportion to its rank {rank}: {layer}"
-                raise BadLayerError(text, alpha=alpha, rank=rank, layer=quoted(source.name))
+                raise BadLayerError(text, alpha=alpha, rank=divisor, layer=quoted(source.name))
             layers.append(Layer(source, rank, alpha, scale))
     return tuple(layers)
 
@@ -230,31 +304,83 @@ def _e4m3(byte: int) -> float:
 # --- what a file's metadata says ---------------------------------------------------------------------------------
 
 
+Patterns = Callable[[str], float | None]  # the number that PEFT would give to a module, by its name
+
+
 @dataclass(frozen=True)
 class _Declared:
-    """Alphas and ways to scale that are in the metadata instead of in tensors; an alpha may be infinite or NaN.
+    """Alphas and ways to scale that are not in tensors; an alpha may be infinite or NaN.
 
-    `patterns` maps the end of a module's name to its place among the patterns and its alpha.
+    `usual_alpha` and `usual_rank` are of every module that `alphas` and `ranks` give no other; `beside` says that they
+    are PEFT's, from a file of their own, and not from the metadata.
     """
 
-    alpha: float | None
-    patterns: Mapping[str, tuple[int, float]]
+    usual_alpha: float | None
+    usual_rank: float | None
+    alphas: Patterns
+    ranks: Patterns
     square_root: bool
+    beside: bool
 
-    def __call__(self, source: Source) -> float | None:
+    def alpha(self, source: Source) -> float | None:
         """Return the alpha of a source that brings none of its own."""
-        own = source.name.removeprefix(source.prefix)
-        # PEFT's rule: a pattern is the whole name or its end after a dot, and the first one that fits counts.
-        ends = (own, *(own[dot.end() :] for dot in re.finditer(r"\.", own)))
-        found = [self.patterns[end] for end in ends if end in self.patterns]
-        return min(found)[1] if found else self.alpha
+        if not self._means(source):
+            return None
+        found = self.alphas(self._named(source))
+        return self.usual_alpha if found is None else found
 
-    def root(self, rank: int) -> float:
+    def rank(self, source: Source, own: int | None) -> int | None:
+        """Return what the alpha of a source belongs to: its own rank, or for a LoKr of whole factors the declared one.
+
+        Raises:
+            BadLayerError: both are there and differ.
+        """
+        if not self.beside or not self._means(source):
+            return own
+        found = self.ranks(self._named(source))
+        declared = self.usual_rank if found is None else found
+        if own is not None and declared not in (None, own):
+            text = "{config} beside it gives {layer} the rank {declared:g}, where its tensors have {rank}"
+            raise BadLayerError(text, config=CONFIG, layer=quoted(source.name), declared=declared, rank=own)
+        return own if own is not None or source.kind != "LoKr" or not declared else int(declared)
+
+    def root(self, source: Source, rank: int) -> float:
         """Return what an alpha is divided by."""
-        return math.sqrt(rank) if self.square_root else float(rank)
+        rooted = self.square_root and (not self.beside or source.kind == "LoRA")
+        return math.sqrt(rank) if rooted else float(rank)
+
+    def _means(self, source: Source) -> bool:
+        """Whether a source is of a trainer that has its alphas there: kohya's write tensors, or none."""
+        return not self.beside or source.kind != "LoRA" or "lora_A" in source.parts["down"].rpartition(source.name)[2]
+
+    def _named(self, source: Source) -> str:
+        """Return how the module was called when it was trained."""
+        if self.beside and source.name.startswith(PEFT_PREFIX):
+            return source.name.removeprefix(PEFT_PREFIX)
+        return source.name.removeprefix(source.prefix)
 
 
-def _declared_alphas(metadata: Mapping[str, str]) -> _Declared:
+def _declared_beside(config: bytes) -> _Declared:
+    """Read PEFT's configuration.
+
+    Raises:
+        BadLayerError: it is none, or of a kind that is not applied.
+    """
+    try:
+        found = bounded.loads(config.decode("utf-8-sig"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise BadLayerError("{config} beside it is no JSON object", config=CONFIG)
+    kind = str(found.get("peft_type", PEFT_KINDS[0]))
+    if kind.upper() not in PEFT_KINDS:
+        text = "{config} beside it says that it is of the kind {kind}, which is not applied here"
+        raise BadLayerError(text, config=CONFIG, kind=quoted(kind))
+    alpha = "lora_alpha" if kind.upper() == "LORA" else "alpha"
+    return _declared({alpha: 8, "r": 8} | found, alpha, beside=True)  # PEFT's own defaults
+
+
+def _declared_inside(metadata: Mapping[str, str]) -> _Declared:
     """Read what diffusers writes on saving (`lora_adapter_metadata`) and what LyCORIS was called with.
 
     Raises:
@@ -266,16 +392,76 @@ def _declared_alphas(metadata: Mapping[str, str]) -> _Declared:
     config = {
         key.removeprefix("transformer."): value for key, value in _json(metadata, "lora_adapter_metadata").items()
     }
-    alpha, patterns = config.get("lora_alpha"), config.get("alpha_pattern")
-    numbers = {
-        name: (place, float(number))
-        for place, (name, number) in enumerate(patterns.items() if isinstance(patterns, dict) else ())
-        if isinstance(number, int | float)
-    }
     trained_with = _json(metadata, "ss_network_args")
-    rooted = bool(config.get("use_rslora")) or str(trained_with.get("rs_lora", "")).lower() == "true"
-    given = float(alpha) if isinstance(alpha, int | float) and not isinstance(alpha, bool) else None
-    return _Declared(given, numbers, rooted)
+    if str(trained_with.get("rs_lora", "")).lower() == "true":
+        config["use_rslora"] = True
+    return _declared(config, "lora_alpha", beside=False)
+
+
+def _declared(config: Mapping[str, Any], alpha: str, beside: bool) -> _Declared:
+    """Return what a configuration of PEFT's says.
+
+    Raises:
+        BadLayerError: a number or a pattern of it is none, or it counts on changed weights of the model.
+    """
+    begun = str(config.get("init_lora_weights", "")).lower()
+    if begun.startswith(CHANGES_WEIGHTS):
+        text = (
+            "its training began with {begun}, which changes the model's own weights too; PEFT can convert such a file"
+        )
+        raise BadLayerError(text, begun=quoted(begun))
+    deadline = time.monotonic() + PATTERN_SECONDS
+    return _Declared(
+        _numeric(config, alpha),
+        _numeric(config, "r"),
+        _patterns(config.get("alpha_pattern"), "alpha_pattern", deadline),
+        _patterns(config.get("rank_pattern"), "rank_pattern", deadline),
+        bool(config.get("use_rslora")),
+        beside,
+    )
+
+
+def _numeric(config: Mapping[str, Any], name: str) -> float | None:
+    value = config.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadLayerError("its {name} is {value}, not a number", name=name, value=quoted(str(value)))
+    return float(value)
+
+
+def _patterns(given: Any, name: str, deadline: float) -> Patterns:
+    """Return what gives a module the number of the first pattern that is its whole name or the end after a dot.
+
+    That is PEFT's rule (`get_pattern_key`): patterns are regular expressions.
+
+    Args:
+        given: numbers by pattern.
+        name: what the sentence on a bad one calls them.
+        deadline: when looking has taken too long, by the monotonic clock.
+    """
+    given = given if isinstance(given, dict) else {}
+    if len(given) > MOST_PATTERNS or any(len(pattern) > LONGEST_PATTERN for pattern in given):
+        text = "its {name} has more than {limit:,} patterns, or one of more than {longest} characters"
+        raise BadLayerError(text, name=name, limit=MOST_PATTERNS, longest=LONGEST_PATTERN)
+    compiled = []
+    for pattern in given:
+        try:
+            compiled.append((regex.compile(rf"(.*\.)?({pattern})$"), _numeric(given, pattern)))
+        except (regex.error, OverflowError, RecursionError):
+            text = "its {name} has {pattern}, which is no regular expression"
+            raise BadLayerError(text, name=name, pattern=quoted(pattern)) from None
+
+    def first(module: str) -> float | None:
+        try:
+            for pattern, number in compiled:
+                if pattern.match(module, timeout=max(1e-3, deadline - time.monotonic())):
+                    return number
+        except TimeoutError:
+            raise BadLayerError("its {name} takes too long to be compared", name=name) from None
+        return None
+
+    return first
 
 
 def _json(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
@@ -413,7 +599,10 @@ def _bounds(values: Iterable[Any]) -> tuple[Any, Any] | None:
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells one LoRA from another: `digest` of the whole file, `hash` as galleries write it (12 hex digits)."""
+    """What tells one LoRA from another: `digest` of the whole file, `hash` as galleries write it (12 hex digits).
+
+    Where PEFT's CONFIG lies beside the file, `digest` is of both, one after the other.
+    """
 
     digest: str
     hash: str
@@ -436,6 +625,7 @@ def identify(file: LoraFile) -> Identity:
                 whole.update(block)
                 data.update(block)
                 read += len(block)
+        whole.update(file.config)
     except OSError as problem:
         raise refused(file.report.name, "a file that can be read ({problem})", problem=problem.strerror) from None
     if read != file.report.bytes:

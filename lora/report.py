@@ -35,6 +35,7 @@ class Report:
         base: the model that it was trained on, where the metadata says so.
         trigger_words: words that call it, where the metadata gives some.
         title: the name that its maker gave it, or empty.
+        alpha_missing: whether PEFT wrote it, which keeps the alphas in a file of their own, and that one is not there.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Report:
     base: Model | None
     trigger_words: tuple[str, ...]
     title: str
+    alpha_missing: bool = False
 
     @property
     def used(self) -> int:
@@ -95,6 +97,12 @@ class Report:
         if self.repeats:
             text = "{layers} layers of the LoRA are there again under other names; one of each is used: not {names}."
             warnings.append(Message(PARTLY, text, layers=len(self.repeats), names=some_of(self.repeats)))
+        if self.alpha_missing:
+            text = (
+                "PEFT keeps the LoRA's alpha in adapter_config.json, which is not beside it: strength 1 is a guess. "
+                "Give --lora the folder with both files, or try other strengths."
+            )
+            warnings.append(Message("lora_alpha", text))
         return warnings
 
     def check_fits(self, size: WeightsKind) -> None:

@@ -442,16 +442,21 @@ def test_alphas_of_a_config_without_end_are_refused(tmp_path: Path) -> None:
         assert key in refusal(with_metadata(tmp_path / "a.safetensors", {key: config}))
 
 
-def test_the_first_pattern_that_fits_counts_however_many_there_are() -> None:
-    source = dialects.Source("transformer.layers.0.attention.to_q", "transformer.", (), "LoRA", {})
-    patterns = {f"layers.{number}.x": number for number in range(1_000_000)}
-    for ends in (("attention.to_q", "to_q"), ("to_q", "layers.0.attention.to_q")):
-        alphas = {"o_q": 5, ends[0]: 7, **patterns, ends[1]: 9}
-        declared = lora.file._Declared(
-            1.0, {name: (place, one) for place, (name, one) in enumerate(alphas.items())}, False
-        )
-        assert {declared(source) for _ in range(1_000)} == {7}  # minutes, to go through them each time
-    assert lora.file._Declared(1.0, {"o_q": (0, 5.0)}, False)(source) == 1.0
+def test_patterns_without_end_are_refused(tmp_path: Path) -> None:
+    many = {f"layers.{number}.x": number for number in range(lora.file.MOST_PATTERNS + 1)}
+    for patterns in (many, {"x" * (lora.file.LONGEST_PATTERN + 1): 1}):
+        config = json.dumps({"alpha_pattern": patterns})
+        assert "patterns" in refusal(with_metadata(tmp_path / "a.safetensors", {"lora_adapter_metadata": config}))
+    config = json.dumps({"alpha_pattern": {"(to_q": 1}})
+    assert "no regular expression" in refusal(
+        with_metadata(tmp_path / "a.safetensors", {"lora_adapter_metadata": config})
+    )
+
+
+def test_a_pattern_that_would_take_for_ever_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lora.file, "PATTERN_SECONDS", 0.0)
+    config = json.dumps({"alpha_pattern": {"(.+)" * 15 + r"\3\4\5\6\7_q": 1}})
+    assert "too long" in refusal(with_metadata(tmp_path / "a.safetensors", {"lora_adapter_metadata": config}))
 
 
 @pytest.mark.parametrize("images", ["²", "9" * 5_000, "1e3", "-1", "½"])
@@ -497,7 +502,7 @@ def test_names_without_end_are_told_apart() -> None:
 
 def test_other_kinds_of_file_are_refused(tmp_path: Path) -> None:
     assert "that exists" in refusal(tmp_path / "absent.safetensors")
-    assert "that exists" in refusal(tmp_path)
+    assert "a folder with one .safetensors file in it; this one has 0" in refusal(tmp_path)
     pickle = tmp_path / "a.pt"
     torch.save({"a": torch.ones(1)}, pickle)
     assert "not a safetensors file" in refusal(pickle)
