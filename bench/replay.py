@@ -102,7 +102,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("lora, none of it", f"generate {APPLE} --lora @gold.safetensors:0 --seed 7"),
     Command("lora, by its bare name", f"generate {APPLE} --lora gold:1 --seed 7"),
     Command("lora, base", f"generate {APPLE} --model base --steps 4 --lora gold:1 --seed 7"),
-    Command("lora, too strong", f"generate {APPLE} --lora @gold.safetensors:1.6"),
+    Command("lora, too strong", f"generate {APPLE} --lora @gold.safetensors:5.1"),
     Command("lora, of another model", f"generate {APPLE} --lora @sdxl.safetensors"),
     Command("lora, of the real weights", f"generate {APPLE} --lora @real.safetensors --json"),
     Command("lora, cut off", f"generate {APPLE} --lora @cut.safetensors"),

@@ -302,9 +302,9 @@ LoraFile = Annotated[
 LoraStrength = Annotated[
     float,
     Field(
-        ge=0,
-        le=1.5,
-        description="How much of the LoRA: 1 is as it was trained, 0 is none.",
+        ge=-5,  # a LoRA that is a slider between two things is trained for both signs, and for more than 1
+        le=5,
+        description="How much of the LoRA: 1 is as it was trained, 0 is none, below 0 the opposite.",
         json_schema_extra={"flag": None},  # on the command line it is a part of --lora
     ),
 ]

@@ -23,12 +23,15 @@ from web.language import Say, fixed, say_to
 from web.situation import Situation
 from web.words import failed
 
+USUAL = {"minimum": 0, "maximum": 1.5}  # what the slider reaches; the number beside it takes all that is possible
+# Gradio's slider takes a number back into its range, so it has none of its own here.
+TO_SLIDER_JS = f"value => Math.min({USUAL['maximum']}, Math.max({USUAL['minimum']}, value ?? 0))"
 SLOT_HEIGHT = 92  # pixels; Gradio's own drop zone is 400 tall
 
 
 @dataclass(frozen=True)
 class LoraSlot:
-    """The components."""
+    """The components; `strength` is the number, which a slider follows where it reaches."""
 
     use: gr.Checkbox
     file: gr.File
@@ -72,7 +75,17 @@ class LoraSlot:
                 visible=False,
                 elem_classes=["trigger-words"],
             )
-            strength = Fields(mode).add("lora_strength")
+            with gr.Row(elem_classes=["lora-strength"]):
+                slider = Fields(mode).add("lora_strength", **USUAL, min_width=200)
+                strength = gr.Number(
+                    mode.model_fields["lora_strength"].default,
+                    label=fixed("As a number"),
+                    info=fixed("Up to 5, or down to -5."),
+                    step=0.05,
+                    min_width=110,
+                )
+        slider.input(None, slider, strength, js="value => value", **QUIET)
+        strength.change(None, strength, slider, js=TO_SLIDER_JS, **QUIET)
         slot = cls(use, file, strength, about, words)
 
         def look(path: str | None, situation: Situation, visitor: gr.Request) -> Update:

@@ -54,6 +54,19 @@ def test_a_lora_changes_the_image_and_nothing_afterwards(draw: Callable[..., Res
     assert pixels(draw(steps=2, lora=str(style), lora_strength=0.5).png) not in (pixels(before), pixels(applied))
 
 
+@pytest.mark.parametrize("strength", [-5, -1, 5])
+def test_a_strength_of_either_sign_draws_what_a_scaled_lora_does(
+    draw: Callable[..., Result], strength: int, tmp_path: Path
+) -> None:
+    faint = {name: (down / 20, up) for name, (down, up) in PAIRS.items()}
+    scaled = {name: (down, strength * up) for name, (down, up) in faint.items()}
+    asked = draw(steps=2, lora=str(write(tmp_path / "a.safetensors", loras.peft(faint))), lora_strength=strength)
+    once = draw(steps=2, lora=str(write(tmp_path / "b.safetensors", loras.peft(scaled))), lora_strength=1)
+    difference = [abs(one - other) for one, other in zip(pixels(asked.png), pixels(once.png), strict=True)]
+    assert max(difference) <= 1  # of rounding
+    assert pixels(asked.png) != pixels(draw(steps=2).png)
+
+
 def test_strength_zero_draws_what_no_lora_draws(draw: Callable[..., Result], style: Path) -> None:
     assert pixels(draw(steps=2, lora=str(style), lora_strength=0).png) == pixels(draw(steps=2).png)
 
@@ -243,6 +256,9 @@ def test_examples_belong_to_the_transformer_that_lies_beside_them() -> None:
         (r"C:\style", r"C:\style", None),
         ("C:5", "C:5", None),
         ("gold:0.5", "gold", "0.5"),
+        ("gold:-2.5", "gold", "-2.5"),
+        ("style.safetensors:-5", "style.safetensors", "-5"),
+        ("folder/style/:+3", "folder/style/", "+3"),
         ("gold", "gold", None),
         ("a:b.safetensors", "a:b.safetensors", None),
     ],
@@ -278,11 +294,11 @@ def test_command_line_draws_with_a_lora_and_replays_it(
     assert not (tmp_path / "four.png").exists()
 
 
-@pytest.mark.parametrize("strength", ["2", "-1", "much", "", "nan"])
+@pytest.mark.parametrize("strength", ["5.01", "-6", "much", "", "nan"])
 def test_impossible_strength_is_one_line(strength: str, style: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["generate", "a fox", "--weights", "mini", "--lora", f"{style}:{strength}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"lora_strength: {strength!r} is not possible; allowed: a number from 0 to 1.5"
+    assert line == f"lora_strength: {strength!r} is not possible; allowed: a number from -5 to 5"
 
 
 def test_inspect_shows_what_a_lora_is(style: Path, capsys: pytest.CaptureFixture[str]) -> None:

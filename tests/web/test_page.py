@@ -137,6 +137,15 @@ def test_a_lora_is_looked_at_on_upload_and_used(open_page: Open, size: tuple[int
     assert box
     assert box["height"] < 150
     slot.locator("input[type=file]").set_input_files(path)
+    exact, slider = form.get_by_label("As a number"), form.get_by_label("range slider for LoRA strength")
+    expect(form.get_by_label("number input for LoRA strength")).to_be_hidden()
+    slider.fill("1.25")
+    expect(exact).to_have_value("1.25")
+    for strength, reached in (("3", "1.5"), ("-2.5", "0")):
+        exact.fill(strength)
+        exact.blur()
+        expect(slider).to_have_value(reached)
+        expect(exact).to_have_value(strength)
     expect(about).to_contain_text("Neon & more")
     expect(about).to_contain_text("42 of 42 layers matched, rank 4, trained on unknown")
     write(page, "a fox on a black background")
@@ -150,7 +159,7 @@ def test_a_lora_is_looked_at_on_upload_and_used(open_page: Open, size: tuple[int
     finished(page)
     shoot(page, "lora")
     with Image.open(io.BytesIO(picture_bytes(page))) as picture:
-        assert '"name": "style"' in picture.info["z-image-studio"]
+        assert '"name": "style", "strength": -2.5' in picture.info["z-image-studio"]
 
 
 def test_a_file_that_is_no_lora_is_refused_at_once(open_page: Open, tmp_path: Path) -> None:
