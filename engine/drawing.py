@@ -7,6 +7,7 @@ LoRA is read is `lora.file`'s matter, how it is applied `lora.adapter`'s.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,17 +18,20 @@ from core import metadata
 from core.errors import BrokenPicture
 from core.events import Stage
 from core.messages import Message
-from core.request import MODELS, ResolvedControlNet, ResolvedTextToImage
+from core.request import MODELS, Resolved, ResolvedControlNet, ResolvedTextToImage
 from core.sizes import WeightsKind
 from diffusion import sanity
 from engine.mode import Job
 from lora.file import LoraFile, find, read
-from lora.report import Report
+from lora.report import Report, some_of
 
 if TYPE_CHECKING:
     from diffusion.pipeline import Pipeline, Progress
 
 log = logging.getLogger(__name__)
+
+# How A1111 and its like call a LoRA inside a prompt: "<lora:name:0.8>".
+LORA_TAG = re.compile(r"<\s*(?:lora|lyco|lycoris|hypernet)\s*:[^<>]{1,300}>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,20 @@ def lora_report(path: Path) -> Report:
         RequestError: it cannot be used at all.
     """
     return read(path).report
+
+
+def unused_tags(request: Resolved) -> list[Message]:
+    """Return a note on what names a LoRA inside a prompt: here it is words like all others."""
+    if not (tags := list(dict.fromkeys(LORA_TAG.findall(f"{request.prompt}\n{request.unwanted}")))):
+        return []
+    if "lora" not in type(request).model_fields:
+        text = "{tags} in the prompt is not used as a LoRA, but read as words: this mode takes none."
+        return [Message("lora_tag", text, tags=some_of(tags))]
+    text = (
+        "{tags} in the prompt is not used as a LoRA, but read as words. Take it out, and choose the file and its "
+        "strength under Use a LoRA (--lora FILE:STRENGTH)."
+    )
+    return [Message("lora_tag", text, tags=some_of(tags))]
 
 
 def lora_stage(job: Job[Any]) -> Iterator[Stage]:

@@ -19,7 +19,7 @@ from core.events import Event, Failure, Queued, Result
 from core.messages import Message
 from core.request import DrawRequest, Preprocess, Resolved, Upscale, WeightsChoice
 from core.upload import Upload
-from engine import mode_upscale
+from engine import drawing, mode_upscale
 from engine.fair_queue import FairQueue
 from engine.mode import Drawn
 from engine.worker import LocalWorker, Settings, Worker
@@ -119,6 +119,7 @@ class Engine:
 
 
 def _result(request: Resolved, chosen: inventory.Chosen, drawn: Drawn) -> Result:
+    notes = (*drawn.notes, *drawing.unused_tags(request))
     provenance = metadata.Provenance(chosen.kind, drawn.fingerprints, drawn.inputs, drawn.lora)
     return Result(
         png=metadata.encode_png(drawn.image, request, provenance),
@@ -126,12 +127,12 @@ def _result(request: Resolved, chosen: inventory.Chosen, drawn: Drawn) -> Result
             **metadata.describe(request, provenance),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": drawn.seconds,
-            "notes": [str(note) for note in drawn.notes],
+            "notes": [str(note) for note in notes],
         },
         request=request,
         size=drawn.image.size,
         weights=chosen.kind,
         weights_note=chosen.reason,
         seconds=drawn.seconds,
-        notes=drawn.notes,
+        notes=notes,
     )

@@ -18,7 +18,7 @@ from core.events import Failure, Result, Stage, Step
 from core.foreign import parse_a1111
 from core.messages import Message
 from core.metadata import save
-from core.request import TextToImage
+from core.request import ControlNet, DrawRequest, TextToImage, Upscale
 from engine import Engine, Settings
 from hub import checkpoint, parts
 from tests.helpers import loras
@@ -208,6 +208,42 @@ def test_a_lora_works_with_base_and_guidance_too(draw: Callable[..., Result], st
     before = draw(model="base", steps=2).png
     assert pixels(draw(model="base", steps=2, lora=str(style)).png) != pixels(before)
     assert draw(model="base", steps=2).png == before
+
+
+# --- a LoRA inside a prompt ---
+
+
+@pytest.mark.parametrize(
+    ("fields", "tags"),
+    [
+        ({"prompt": "a fox <lora:gold:0.8>, on a black background"}, ("<lora:gold:0.8>",)),
+        ({"prompt": "a fox <LoRA:my v2:1:0.5> <lyco:x:1> <LoRA:my v2:1:0.5>"}, ("<LoRA:my v2:1:0.5>", "<lyco:x:1>")),
+        ({"prompt": "a fox", "model": "base", "negative_prompt": "<lora:bad-hands:-1>"}, ("<lora:bad-hands:-1>",)),
+        ({"prompt": "a fox <lora>, <lora:>, lora:gold:1, <3 : >"}, ()),
+    ],
+)
+def test_a_lora_named_in_a_prompt_is_told_as_not_used(
+    draw: Callable[..., Result], fields: dict[str, str], tags: tuple[str, ...]
+) -> None:
+    result = draw(steps=1, **fields)
+    notes = [str(note) for note in result.notes if note.code == "lora_tag"]
+    assert len(notes) == bool(tags)
+    assert all(tag in note for note in notes for tag in tags)
+    assert all("under Use a LoRA (--lora FILE:STRENGTH)" in note for note in notes)
+    assert set(notes) <= set(result.sidecar["notes"])
+
+
+def test_other_modes_tell_it_too(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "small.png"
+    Image.new("RGB", (64, 64), "red").save(path)
+    asked: list[tuple[DrawRequest, str]] = [
+        (Upscale.parse(image=str(path), prompt="<lora:x:1>", denoise=0, upscaler="fast"), "this mode takes none"),
+        (ControlNet.parse(image=str(path), prompt="<lora:x:1>", steps=1), "under Use a LoRA"),
+    ]
+    for request, sentence in asked:
+        (note,) = (str(note) for note in engine.draw(request).notes if note.code == "lora_tag")
+        assert note.startswith("<lora:x:1> in the prompt is not used as a LoRA")
+        assert sentence in note
 
 
 # --- which file ---

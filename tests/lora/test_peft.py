@@ -55,9 +55,9 @@ def saved(folder: Path, config: Any) -> dict[str, torch.Tensor]:
                 torch.nn.init.normal_(values, std=0.3)
         model.save_pretrained(str(folder))
         loaded = theirs.PeftModel.from_pretrained(base(), str(folder))
-    layers = {name: loaded.base_model.model.get_submodule(name) for name in MODULES}
-    deltas = {name: layer.get_delta_weight for name, layer in layers.items() if hasattr(layer, "get_delta_weight")}
-    return {name: delta("default").detach() for name, delta in deltas.items()}
+    layers: dict[str, Any] = {name: loaded.get_submodule(f"base_model.model.{name}") for name in MODULES}
+    changed = {name: layer for name, layer in layers.items() if hasattr(layer, "get_delta_weight")}
+    return {name: layer.get_delta_weight("default").detach() for name, layer in changed.items()}
 
 
 def added(path: Path) -> dict[str, torch.Tensor]:
