@@ -26,7 +26,7 @@ from core.request import Model
 from core.sizes import WeightsKind
 from hub.checkpoint import Header, UnusableError, parse_header, unreadable
 from hub.naming import LAYER_SIZES, spellings
-from lora import architectures, dialects
+from lora import architectures, dialects, kinds
 from lora.dialects import SCALED, BadLayerError, LayerKind, Parsed, Source, quoted
 from lora.report import Report, clean, refused, some_of
 
@@ -120,6 +120,8 @@ def read(path: Path) -> LoraFile:
     path, name = _in_folder(path)
     header, size = _header(path, name)
     config = _config_beside(path, name)
+    if kind := kinds.not_applied(header.shapes):
+        raise refused(name, "a LoRA for Z-Image; {what}", what=_of_kind(header, *kind))
     try:
         parsed = dialects.parse(header.tensors)
         known = [source for source in parsed.sources if source.targets]
@@ -537,6 +539,13 @@ def _other_kin(header: Header) -> Message | None:
     return Message("claimed", '"{name}", as its metadata says', name=clean(claimed)) if claimed else None
 
 
+def _of_kind(header: Header, kind: Message, tensor: str) -> Message:
+    if other := architectures.by_names(header.shapes):
+        return Message("not_applied", "this looks like one for {other}, of the kind {kind}", other=other, kind=kind)
+    text = "this one is of the kind {kind}, which is not applied here ({tensor})"
+    return Message("not_applied", text, kind=kind, tensor=quoted(tensor))
+
+
 def _looks_like(architecture: Message) -> Message:
     return Message("other_architecture", "this looks like one for {other}", other=architecture)
 
@@ -555,6 +564,10 @@ def _what_else(header: Header, parsed: Parsed) -> Message:
         text = "this one is for a text encoder alone ({layers} layers)"
         return Message("text_encoder_alone", text, layers=len(parsed.text_encoder))
     layers = list(dict.fromkeys(source.name for source in parsed.sources))
+    if all(map(kinds.is_controlnets, layers)):
+        return Message(
+            "controlnet", "this one is for a ControlNet, not for Z-Image itself ({names})", names=some_of(layers)
+        )
     text = "none of its {layers} layers matches ({names})"
     return Message("no_match", text, layers=len(layers), names=some_of(layers))
 
