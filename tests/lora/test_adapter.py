@@ -190,6 +190,14 @@ def full_rank() -> dict[str, loras.Tensors]:
             f"{w2}.lokr_w2": noise(48, 64),
             f"{w2}.dora_scale": noise(1, 512) + 0.8,
         },
+        "several kinds": {
+            **pairs,
+            f"{w2}.dora_scale": noise(1, 512) + 0.8,
+            f"{w2}.diff": noise(192, 512) / 9,
+            f"{w2}.diff_b": noise(192),
+            "layers.0.attention.to_q.lokr_w1": noise(8, 4),
+            "layers.0.attention.to_q.lokr_w2": noise(24, 48),
+        },
         "differences": {
             f"{norm}.diff": noise(32),
             f"{w2}.diff": noise(192, 512) / 9,
