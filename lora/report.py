@@ -81,6 +81,7 @@ class Report:
             "left_out": self.left_out,
             "repeats": self.repeats,
             "text_encoder": self.text_encoder,
+            "notes": self.warnings(),
         }
         return {name: plain(value) for name, value in facts.items()}
 

@@ -219,4 +219,7 @@ def test_a_folder_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
 def test_inspect_reads_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", str(folder(tmp_path / "style", {"r": RANK, "lora_alpha": 2})), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
+    assert facts["notes"] == []
     assert (facts["name"], facts["rank"], facts["alpha"]) == ("style", "4", "2")
+    assert cli.main(["inspect", str(write(tmp_path / PEFT, ONES))]) == 0
+    assert "notes:\n  PEFT keeps the LoRA's alpha in adapter_config.json" in capsys.readouterr().out
