@@ -73,7 +73,6 @@ _NEEDED: Mapping[LayerKind, tuple[tuple[tuple[str, ...], ...], ...]] = {
     "LoHa": ((("hada_w1_a", "hada_w1_b"),), (("hada_w2_a", "hada_w2_b"),)),
     "difference": ((("diff",), ("diff_b",)),),
 }
-_ALSO: Mapping[LayerKind, set[str]] = {"LoRA": {"up_bias", "scalar"}, "LoKr": {"scalar"}, "LoHa": {"scalar"}}
 _BESIDE = {"alpha", "magnitude", "scalar"}  # parts that belong to a layer, however its tensors are called
 MOST_DOTS = 32
 LONGEST_MODULE = 200  # characters of a module's own name with what wraps its parts; the longest has 42 without
@@ -115,10 +114,11 @@ class Source:
         if self.kind is None:
             text = "{tensors} are there without the tensors that they scale"
             raise BadLayerError(text, tensors=_listed(self.parts.values()))
-        possible = {part for choices in _NEEDED[self.kind] for choice in choices for part in choice}
-        possible |= _ALSO.get(self.kind, set())
+        possible = {part for choices in _NEEDED[self.kind] for choice in choices for part in choice} | {"magnitude"}
+        possible |= {"up_bias"} if self.kind == "LoRA" else set()
+        numbers = {"alpha"} if self.kind == "difference" else {"alpha", "scalar"}  # which nothing scales
         for part, tensor in self.parts.items():
-            if part.removesuffix(SCALED) not in possible | {"alpha", "magnitude"}:
+            if part not in numbers and part.removesuffix(SCALED) not in possible:
                 raise BadLayerError("{tensor} is of a kind that no linear layer takes", tensor=quoted(tensor))
             if part.endswith(SCALED) and part.removesuffix(SCALED) not in self.parts:
                 raise BadLayerError("{tensor} has no counterpart", tensor=quoted(tensor))

@@ -305,6 +305,7 @@ def broken(**changes: torch.Tensor | None) -> loras.Tensors:
         (broken(diff=torch.ones(192, 191)), "layers.0.attention.to_q.diff"),
         (broken(lora_A__scale_weight=torch.ones(3)), "layers.0.attention.to_q.lora_A.scale_weight"),
         (broken(lora_C__scale_weight=torch.ones(3)), "layers.0.attention.to_q.lora_C.scale_weight"),
+        (broken(alpha=torch.ones(()), alpha_scale=torch.ones(())), "layers.0.attention.to_q.alpha_scale"),
         (broken(hada_w1_a_scale=torch.ones(1)), "layers.0.attention.to_q.hada_w1_a_scale"),
         (broken(lora_E=torch.ones(())), "layers.0.attention.to_q.lora_E"),
         (broken(lokr_w1=torch.ones(1, 1)), "layers.0.attention.to_q.lokr_w1"),
