@@ -1,15 +1,15 @@
 """Reading models under a memory plan: DiffSynth's VRAM management, given a place for each part, and mapped files.
 
 DiffSynth moves a managed model's layers between where they wait and where they compute; a part that stays on the device
-is read plainly, and on the CPU mapped from its files. `StudioPipe` lets that work on every kind of device. The VAE is
-never managed: it is small, and DiffSynth's image-to-image asks for it by a name that does not exist.
+is read plainly, and on the CPU mapped from its files. What DiffSynth cannot read, other names and packed numbers, is
+converted first. `StudioPipe` lets that work on every kind of device. The VAE is never managed: it is small, and
+DiffSynth's image-to-image asks for it by a name that does not exist.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,15 @@ from diffsynth.configs import MODEL_CONFIGS
 from diffsynth.core import ModelConfig
 from diffsynth.models.model_loader import ModelPool
 from diffsynth.pipelines.z_image import ZImagePipeline
-from safetensors import safe_open
 from torch.overrides import TorchFunctionMode
 
-from diffusion import host_memory, vae_tiles
+from diffusion import convert, host_memory, vae_tiles
 from diffusion.measure import Dtype
 from diffusion.memory import MemoryPlan, Placement
-from hub.checkpoint import hash_of, shapes_of
-from hub.naming import Layout, layout_of, tensor_shapes
+from hub import packing
+from hub.checkpoint import hash_of
+from hub.naming import Layout, Shape, encoder_layout_of, layout_of
+from hub.packing import Stored
 
 
 class StudioPipe(ZImagePipeline):  # type: ignore[misc]  # DiffSynth brings no types
@@ -82,13 +83,14 @@ def _each(model: torch.nn.Module, action: str) -> None:
 def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPlan, emulated: bool = False) -> ModelPool:
     """Return one model, recognised by DiffSynth and read from its files.
 
-    A transformer may be spelled in ComfyUI's names. On the CPU weights are mapped: what the files hold in the dtype
-    asked for takes no memory that the system could not take back. A model that waits on the disk is mapped as it lies
-    there, whatever dtype that is.
+    A transformer may be spelled in ComfyUI's names, a text encoder in llama.cpp's, and weights may be packed. On the
+    CPU weights are mapped: what the files hold in the dtype asked for takes no memory that the system could not take
+    back. A model that waits on the disk is mapped as it lies there, whatever dtype that is; packed weights are widened
+    all the same, and take memory.
 
     Args:
         pipe: what the model is for; its device is computed on, and its dtype in.
-        files: the model's safetensors files.
+        files: the model's.
         part: "transformer", "text_encoder", "controlnet" or "vae".
         plan: where the part waits, and what text encoder and VAE compute in.
         emulated: read to the CPU first, since safetensors would look for the real device.
@@ -96,6 +98,10 @@ def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPla
     Raises:
         FileNotFoundError, ValueError: a file is absent, or DiffSynth does not know what it holds.
     """
+    stored = packing.stored(files)
+    layout = layout_in(stored.shapes, part)
+    spelled = layout if layout is not None and stored.shapes != layout.own else None
+    foreign = spelled is not None or stored.packed
     paths = [str(path) for path in files]
     config = ModelConfig(path=paths if len(paths) > 1 else paths[0])
     dtypes = {"vae": plan.vae_dtype, "text_encoder": plan.text_dtype}
@@ -104,10 +110,10 @@ def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPla
     placement = plan.parts[part] if part != "vae" else Placement("device", plan.vae_dtype)
     limit = plan.vram_limit_gb if part != "vae" else None
     on_cpu = pipe.device == "cpu" and not emulated
-    spelled = foreign_layout(files) if part == "transformer" else None
     mapped = None
-    if on_cpu or spelled is not None:
-        mapped = map_weights(files, None if placement.at == "disk" else placement.held)
+    if on_cpu or foreign:
+        held = None if placement.at == "disk" else placement.held
+        mapped = map_weights(files, held, stored, spelled.sources if spelled else stored.shapes)
         config.state_dict = mapped.tensors if spelled is None else in_own_names(mapped.tensors, spelled)
         # A mapping waits nowhere else on the CPU; a card's layers come from it as from the host's memory.
         placement = Placement("device" if on_cpu or placement.at == "device" else "host", mapped.held)
@@ -116,10 +122,10 @@ def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPla
     if moved:
         config.computation_device = "cpu"
     with host_memory.freed_at_once(), _MetaStaysEmpty():  # dtypes are changed tensor by tensor
-        if spelled is None:
+        if not foreign:
             pool = pipe.download_and_load_models([config], vram_limit=limit)
         else:
-            pool = _load_as(hash_of(tensor_shapes(spelled.size)), config, pipe, limit)
+            pool = _load_as(spelled.own if spelled else stored.shapes, config, pipe, limit)
     if moved:
         pool.model = [model.to(pipe.device) for model in pool.model]
     if mapped is not None and mapped.whole:
@@ -128,33 +134,47 @@ def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPla
     return pool
 
 
-def foreign_layout(files: Sequence[Path]) -> Layout | None:
-    """Return how files spell a transformer's names, where that is not DiffSynth's way."""
-    shapes = shapes_of(files)
-    layout = layout_of(shapes)
-    return layout if layout is not None and shapes != tensor_shapes(layout.size) else None
+_LAYOUTS: Mapping[str, Callable[[Mapping[str, Shape]], Layout | None]] = {
+    "transformer": layout_of,
+    "text_encoder": encoder_layout_of,
+}
+
+
+def layout_in(shapes: Mapping[str, Shape], part: str) -> Layout | None:
+    """Return how files with such tensors spell a part, where it is one that has several spellings."""
+    return _LAYOUTS[part](shapes) if part in _LAYOUTS else None
 
 
 def in_own_names(tensors: Mapping[str, torch.Tensor], layout: Layout) -> dict[str, torch.Tensor]:
-    """Return a transformer's tensors by DiffSynth's names; what a file holds as one is cut, and not copied."""
-    wanted, named = tensor_shapes(layout.size), {}
+    """Return a model's tensors by DiffSynth's names; what a file holds as one is cut, and not copied."""
+    named = {}
     for name, targets in layout.sources.items():
         row = 0
         for target in targets:
-            rows = wanted[target][0]
-            named[target] = tensors[name][row : row + rows]
-            row += rows
+            shape = layout.own[target]
+            part = tensors[name] if len(targets) == 1 else tensors[name][row : row + shape[0]]
+            named[target] = part.reshape(shape)
+            row += shape[0]
     return named
 
 
-def _load_as(identity: str, config: ModelConfig, pipe: ZImagePipeline, limit: float | None) -> ModelPool:
-    """Return a model of known names from tensors; DiffSynth would recognise it by the names in its files."""
-    entry = next(entry for entry in MODEL_CONFIGS if entry["model_hash"] == identity)
+def _load_as(own: Mapping[str, Shape], config: ModelConfig, pipe: ZImagePipeline, limit: float | None) -> ModelPool:
+    """Return the models that have such tensors; DiffSynth would recognise them by what is in their files.
+
+    Raises:
+        ValueError: DiffSynth knows none.
+    """
+    identity = hash_of(own)
     places = config.vram_config()
     places["computation_device"] = places["computation_device"] or pipe.device
     pool = ModelPool()
-    model = pool.load_model_file(entry, config.path, places, vram_limit=limit, state_dict=config.state_dict)
-    pool.model, pool.model_name, pool.model_path = [model], [entry["model_name"]], [config.path]
+    for entry in (entry for entry in MODEL_CONFIGS if entry["model_hash"] == identity):
+        model = pool.load_model_file(entry, config.path, places, vram_limit=limit, state_dict=config.state_dict)
+        pool.model.append(model)
+        pool.model_name.append(entry["model_name"])
+        pool.model_path.append(config.path)
+    if not pool.model:
+        raise ValueError(f"{config.path} holds an unknown model ({identity})")
     return pool
 
 
@@ -181,8 +201,10 @@ class MappedWeights:
     whole: bool
 
 
-def map_weights(files: Sequence[Path], held: Dtype | None) -> MappedWeights:
-    """Map the tensors of safetensors files into memory.
+def map_weights(
+    files: Sequence[Path], held: Dtype | None, stored: Stored, names: Collection[str] | None = None
+) -> MappedWeights:
+    """Map the tensors of files into memory; those that are in another dtype are read, and widened.
 
     DiffSynth copies each of them, so that a text encoder of 8 GB takes those 8 GB beside the transformer. A mapping
     takes nothing that the system could not take back, and is there at once.
@@ -191,24 +213,16 @@ def map_weights(files: Sequence[Path], held: Dtype | None) -> MappedWeights:
         files: of one model.
         held: the dtype to hold weights in; None takes what most of the numbers have in the files, if that is bf16 or
             fp32, else bf16.
+        stored: what the files hold.
+        names: which tensors; all of them where none are named.
 
     Raises:
         FileNotFoundError: a file is absent.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
-    if held is None:
-        numbers = Counter[torch.dtype]()
-        for tensor in tensors.values():
-            numbers[tensor.dtype] += tensor.numel()
-        held = "float32" if numbers.most_common(1)[0][0] == torch.float32 else "bfloat16"
+    held = held or ("float32" if stored.dtype == "F32" else "bfloat16")
     dtype = getattr(torch, held)
-    whole = all(tensor.dtype == dtype for tensor in tensors.values())
-    # One at a time, so that what was read for a copy is not kept beside it.
-    for name in [name for name, tensor in tensors.items() if tensor.dtype != dtype]:
-        tensors[name] = tensors[name].to(dtype)
+    tensors = convert.tensors(files, stored, stored.tensors if names is None else names, dtype)
+    whole = {stored.tensors[name].dtype for name in tensors} == {"F32" if held == "float32" else "BF16"}
     return MappedWeights(tensors, held, whole)
 
 

@@ -21,7 +21,9 @@ USUAL = ("ComfyUI", "comfy/ComfyUI", "Documents/ComfyUI")  # below a user's home
 PATHS_FILES = ("extra_model_paths.yaml", "extra_models_config.yaml")  # of a checkout, of the desktop program
 LARGEST_PATHS_FILE = 1_000_000  # bytes; a real one has a few lines
 
-PACKED = r"([-_](bf16|fp16|fp32|fp8|int8|nvfp4|mxfp8)\w*)?"
+# What may follow a part's own name: dtypes, ways of packing, and the sizes that llama.cpp has of them.
+_HOW = "bf16|f(p)?16|f(p)?32|fp[48]|int[48]|nvfp4|mxfp8|svdq|sdnq|convrot|e4m3(fn)?|e5m2|scaled|mixed|gguf|ud"
+PACKED = rf"([-_.]({_HOW}|i?q[2-8]|[k01sml]|xs|xl|xxs))*"
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,14 @@ from core.errors import RequestError, WeightsMissing
 from core.messages import Message
 from core.request import TextToImage
 from core.sizes import WeightsKind
-from hub import comfyui
-from hub.checkpoint import MAX_HEADER, UnusableError, entries, flat, model_hash, read_header, unreadable
-from hub.naming import layout_of
+from hub import comfyui, packing
+from hub.checkpoint import MAX_HEADER, UnusableError, entries, flat, hash_of, model_hash, read_header, unreadable
+from hub.naming import Shape, encoder_layout_of, layout_of
 from hub.parts import FETCH, KNOWN_HASHES, MINI_ROOT, ORIGINAL_VAE, PARTS, Part, all_of, needs, size_text
 from hub.places import PLACES, Place, explicit_root
 
 MINIATURE = "embedded miniature"  # as a source
 COMFYUI = "ComfyUI folder"  # likewise
-PLAIN_DTYPES = {"BF16", "F16", "F32"}  # of tensors that are used as they are
-PACKED_ENDS = (".scale_weight", ".weight_scale", ".scaled_fp8", ".comfy_quant")  # beside weights that are packed
 PROBLEMS_SHOWN = 3  # of what was found and cannot be used; a sentence with more is not read
 
 
@@ -284,24 +282,23 @@ def _look_in_comfyui(part: Part, environ: Mapping[str, str], root: Path | None) 
 
 
 def _check_single(file: Path, part: Part) -> None:
-    """Refuse a file that is not the whole of a part, in ComfyUI's names or DiffSynth's.
+    """Refuse a file that is not the whole of a part, in ComfyUI's names, DiffSynth's or llama.cpp's.
 
     Raises:
-        UnusableError: what it is instead.
+        UnusableError: what it is instead, or how it is packed that is not read here.
     """
-    header = read_header(_whole(file))
     assert part.hash is not None  # ComfyUI's parts all have one
-    packed = {tensor.dtype for tensor in header.tensors.values()} - PLAIN_DTYPES
-    if packed or any(name.endswith(PACKED_ENDS) for name in header.tensors):
-        dtype = min(packed, default="fp8")
-        text = "{file} is packed ({dtype}), which is not read yet; bf16, fp16 and fp32 are"
-        raise UnusableError(text, file=file, dtype=dtype)
-    layout = layout_of(header.shapes)
-    found = PARTS["turbo"].hash if layout and layout.size == "full" else model_hash([file])
+    found = identity(packing.stored([_whole(file)]).shapes)
     if found != part.hash and (part.name, found) != ("vae", ORIGINAL_VAE):
-        holds = KNOWN_HASHES.get(str(found), Message("unknown_model", "an unknown model ({hash})", hash=found))
+        holds = KNOWN_HASHES.get(found, Message("unknown_model", "an unknown model ({hash})", hash=found))
         text = "{folder} holds {model}, not {expected}"
         raise UnusableError(text, folder=file, model=holds, expected=KNOWN_HASHES[part.hash])
+
+
+def identity(shapes: Mapping[str, Shape]) -> str:
+    """Return DiffSynth's name for a model of such tensors, in whichever of the known spellings."""
+    layout = layout_of(shapes) or encoder_layout_of(shapes)
+    return hash_of(layout.own if layout else shapes)
 
 
 def _look_in_miniature(part: Part, mini_root: Path) -> Found:

@@ -1,7 +1,7 @@
 """The names that checkpoints and LoRAs have for the weights of a Z-Image transformer, translated to DiffSynth's.
 
 The original code, ComfyUI and diffusers name the same weights differently, and the first two keep query, key and value
-of an attention in one. Works on names and shapes alone.
+of an attention in one. The text encoder has transformers' names, or llama.cpp's. Works on names and shapes alone.
 """
 
 from __future__ import annotations
@@ -138,14 +138,16 @@ def tensor_shapes(size: WeightsKind) -> Mapping[str, Shape]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a checkpoint spells a whole transformer.
+    """How a checkpoint spells a whole model.
 
     Attributes:
-        size: which transformer it is.
-        sources: by the name of each tensor of the file that is used, those of ZImageDiT that its rows are, in order.
+        size: which transformer, or text encoder, it is.
+        own: the shape of every tensor, by its name in DiffSynth.
+        sources: by the name of each tensor of the file that is used, those of DiffSynth that its rows are, in order.
     """
 
     size: WeightsKind
+    own: Mapping[str, Shape]
     sources: Mapping[str, tuple[str, ...]]
 
 
@@ -164,13 +166,27 @@ def layout_of(shapes: Mapping[str, Shape]) -> Layout | None:
     size = next((size for size in LAYER_SIZES if shapes[landmarks[0]] == tensor_shapes(size)[_LANDMARK]), None)
     if size is None:
         return None
-    wanted, sources = tensor_shapes(size), {}
-    for name, shape in shapes.items():
-        targets = _targets(name.removeprefix(prefix), size) if name.startswith(prefix) else ()
-        if targets and shape == (sum(wanted[target][0] for target in targets), *wanted[targets[0]][1:]):
-            sources[name] = targets
-    found = [target for targets in sources.values() for target in targets]
-    return Layout(size, sources) if sorted(found) == sorted(wanted) else None
+    targets = {name: _targets(name.removeprefix(prefix), size) for name in shapes if name.startswith(prefix)}
+    return _whole(shapes, size, tensor_shapes(size), targets)
+
+
+def _whole(
+    shapes: Mapping[str, Shape], size: WeightsKind, own: Mapping[str, Shape], targets: Mapping[str, tuple[str, ...]]
+) -> Layout | None:
+    """Return a layout, given what each tensor of a file may be; None where not every tensor is there exactly once."""
+    sources = {
+        name: of
+        for name, of in targets.items()
+        if of and same_shape(shapes[name], (sum(own[target][0] for target in of), *own[of[0]][1:]))
+    }
+    found = [target for of in sources.values() for target in of]
+    return Layout(size, own, sources) if sorted(found) == sorted(own) else None
+
+
+def same_shape(found: Shape, wanted: Shape) -> bool:
+    """Whether two shapes are the same but for sides of length 1 in front, which GGUF files leave out."""
+    longest = max(len(found), len(wanted))
+    return (1,) * (longest - len(found)) + found == (1,) * (longest - len(wanted)) + wanted
 
 
 def _targets(name: str, size: WeightsKind) -> tuple[str, ...]:
@@ -180,3 +196,91 @@ def _targets(name: str, size: WeightsKind) -> tuple[str, ...]:
     module, _, kind = name.rpartition(".")
     targets = tuple(f"{target}.{kind}" for target in spellings(size).get(flat(module), ()))
     return targets if all(target in tensor_shapes(size) for target in targets) else ()
+
+
+# --- text encoders -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EncoderSize:
+    """The numbers that a Qwen3's shapes follow from; the names are transformers' own (Qwen3Config)."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+
+
+# tests/hub/test_naming.py compares it with DiffSynth's class and the miniature's configuration.
+ENCODER_SIZES: Mapping[WeightsKind, EncoderSize] = {
+    "full": EncoderSize(151_936, 2560, 9728, 36, 32, 8, 128),  # Qwen/Qwen3-4B, config.json
+    "mini": EncoderSize(3072, 128, 384, 4, 4, 2, 32),
+}
+
+_LLAMA_CPP = {  # gguf-py, tensor_mapping.py and constants.py, MODEL_ARCH.QWEN3
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_OUTSIDE_LAYERS = {"embed_tokens": "token_embd", "norm": "output_norm"}
+
+
+@cache
+def encoder_shapes(size: WeightsKind) -> Mapping[str, Shape]:
+    """Return the shape of every tensor of a text encoder, by its name in transformers and DiffSynth."""
+    of = ENCODER_SIZES[size]
+    hidden, queries, keys = of.hidden_size, of.num_attention_heads * of.head_dim, of.num_key_value_heads * of.head_dim
+    layer: dict[str, Shape] = {
+        "input_layernorm": (hidden,),
+        "self_attn.q_proj": (queries, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, queries),
+        "self_attn.q_norm": (of.head_dim,),
+        "self_attn.k_norm": (of.head_dim,),
+        "post_attention_layernorm": (hidden,),
+        "mlp.gate_proj": (of.intermediate_size, hidden),
+        "mlp.up_proj": (of.intermediate_size, hidden),
+        "mlp.down_proj": (hidden, of.intermediate_size),
+    }
+    shapes: dict[str, Shape] = {"model.embed_tokens.weight": (of.vocab_size, hidden), "model.norm.weight": (hidden,)}
+    for index in range(of.num_hidden_layers):
+        shapes |= {f"model.layers.{index}.{name}.weight": shape for name, shape in layer.items()}
+    return shapes
+
+
+@cache
+def _encoder_spellings(size: WeightsKind) -> Mapping[str, str]:
+    """Return every spelling of a text encoder's tensors, without what may stand before, with the tensor it is."""
+    found = {name.removeprefix("model."): name for name in encoder_shapes(size)}
+    found |= {f"{theirs}.weight": f"model.{ours}.weight" for ours, theirs in _OUTSIDE_LAYERS.items()}
+    for index in range(ENCODER_SIZES[size].num_hidden_layers):
+        for ours, theirs in _LLAMA_CPP.items():
+            found[f"blk.{index}.{theirs}.weight"] = f"model.layers.{index}.{ours}.weight"
+    return found
+
+
+def encoder_layout_of(shapes: Mapping[str, Shape]) -> Layout | None:
+    """Return how a file spells a text encoder's tensors, as `layout_of` does for a transformer's."""
+    for landmark in ("embed_tokens.weight", "token_embd.weight"):
+        for first in (name for name in shapes if name.endswith(landmark)):
+            for size in ENCODER_SIZES:
+                own, known = encoder_shapes(size), _encoder_spellings(size)
+                prefix = first.removesuffix(landmark)
+                names = [name for name in shapes if name.startswith(prefix)]
+                spelled = {name: known.get(name.removeprefix(prefix)) for name in names}
+                targets = {name: (target,) for name, target in spelled.items() if target}
+                if layout := _whole(shapes, size, own, targets):
+                    return layout
+    return None

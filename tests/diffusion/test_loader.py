@@ -16,13 +16,14 @@ from diffsynth.core import ModelConfig
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import mini.config
 from core.messages import Message
 from core.request import Model
-from diffusion import loader, memory
+from diffusion import convert, loader, memory
 from diffusion.measure import Dtype
 from diffusion.memory import Placement, Where, memory_plan
 from diffusion.pipeline import Picture, Pipeline
-from hub import inventory
+from hub import inventory, packing
 from tests.helpers import comfyui
 from tests.helpers.plans import everything_stays, plan_with
 from tests.helpers.workers import worker_of
@@ -90,19 +91,22 @@ def test_where_parts_wait_changes_no_image(at: Where, held: Dtype, mapped: bool)
 @pytest.mark.parametrize(("dtype", "whole"), [("bfloat16", True), ("float32", False)])
 def test_what_files_hold_as_it_is_used_is_mapped(dtype: Dtype, whole: bool) -> None:
     files = inventory.choose("mini", "generate", "turbo").files["turbo"]
-    mapped = loader.map_weights(files, dtype)
+    mapped = loader.map_weights(files, dtype, packing.stored(files))
     assert (mapped.held, mapped.whole) == (dtype, whole)
     assert {str(tensor.dtype) for tensor in mapped.tensors.values()} == {f"torch.{dtype}"}
-    assert loader.map_weights(files, None).held == "bfloat16"
+    assert loader.map_weights(files, None, packing.stored(files)).held == "bfloat16"
     with safe_open(files[0], framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118 - it is no mapping
             assert torch.equal(mapped.tensors[name], opened.get_tensor(name).to(getattr(torch, dtype)))
 
 
-def in_comfyuis_names(file: Path, into: Path, prefix: str = "model.diffusion_model.") -> Path:
-    """Write a transformer again as ComfyUI has it: query, key and value in one, and other names for the rest."""
+def read(file: Path) -> dict[str, torch.Tensor]:
     with safe_open(file, framework="pt") as opened:
-        own = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+
+
+def in_comfyuis_names(own: Mapping[str, torch.Tensor], prefix: str = "") -> dict[str, torch.Tensor]:
+    """Return a transformer as ComfyUI has it: query, key and value in one, and other names for the rest."""
     theirs = {}
     for name, tensor in own.items():
         if ".to_q." in name:
@@ -118,8 +122,70 @@ def in_comfyuis_names(file: Path, into: Path, prefix: str = "model.diffusion_mod
             ):
                 name = name.replace(ours, other)
             theirs[prefix + name] = tensor
-    save_file(theirs, into)
-    return into
+    return theirs
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def in_fp8(plain: Mapping[str, torch.Tensor], way: str, dtype: torch.dtype = torch.float8_e4m3fn) -> Tensors:
+    """Return a model with its matrices in fp8, as the tools write it.
+
+    Args:
+        plain: the model.
+        way: "plain", "old" (ComfyUI up to 2025-10), "marked" (since then), or "rows", a scale for each row.
+        dtype: which fp8.
+    """
+    packed: Tensors = {"scaled_fp8": torch.empty(0, dtype=dtype)} if way == "old" else {}
+    for name, tensor in plain.items():
+        if tensor.ndim != 2 or not name.endswith(".weight"):
+            packed[name] = tensor
+            continue
+        module, largest = name.removesuffix(".weight"), tensor.float().abs()
+        scale = (largest.amax(1, keepdim=True) if way == "rows" else largest.amax()) / torch.finfo(dtype).max
+        scale = torch.ones(()) if way == "plain" else scale
+        packed[name] = (tensor.float() / scale).to(dtype)
+        if way == "old":
+            packed |= {f"{module}.scale_weight": scale, f"{module}.scale_input": torch.ones(())}
+        elif way != "plain":
+            form = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}[dtype]
+            mark = json.dumps({"format": form, "full_precision_matrix_mult": True}).encode()
+            packed |= {f"{module}.weight_scale": scale, f"{module}.input_scale": torch.ones(())}
+            packed[f"{module}.comfy_quant"] = torch.frombuffer(bytearray(mark), dtype=torch.uint8)
+    return packed
+
+
+def out_of_fp8(packed: Mapping[str, torch.Tensor]) -> Tensors:
+    """Return the numbers that a model in fp8 stands for, in bf16 by their own names."""
+    plain = {}
+    for name, tensor in packed.items():
+        module = name.removesuffix(".weight")
+        scale = packed.get(f"{module}.weight_scale", packed.get(f"{module}.scale_weight", torch.ones(())))
+        if not name.endswith(("scale", "scale_weight", "scale_input", "comfy_quant", "scaled_fp8")):
+            plain[name] = (tensor.float() * scale).to(torch.bfloat16) if tensor.itemsize == 1 else tensor
+    return plain
+
+
+def drawn_with(files: Mapping[str, Sequence[Path]], plan: memory.MemoryPlan | None = None, **how: Any) -> bytes:
+    """Return the pixels that files of the miniature draw."""
+    chosen = inventory.choose("mini", "generate", "turbo")
+    chosen.files.update({part: tuple(paths) for part, paths in files.items()})
+    built = Pipeline("cpu", torch.float32, plan or everything_stays(), **how)
+    list(built.load(chosen, "turbo"))
+    return draw(built, "turbo").image.tobytes()
+
+
+@pytest.fixture(scope="module")
+def miniature() -> dict[str, Path]:
+    """The miniature's files by part."""
+    files = inventory.choose("mini", "generate", "turbo").files
+    return {part: files[part][0] for part in ("turbo", "text_encoder")}
+
+
+@pytest.fixture(scope="module")
+def usual(miniature: dict[str, Path]) -> bytes:
+    """What the miniature draws."""
+    return drawn_with({})
 
 
 @pytest.mark.parametrize(
@@ -127,23 +193,86 @@ def in_comfyuis_names(file: Path, into: Path, prefix: str = "model.diffusion_mod
     [("device", "float32", False), ("disk", "float32", False), ("device", "float32", True), ("disk", "float32", True)],
 )
 def test_a_transformer_in_comfyuis_names_draws_the_same_picture(
-    at: Where, held: Dtype, emulated: bool, tmp_path: Path
+    at: Where, held: Dtype, emulated: bool, tmp_path: Path, miniature: dict[str, Path], usual: bytes
 ) -> None:
-    expected = draw(Pipeline("cpu", torch.float32, everything_stays()), "turbo")
-    chosen = inventory.choose("mini", "generate", "turbo")
-    file = in_comfyuis_names(chosen.files["turbo"][0], tmp_path / "z_image_turbo_bf16.safetensors")
-    chosen.files["turbo"] = (file,)
-    built = Pipeline("cpu", torch.float32, plan_with(at, held), emulated=emulated)
-    list(built.load(chosen, "turbo"))
-    assert draw(built, "turbo").image.tobytes() == expected.image.tobytes()
+    file = tmp_path / "z_image_turbo_bf16.safetensors"
+    save_file(in_comfyuis_names(read(miniature["turbo"]), "model.diffusion_model."), file)
+    assert drawn_with({"turbo": [file]}, plan_with(at, held), emulated=emulated) == usual
+
+
+def loaded(file: Path, part: str, dtype: torch.dtype = torch.float32) -> Tensors:
+    """Return the weights of a part of the miniature as they are read into its model."""
+    mini.config.register()
+    held: Dtype = "float32" if dtype == torch.float32 else "bfloat16"
+    built = Pipeline("cpu", dtype, everything_stays(held, text_dtype=held))
+    pool = loader.read(built.pipe, [file], part, built.plan)
+    weights: Tensors = pool.model[0].state_dict()
+    return weights
+
+
+def assert_same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    different = [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)]
+    assert not different
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder"])
+@pytest.mark.parametrize(
+    ("way", "dtype"),
+    [
+        ("plain", torch.float8_e4m3fn),
+        ("plain", torch.float8_e5m2),
+        ("old", torch.float8_e4m3fn),
+        ("marked", torch.float8_e5m2),
+        ("rows", torch.float8_e4m3fn),
+    ],
+)
+def test_fp8_is_widened_to_the_numbers_that_it_stands_for(
+    part: str, way: str, dtype: torch.dtype, tmp_path: Path, miniature: dict[str, Path]
+) -> None:
+    own = read(miniature["turbo" if part == "transformer" else part])
+    packed = in_fp8(in_comfyuis_names(own) if part == "transformer" else own, way, dtype)
+    save_file(packed, tmp_path / "fp8.safetensors")
+    save_file(out_of_fp8(packed), tmp_path / "bf16.safetensors")
+    found = loaded(tmp_path / "fp8.safetensors", part, torch.bfloat16)
+    assert_same(found, loaded(tmp_path / "bf16.safetensors", part, torch.bfloat16))
+    for name, tensor in own.items():
+        # fp8 has 3 or 2 bits behind the point; what is below its smallest number is lost where nothing scales it.
+        error = (found[name].float() - tensor.float()).abs().max() / tensor.float().abs().max()
+        assert error < 2 ** (-3 if dtype == torch.float8_e4m3fn else -2)
+
+
+@pytest.mark.parametrize(("at", "emulated"), [("disk", False), ("disk", True)])
+def test_a_managed_model_in_fp8_draws(
+    at: Where, emulated: bool, tmp_path: Path, miniature: dict[str, Path], usual: bytes
+) -> None:
+    packed = in_fp8(in_comfyuis_names(read(miniature["turbo"])), "marked")
+    save_file(packed, tmp_path / "fp8.safetensors")
+    save_file(out_of_fp8(packed), tmp_path / "bf16.safetensors")
+    expected = drawn_with({"turbo": [tmp_path / "bf16.safetensors"]})
+    plan = plan_with(at, "bfloat16")
+    assert drawn_with({"turbo": [tmp_path / "fp8.safetensors"]}, plan, emulated=emulated) == expected
+    difference = np.frombuffer(expected, np.uint8).astype(float) - np.frombuffer(usual, np.uint8)
+    assert 0 < np.abs(difference).mean() < 60  # another picture, and no noise
+
+
+def test_large_tensors_are_widened_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, scales = torch.randn(7, 5).to(torch.float8_e4m3fn), torch.rand(7, 1)
+    for scale in (torch.tensor(0.3), scales, scales[:, 0]):
+        whole = convert.scaled(packed, scale, torch.bfloat16)
+        assert torch.equal(whole, (packed.float() * scale.reshape(-1, 1)).to(torch.bfloat16))
+        with monkeypatch.context() as patch:
+            patch.setattr(convert, "BLOCK", 10)
+            assert torch.equal(convert.scaled(packed, scale, torch.bfloat16), whole)
 
 
 def test_files_in_half_precision_of_another_kind_are_held_in_bf16(tmp_path: Path) -> None:
-    save_file({"a": torch.ones(4, dtype=torch.float16), "b": torch.ones(1)}, tmp_path / "half.safetensors")
-    mapped = loader.map_weights([tmp_path / "half.safetensors"], None)
+    half, most = tmp_path / "half.safetensors", tmp_path / "most.safetensors"
+    save_file({"a": torch.ones(4, dtype=torch.float16), "b": torch.ones(1)}, half)
+    mapped = loader.map_weights([half], None, packing.stored([half]))
     assert (mapped.held, mapped.whole) == ("bfloat16", False)
-    save_file({"a": torch.ones(4), "b": torch.ones(1, dtype=torch.bfloat16)}, tmp_path / "most.safetensors")
-    assert loader.map_weights([tmp_path / "most.safetensors"], None).held == "float32"
+    save_file({"a": torch.ones(4), "b": torch.ones(1, dtype=torch.bfloat16)}, most)
+    assert loader.map_weights([most], None, packing.stored([most])).held == "float32"
 
 
 def test_a_mapped_transformer_is_kept_since_giving_it_up_frees_nothing() -> None:

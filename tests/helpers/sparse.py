@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-BYTES = {"F32": 4, "BF16": 2, "F8_E4M3": 1}
+BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "F8_E8M0": 1}
 COMMIT = "f332072aa78be7aecdf3ee76d5c247082da564a6"  # any 40 hex digits do
 
 # As published: the file that shards are numbered from, the dtype, and the writer's largest shard. diffusers splits at
@@ -89,13 +89,28 @@ def _model_class(part: str) -> Callable[[], torch.nn.Module]:
     return ZImageDiT  # type: ignore[no-any-return]  # DiffSynth brings no types
 
 
-def write_sparse(path: Path, shapes: Shapes, dtype: str = "BF16") -> None:
-    """Write a safetensors file of full length, laid out as safetensors itself does, with a header and no data."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def write_sparse(
+    path: Path,
+    shapes: Shapes,
+    dtype: str = "BF16",
+    dtypes: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a safetensors file of full length, laid out as safetensors itself does, with a header and no data.
+
+    Args:
+        path: the file.
+        shapes: of its tensors, by name.
+        dtype: of all but those in `dtypes`.
+        dtypes: of some, by name.
+        metadata: what the file says about itself.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name in sorted(shapes):
-        start, end = end, end + math.prod(shapes[name]) * BYTES[dtype]
-        header[name] = {"dtype": dtype, "shape": list(shapes[name]), "data_offsets": [start, end]}
+        of = (dtypes or {}).get(name, dtype)
+        start, end = end, end + math.prod(shapes[name]) * BYTES[of]
+        header[name] = {"dtype": of, "shape": list(shapes[name]), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     path.parent.mkdir(parents=True, exist_ok=True)

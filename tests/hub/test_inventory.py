@@ -733,15 +733,9 @@ mine:
 @pytest.mark.parametrize(
     ("name", "shapes", "dtype", "said"),
     [
-        ("z_image_turbo_fp8_e4m3fn.safetensors", comfyui.TRANSFORMER, "F8_E4M3", "is packed (F8_E4M3)"),
-        (
-            "z_image_turbo_bf16.safetensors",
-            {**comfyui.TRANSFORMER, "layers.0.attention.qkv.weight_scale": (1,)},
-            "BF16",
-            "is packed (fp8)",
-        ),
         ("z_image_turbo_bf16.safetensors", TINY, "BF16", "holds an unknown model"),
         ("z_image_turbo.safetensors", comfyui.AUTOENCODER, "BF16", "holds an unknown model"),
+        ("z_image_turbo_int8.safetensors", comfyui.TRANSFORMER, "I8", "is packed as int8, which is not read here"),
     ],
 )
 def test_what_comfyui_reads_and_we_do_not_is_named(
@@ -753,6 +747,21 @@ def test_what_comfyui_reads_and_we_do_not_is_named(
     (problem,) = map(str, turbo.problems)
     assert name in problem
     assert said in problem
+
+
+def test_files_in_fp8_are_used_where_there_is_nothing_better(environ: dict[str, str]) -> None:
+    models = Path(environ["HOME"]) / "ComfyUI" / "models"
+    scales = {
+        f"{name}_scale": () for name, shape in comfyui.TRANSFORMER.items() if len(shape) == 2 and "token" not in name
+    }
+    dtypes = dict.fromkeys(scales, "F32")
+    name = "z_image_turbo_fp8_scaled_e4m3fn.safetensors"
+    write_sparse(models / "diffusion_models" / name, comfyui.TRANSFORMER | scales, "F8_E4M3", dtypes)
+    write_sparse(models / "text_encoders/qwen_3_4b_fp8.safetensors", sparse.official_shapes("text_encoder"), "F8_E5M2")
+    assert sources(environ) == {"turbo": "ComfyUI folder", "text_encoder": "ComfyUI folder"}
+    assert found(environ, "turbo").files[0].name == name
+    write_sparse(models / "diffusion_models" / "z_image_turbo_bf16.safetensors", comfyui.TRANSFORMER)
+    assert found(environ, "turbo").files[0].name == "z_image_turbo_bf16.safetensors"
 
 
 def test_a_fine_tune_is_not_taken_for_the_model_that_it_is_made_of(environ: dict[str, str]) -> None:
