@@ -5,12 +5,14 @@ What is there in the dtype asked for stays mapped to its file. `hub.packing` say
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 
+from hub import gguf_header
 from hub.packing import Stored
 
 BLOCK = 1 << 24  # numbers that are widened at once: 64 MB in fp32
@@ -20,7 +22,7 @@ def tensors(files: Sequence[Path], stored: Stored, names: Iterable[str], dtype: 
     """Return weights in a dtype, by their names in the files.
 
     Args:
-        files: a model's.
+        files: a model's, safetensors or GGUF.
         stored: what they hold.
         names: which weights.
         dtype: what to widen, or narrow, to.
@@ -28,17 +30,19 @@ def tensors(files: Sequence[Path], stored: Stored, names: Iterable[str], dtype: 
     Raises:
         FileNotFoundError: a file is absent.
     """
-    scales = dict(_read(files, set(stored.scales.values())))
-    found = {}
+    packed = [file for file in files if file.suffix.lower() == gguf_header.SUFFIX]
+    others = [file for file in files if file not in packed]
+    scales, wanted = dict(_mapped(others, set(stored.scales.values()))), set(names)
+    found = {name: tensor for file in packed for name, tensor in _from_gguf(file, wanted, dtype)}
     # One at a time, so that what was read for a copy is not kept beside it.
-    for name, tensor in _read(files, set(names)):
+    for name, tensor in _mapped(others, wanted):
         scale = stored.scales.get(name)
         found[name] = tensor.to(dtype) if scale is None else scaled(tensor, scales[scale], dtype)
     return found
 
 
-def _read(files: Sequence[Path], names: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield tensors as they are mapped from files."""
+def _mapped(files: Sequence[Path], names: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of safetensors files as they are mapped."""
     for file in files:
         with safe_open(file, framework="pt") as opened:
             yield from ((name, opened.get_tensor(name)) for name in opened.keys() if name in names)  # noqa: SIM118
@@ -52,10 +56,43 @@ def scaled(packed: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tor
         scale: one number, or one for each row.
         dtype: of the result.
     """
-    packed, wide = torch.atleast_1d(packed), torch.empty_like(packed, dtype=dtype)
     factors = scale.float().reshape(-1, *[1] * (packed.ndim - 1)).expand(len(packed), *[1] * (packed.ndim - 1))
-    rows = max(1, BLOCK * len(packed) // max(1, packed.numel()))
-    for first in range(0, len(packed), rows):
+    return _by_rows(packed.shape, dtype, lambda rows: packed[rows].float() * factors[rows])
+
+
+def _from_gguf(file: Path, names: set[str], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of a GGUF file; those that are packed are widened by the package `gguf`."""
+    header = gguf_header.read_header(file)
+    data = np.memmap(file, np.uint8, "c")  # a write would stay in memory; nobody writes
+    for name in names & header.tensors.keys():
+        tensor = header.tensors[name]
+        held = torch.from_numpy(data[header.data_start + tensor.begin : header.data_start + tensor.end])
+        if plain := _PLAIN.get(tensor.dtype):
+            yield name, held.view(plain).reshape(tensor.shape).to(dtype)
+        else:
+            yield name, _unpacked(held.numpy(), tensor.dtype, tensor.shape, dtype)
+
+
+_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def _unpacked(packed: np.ndarray, kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Return the numbers that blocks of ggml's stand for; each block is widened by itself."""
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    name = kind.removeprefix(gguf_header.PREFIX)
+    of, block = GGMLQuantizationType[name], next(known for known in gguf_header.KINDS.values() if known.name == name)
+    blocks = packed.reshape(-1, block.bytes)
+    flat = _by_rows((len(blocks), block.numbers), dtype, lambda rows: torch.from_numpy(dequantize(blocks[rows], of)))
+    return flat.reshape(shape)
+
+
+def _by_rows(shape: Sequence[int], dtype: torch.dtype, widened: Callable[[slice], torch.Tensor]) -> torch.Tensor:
+    """Return a tensor that is computed some rows at a time, so that its wide copy never is there whole."""
+    wide = torch.empty(shape, dtype=dtype)
+    rows = max(1, BLOCK * len(wide) // max(1, wide.numel()))
+    for first in range(0, len(wide), rows):
         block = slice(first, first + rows)
-        wide.view(packed.shape)[block] = packed[block].float() * factors[block]
+        wide[block] = widened(block)
     return wide

@@ -19,6 +19,7 @@ from hub.places import expanded, explicit_root, home
 TRANSFORMERS = ("diffusion_models", "unet", "checkpoints")
 USUAL = ("ComfyUI", "comfy/ComfyUI", "Documents/ComfyUI")  # below a user's home
 PATHS_FILES = ("extra_model_paths.yaml", "extra_models_config.yaml")  # of a checkout, of the desktop program
+SUFFIXES = (".safetensors", ".gguf")
 LARGEST_PATHS_FILE = 1_000_000  # bytes; a real one has a few lines
 
 # What may follow a part's own name: dtypes, ways of packing, and the sizes that llama.cpp has of them.
@@ -50,7 +51,9 @@ FOLDERS = frozenset(folder for named in _NAMED.values() for folder in named.fold
 
 
 def candidates(part: str, environ: Mapping[str, str] = os.environ, root: Path | None = None) -> Iterator[Path]:
-    """Yield the safetensors files that may be a part, those of the folder that was named first.
+    """Yield the files that may be a part: those of the folder that was named first, of these the largest.
+
+    The more bytes, the nearer to what was published: 16 bits a number come before 8, and these before 4.
 
     Args:
         part: its name in `hub.parts.PARTS`; what ComfyUI does not have has none.
@@ -64,9 +67,10 @@ def candidates(part: str, environ: Mapping[str, str] = os.environ, root: Path | 
         return
     named = _NAMED[part]
     for folder in dict.fromkeys(place for name in named.folders for place in _folders(name, environ, root)):
-        for file in entries(folder):
-            if file.suffix == ".safetensors" and named.pattern.fullmatch(file.stem):
-                yield file
+        files = [
+            file for file in entries(folder) if file.suffix.lower() in SUFFIXES and named.pattern.fullmatch(file.stem)
+        ]
+        yield from sorted(files, key=lambda file: -file.stat().st_size if file.is_file() else 0)
 
 
 def _folders(name: str, environ: Mapping[str, str], root: Path | None) -> Iterator[Path]:

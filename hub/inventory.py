@@ -266,7 +266,7 @@ def _find(part: Part, environ: Mapping[str, str], root: Path | None, places: Seq
 
 
 def _look_in_comfyui(part: Part, environ: Mapping[str, str], root: Path | None) -> Found:
-    """Return the part from the first of ComfyUI's files that holds it whole, in a dtype that can be used."""
+    """Return the part from the first of ComfyUI's files that holds it whole, in a way that can be read."""
     problems: list[Message] = []
     try:
         for file in comfyui.candidates(part.name, environ, root):

@@ -1,4 +1,4 @@
-"""How a checkpoint's files hold their numbers: plainly, as fp8, or in a way that is not read here, which is named.
+"""How a checkpoint's files hold their numbers: plainly, as fp8 or GGUF, or in a way not read here, which is named.
 
 Looks at headers, and at the few bytes in which ComfyUI marks a layer. What it finds, `diffusion.convert` widens.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from core import bounded
+from hub import gguf_header
 from hub.checkpoint import Header, Tensor, UnusableError, read_header
 
 PLAIN_DTYPES = ("BF16", "F16", "F32", "F64")
@@ -29,7 +30,7 @@ _LONGEST_MARK = 4_096  # bytes of one layer's marker; real ones have some 30
 _METADATA = "_quantization_metadata"
 
 # Ends of names that tell of other ways, the more telling first.
-_TELLING = (
+_TELLING: tuple[tuple[tuple[str, ...], str], ...] = (
     ((".weight_scale_2",), "nvfp4"),
     ((".wscales", ".smooth_factor"), "SVDQuant"),
     ((".absmax", ".quant_map", ".bitsandbytes__nf4", ".bitsandbytes__fp4", ".SCB"), "bitsandbytes"),
@@ -89,7 +90,7 @@ def header_of(file: Path) -> Header:
         UnusableError: it is not whole, or no checkpoint.
         OSError: it cannot be read.
     """
-    return read_header(file)
+    return gguf_header.read_header(file) if file.suffix.lower() == gguf_header.SUFFIX else read_header(file)
 
 
 def stored(files: Sequence[Path]) -> Stored:
@@ -135,9 +136,9 @@ def _other_packing(file: Path, header: Header) -> str | None:
         turned = conf.get("convrot") or (isinstance(params, dict) and params.get("convrot"))
         if packing not in FP8_FORMATS or turned:
             return f"{packing} with convrot" if turned else packing[:80]
-    ends, packing = _TELLING_BESIDE_WEIGHTS
-    if any(name.endswith(ends) and f"{name.rpartition('.')[0]}.weight" in header.tensors for name in header.tensors):
-        return packing
+    beside, by = _TELLING_BESIDE_WEIGHTS
+    if any(name.endswith(beside) and f"{name.rpartition('.')[0]}.weight" in header.tensors for name in header.tensors):
+        return by
     for name, tensor in header.tensors.items():
         if name.endswith((".weight", *SCALES)) and tensor.dtype in _TELLING_DTYPES:
             return _TELLING_DTYPES[tensor.dtype]

@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 import torch
 from diffsynth.core import ModelConfig
+from gguf import GGUFWriter
+from gguf.constants import MODEL_ARCH, GGMLQuantizationType
+from gguf.quants import dequantize, quantize
+from gguf.tensor_mapping import get_tensor_name_map
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -23,7 +27,7 @@ from diffusion import convert, loader, memory
 from diffusion.measure import Dtype
 from diffusion.memory import Placement, Where, memory_plan
 from diffusion.pipeline import Picture, Pipeline
-from hub import inventory, packing
+from hub import gguf_header, inventory, packing
 from tests.helpers import comfyui
 from tests.helpers.plans import everything_stays, plan_with
 from tests.helpers.workers import worker_of
@@ -254,6 +258,82 @@ def test_a_managed_model_in_fp8_draws(
     assert drawn_with({"turbo": [tmp_path / "fp8.safetensors"]}, plan, emulated=emulated) == expected
     difference = np.frombuffer(expected, np.uint8).astype(float) - np.frombuffer(usual, np.uint8)
     assert 0 < np.abs(difference).mean() < 60  # another picture, and no noise
+
+
+def write_gguf(path: Path, tensors: Mapping[str, torch.Tensor], kind: GGMLQuantizationType, architecture: str) -> Path:
+    """Write a GGUF file as the tools do: matrices in one type, what has one dimension in fp32."""
+    writer = GGUFWriter(path, architecture)
+    writer.add_array("tokenizer.ggml.tokens", ["a", "bc"] * 50)
+    for name, tensor in tensors.items():
+        numbers = tensor.float().numpy()
+        if 1 in numbers.shape:  # a token's side of length 1 is left out
+            numbers = numbers.reshape(-1)
+        of = kind if numbers.ndim > 1 else GGMLQuantizationType.F32
+        writer.add_tensor(name, quantize(numbers, of), raw_dtype=of)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def in_llama_cpps_names(own: Mapping[str, torch.Tensor]) -> Tensors:
+    names = get_tensor_name_map(MODEL_ARCH.QWEN3, 36)
+    return {f"{names.get_name(name.removesuffix('.weight'))}.weight": tensor for name, tensor in own.items()}
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder"])
+@pytest.mark.parametrize("kind", ["BF16", "F32", "F16", "Q8_0"])
+def test_gguf_is_widened_to_the_numbers_that_it_stands_for(
+    part: str, kind: str, tmp_path: Path, miniature: dict[str, Path]
+) -> None:
+    of = GGMLQuantizationType[kind]
+    own = read(miniature["turbo" if part == "transformer" else part])
+    named = in_comfyuis_names(own) if part == "transformer" else in_llama_cpps_names(own)
+    file = write_gguf(tmp_path / "a.gguf", named, of, "lumina2" if part == "transformer" else "qwen3")
+    assert packing.stored([file]).title == {"BF16": "bf16", "F32": "fp32", "F16": "fp16"}.get(kind, f"GGUF {kind}")
+    expected = {name: tensor.float() for name, tensor in own.items()}
+    if kind in ("F16", "Q8_0"):
+        matrices = [name for name, tensor in own.items() if tensor.ndim == 2 and 1 not in tensor.shape]
+        for name in matrices:
+            expected[name] = torch.from_numpy(dequantize(quantize(expected[name].numpy(), of), of)).reshape(
+                own[name].shape
+            )
+            assert (expected[name] - own[name].float()).abs().max() < own[name].float().abs().max() / 100
+    assert_same(loaded(file, part), expected)
+
+
+def test_a_model_in_gguf_draws_the_same_picture(tmp_path: Path, miniature: dict[str, Path], usual: bytes) -> None:
+    transformer, encoder = (
+        in_comfyuis_names(read(miniature["turbo"])),
+        in_llama_cpps_names(read(miniature["text_encoder"])),
+    )
+    files = {
+        "turbo": [write_gguf(tmp_path / "turbo.gguf", transformer, GGMLQuantizationType.BF16, "lumina2")],
+        "text_encoder": [write_gguf(tmp_path / "encoder.gguf", encoder, GGMLQuantizationType.BF16, "qwen3")],
+    }
+    assert drawn_with(files, plan_with("disk", "bfloat16"), emulated=True) == usual
+
+
+@pytest.mark.parametrize("kind", [kind for kind in gguf_header.KINDS.values() if kind.name not in gguf_header.PLAIN])
+def test_every_packed_type_is_widened_in_pieces(
+    kind: gguf_header.Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = GGMLQuantizationType[kind.name]
+    packed = np.random.default_rng(1).integers(0, 60, (3, 2 * kind.bytes), np.uint8)  # halves of fp16 that are small
+    writer = GGUFWriter(tmp_path / "a.gguf", "lumina2")
+    writer.add_tensor("a.weight", packed, raw_dtype=of)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    monkeypatch.setattr(convert, "BLOCK", 5 * kind.numbers)
+    files = [tmp_path / "a.gguf"]
+    mapped = loader.map_weights(files, None, packing.stored(files))
+    expected = torch.from_numpy(dequantize(packed, of))
+    assert expected.shape == (3, 2 * kind.numbers)
+    assert torch.equal(mapped.tensors["a.weight"], expected.bfloat16())
+    assert (mapped.held, mapped.whole) == ("bfloat16", False)
 
 
 def test_large_tensors_are_widened_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,11 @@
 """The files that ComfyUI's users have: names and shapes as published, and folders of sparse ones."""
 
+import math
+import struct
+from collections.abc import Mapping
 from pathlib import Path
+
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from hub.naming import Shape
 from tests.helpers.sparse import official_shapes, write_sparse
@@ -95,6 +100,47 @@ def _autoencoder() -> dict[str, Shape]:
 
 
 AUTOENCODER = _autoencoder()
+
+
+# The names of a Qwen3 as llama.cpp's converter writes them (gguf-py, constants.py, MODEL_ARCH.QWEN3), with the shapes
+# of Qwen/Qwen3-4B (its config.json).
+H = 2560
+LLAMA_CPP_LAYER: dict[str, Shape] = {
+    "attn_norm": (H,),
+    "attn_q": (4096, H),
+    "attn_k": (1024, H),
+    "attn_v": (1024, H),
+    "attn_output": (H, 4096),
+    "attn_q_norm": (128,),
+    "attn_k_norm": (128,),
+    "ffn_norm": (H,),
+    "ffn_gate": (9728, H),
+    "ffn_up": (9728, H),
+    "ffn_down": (H, 9728),
+}
+LLAMA_CPP_ENCODER: dict[str, Shape] = {
+    "token_embd.weight": (151_936, H),
+    "output_norm.weight": (H,),
+    **{f"blk.{n}.{name}.weight": shape for n in range(36) for name, shape in LLAMA_CPP_LAYER.items()},
+}
+
+
+def write_gguf(path: Path, shapes: Mapping[str, Shape], kind: str) -> None:
+    """Write a GGUF file of full length without data: rows in a type where they are whole blocks of it, else fp32."""
+    header, end = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), 0), 0
+    for name, shape in shapes.items():
+        of = GGMLQuantizationType[kind]
+        if len(shape) < 2 or shape[-1] % GGML_QUANT_SIZES[of][0]:
+            of = GGMLQuantizationType.F32
+        header += struct.pack("<Q", len(name)) + name.encode() + struct.pack("<I", len(shape))
+        header += b"".join(struct.pack("<Q", side) for side in reversed(shape)) + struct.pack("<IQ", of, end)
+        numbers, size = GGML_QUANT_SIZES[of]
+        end += -(-(math.prod(shape) // numbers * size) // 32) * 32
+    header += bytes(-len(header) % 32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + end)
 
 
 def write_folder(models: Path, *, kind: str = "diffusion_models", encoders: str = "text_encoders") -> None:

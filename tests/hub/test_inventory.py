@@ -775,3 +775,25 @@ def test_the_official_files_come_before_comfyuis(environ: dict[str, str], full_c
     comfyui.write_folder(Path(environ["HOME"]) / "ComfyUI" / "models")
     found = sources(cached(environ, full_cache))
     assert found["turbo"] == found["vae"] == "Hugging Face cache"
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "BF16"])
+def test_ggufs_are_found_beside_comfyuis_files(kind: str, environ: dict[str, str]) -> None:
+    models = Path(environ["HOME"]) / "ComfyUI" / "models"
+    transformer = {name: shape[-1:] if shape[0] == 1 else shape for name, shape in comfyui.TRANSFORMER.items()}
+    comfyui.write_gguf(models / "unet" / f"z_image_turbo-{kind}.gguf", transformer, kind)
+    comfyui.write_gguf(models / "clip" / f"Qwen3-4B-UD-{kind}_M.gguf", comfyui.LLAMA_CPP_ENCODER, kind)
+    assert sources(environ) == {"turbo": "ComfyUI folder", "text_encoder": "ComfyUI folder"}
+    os.truncate(models / "unet" / f"z_image_turbo-{kind}.gguf", 1_000_000)
+    assert "is cut short" in str(found(environ, "turbo").problems[0])
+
+
+def test_of_several_files_the_one_with_most_bits_is_taken(environ: dict[str, str]) -> None:
+    folder = Path(environ["HOME"]) / "ComfyUI/models/diffusion_models"
+    comfyui.write_gguf(folder / "z-image-turbo-Q4_K_M.gguf", comfyui.TRANSFORMER, "Q4_K")
+    comfyui.write_gguf(folder / "z-image-turbo-Q8_0.gguf", comfyui.TRANSFORMER, "Q8_0")
+    assert found(environ, "turbo").files[0].name == "z-image-turbo-Q8_0.gguf"
+    write_sparse(folder / "z_image_turbo_fp8.safetensors", comfyui.TRANSFORMER, "F8_E4M3")
+    assert found(environ, "turbo").files[0].name == "z-image-turbo-Q8_0.gguf"
+    write_sparse(folder / "z_image_turbo_fp16.safetensors", comfyui.TRANSFORMER, "F16")
+    assert found(environ, "turbo").files[0].name == "z_image_turbo_fp16.safetensors"
