@@ -5,6 +5,7 @@ Importing it loads no torch, draws nothing and listens to nothing.
 
 from __future__ import annotations
 
+import argparse
 import os
 from typing import TYPE_CHECKING
 
@@ -33,4 +34,8 @@ def __getattr__(name: str) -> gr.Blocks:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Z-Image Studio's page, as a Space starts it; cli.py serve has more.")
+    parser.add_argument("--models", metavar="FOLDER", help="a folder with models to look in first (Z_IMAGE_MODELS)")
+    if (models := parser.parse_args().models) is not None:
+        os.environ["Z_IMAGE_MODELS"] = models
     server.serve()

@@ -34,11 +34,16 @@ from core.upload import Upload
 from core.whole_file import replacing
 from diffusion import device, host_memory, measure, memory
 from engine import Engine, Settings
-from hub import inventory, parts
+from hub import fine_tunes, inventory, parts
+from hub.checkpoint import fingerprint
 
 MEMORY_HELP = (
     "GB of the device's memory to count with, in place of what is free: fewer leave room to others, more keep more of "
     "the models loaded (also Z_IMAGE_MEMORY)"
+)
+MODELS_HELP = (
+    "a folder with models to look in first: repositories, ComfyUI's own folder, its models, or one of these "
+    "(also Z_IMAGE_MODELS)"
 )
 DTYPE_HELP = (
     "what the real weights compute in: auto (what the device is faster in, as doctor shows it), bf16 or fp32 "
@@ -60,6 +65,7 @@ def build_parser() -> Parser:
     """Return the parser of the whole command line."""
     common = Parser(add_help=False)
     common.add_argument("--weights", default="auto", help=_help(TextToImage, "weights"))
+    common.add_argument("--models", metavar="FOLDER", help=MODELS_HELP)
     common.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     common.add_argument("--dtype", help=DTYPE_HELP)
     common.add_argument("--memory", metavar="GB", help=MEMORY_HELP)
@@ -112,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
         stream=sys.stderr,
     )
+    if args.models is not None:
+        os.environ["Z_IMAGE_MODELS"] = args.models
     if args.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before anything that could use the network is imported
     try:
@@ -243,6 +251,11 @@ def _lora(given: dict[str, Any]) -> dict[str, str]:
 def _replayed(request: type[DrawRequest], path: Path, given: Mapping[str, Any]) -> Parameters:
     """Return the parameters of an image, which must be of this command's mode.
 
+    Args:
+        request: the mode's.
+        path: the image.
+        given: fields that are given, and so need not be found again.
+
     Raises:
         RequestError: it is another mode's, or it was drawn with a file that is not at hand and not among those given.
     """
@@ -252,6 +265,8 @@ def _replayed(request: type[DrawRequest], path: Path, given: Mapping[str, Any]) 
     for name in (*request.files, "lora"):
         if found.values.get(name) and name not in given:
             _check_same_file(name, found)
+    if found.values.get("checkpoint") and "checkpoint" not in given:
+        _check_same_checkpoint(found)
     return found
 
 
@@ -268,6 +283,18 @@ def _check_same_file(name: str, found: Parameters) -> None:
         raise RequestError(name, file, wanted) from None
     if at_hand != digest:
         raise RequestError(name, file, wanted)
+
+
+def _check_same_checkpoint(found: Parameters) -> None:
+    """Refuse to replay with another checkpoint of the same name, as `_check_same_file`."""
+    name, expected = found.values["checkpoint"], found.inputs.get("checkpoint", "unknown")
+    try:
+        same = fingerprint(fine_tunes.find(name).files) == expected
+    except (RequestError, OSError):
+        same = False
+    if not same:
+        wanted = f"the checkpoint that drew this picture ({expected}); give it with --checkpoint FILE"
+        raise RequestError("checkpoint", name, wanted)
 
 
 def _inspect(args: argparse.Namespace) -> int:

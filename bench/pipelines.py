@@ -55,7 +55,7 @@ from bench.few_layers import FewLayers
 from bench.flops import counted
 from bench.gpu import fill, gradient, synchronize
 from bench.memory import Peak, anonymous
-from core.request import UPSCALE_DENOISE, Model, TextToImage
+from core.request import UPSCALE_DENOISE, Model, TextToImage, WeightsChoice
 from core.sizes import IMAGE_SIZES, WeightsKind
 from diffusion import host_memory, measure
 from diffusion.measure import Dtype
@@ -211,7 +211,7 @@ class _Worker(LocalWorker):
         super().__init__(Settings(weights=weights.kind, device=device, memory_gb=ROOMY / 1e9))
         self._weights = weights
 
-    def weights(self, mode: str, model: str, asked: str) -> Chosen:
+    def weights(self, mode: str, model: Model, asked: WeightsChoice, checkpoint: str = "") -> Chosen:
         """Return the weights of a model, without what the ControlNet alone needs."""
         chosen = next(chosen for name, chosen in self._weights.chosen.items() if name == model)
         files = {part: files for part, files in chosen.files.items() if part != "controlnet"}
@@ -361,7 +361,7 @@ def _with_weights(make: Callable[[], torch.nn.Module], weights: Mapping[str, tor
 
 
 def diffsynth_call(
-    built: Pipeline, twins: Modules, transformers: Mapping[Model, torch.nn.Module], dtype: str
+    built: Pipeline, twins: Modules, transformers: Mapping[str, torch.nn.Module], dtype: str
 ) -> Contestant:
     """Return DiffSynth's pipe as it comes; only its crash in fp32 is fixed."""
     pipe = ZImagePipeline(device=built.pipe.device, torch_dtype=getattr(torch, dtype))
@@ -449,7 +449,7 @@ def _autoencoder(diffusers: Any, twins: Modules, kind: WeightsKind, dtype: str) 
 
 
 def diffusers_pipelines(
-    built: Pipeline, twins: Modules, transformers: Mapping[Model, torch.nn.Module], weights: Weights, dtype: str
+    built: Pipeline, twins: Modules, transformers: Mapping[str, torch.nn.Module], weights: Weights, dtype: str
 ) -> Contestant:
     """Return diffusers' pipelines, one a mode."""
     diffusers: Any = importlib.import_module("diffusers")  # loads its names lazily, which hides their types

@@ -50,6 +50,17 @@ class Lora:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of the user's that drew a picture: its name, and the identity of its files.
+
+    `fingerprint` is "sha256:…" of a file's content where that is known, else as `hub.checkpoint.fingerprint` has it.
+    """
+
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Where a picture comes from.
 
@@ -58,12 +69,14 @@ class Provenance:
         fingerprints: maps each part's name to the identity of its files.
         inputs: maps each field of the request that names a file of the user's to the file's digest.
         lora: the LoRA that was used.
+        checkpoint: the user's own that drew in place of the published transformer.
     """
 
     weights: WeightsKind
     fingerprints: Mapping[str, str]
     inputs: Mapping[str, str] = field(default_factory=dict)
     lora: Lora | None = None
+    checkpoint: Checkpoint | None = None
 
 
 def describe(request: Resolved, provenance: Provenance) -> dict[str, Any]:
@@ -80,6 +93,8 @@ def describe(request: Resolved, provenance: Provenance) -> dict[str, Any]:
     }
     if provenance.lora:
         described["lora"] = asdict(provenance.lora)
+    if provenance.checkpoint:
+        described["checkpoint"] = asdict(provenance.checkpoint)
     return described | ({"inputs": dict(provenance.inputs)} if provenance.inputs else {})
 
 
@@ -92,7 +107,7 @@ def a1111_text(request: Resolved, provenance: Provenance, size: tuple[int, int])
         "CFG scale": f"{request.guidance:g}",
         "Seed": request.seed,
         "Size": f"{size[0]}x{size[1]}",
-        "Model": title,
+        **_model_pairs(title, provenance.checkpoint),
         **request.gallery_pairs,
         **_lora_pairs(provenance.lora),
         "Version": f"Z-Image Studio {APP_VERSION}",
@@ -102,6 +117,14 @@ def a1111_text(request: Resolved, provenance: Provenance, size: tuple[int, int])
         lines.append(f"{NEGATIVE} {request.unwanted}")
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items()))
     return "\n".join(lines)
+
+
+def _model_pairs(title: str, checkpoint: Checkpoint | None) -> dict[str, str]:
+    """Return what A1111 writes of a model: its name, and of a file that was hashed whole 10 digits of the SHA-256."""
+    if checkpoint is None:
+        return {"Model": title}
+    kind, _, digest = checkpoint.fingerprint.partition(":")
+    return ({"Model hash": digest[:10]} if kind == "sha256" else {}) | {"Model": checkpoint.name, "Base model": title}
 
 
 def _lora_pairs(lora: Lora | None) -> dict[str, str]:

@@ -199,6 +199,11 @@ class DrawRequest(Request):
         return ""
 
     @property
+    def checkpoint_name(self) -> str:
+        """The checkpoint as it was named; empty where the published weights draw."""
+        return ""
+
+    @property
     def sides(self) -> tuple[int | None, int | None] | None:
         """The width and height that were asked for, in pixels; None where they follow from an image."""
         return None
@@ -308,6 +313,28 @@ LoraStrength = Annotated[
         json_schema_extra={"flag": None},  # on the command line it is a part of --lora
     ),
 ]
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")  # formats in which a file may run code when it is read
+
+
+def _no_pickle(text: str) -> str:
+    if text.strip().lower().endswith(PICKLES):
+        raise ValueError("a pickle")
+    return text.strip()
+
+
+CheckpointFile = Annotated[
+    str,
+    Field(
+        max_length=PATH_MAX_CHARS,
+        description="A fine-tune or merge of Z-Image that draws in place of the published transformer.",
+        json_schema_extra={
+            "allowed": "the path of a .safetensors or .gguf file or of a diffusers folder, or the name of one that is "
+            "found on this machine",
+            "metavar": "FILE",
+        },
+    ),
+    AfterValidator(_no_pickle),
+]
 LORA_STRENGTH = 0.8  # what people use first: at 1 a LoRA of the usual training outshouts the prompt
 
 
@@ -338,11 +365,17 @@ class TextToImage(DrawRequest):
     variety: float = Field(
         0.0, ge=0, le=1, description="How much seeds differ from each other: 0 is as the model draws, 1 is most."
     )
+    checkpoint: CheckpointFile = ""
 
     @property
     def lora_name(self) -> str:
         """The LoRA's file as it was named; empty where there is none."""
         return self.lora
+
+    @property
+    def checkpoint_name(self) -> str:
+        """The checkpoint as it was named; empty where the published weights draw."""
+        return self.checkpoint
 
     @property
     def sides(self) -> tuple[int | None, int | None] | None:
@@ -456,11 +489,17 @@ class ControlNet(Preprocess, DrawRequest):
     seed: Seed = 0
     lora: LoraFile = ""
     lora_strength: LoraStrength = LORA_STRENGTH
+    checkpoint: CheckpointFile = ""
 
     @property
     def lora_name(self) -> str:
         """The LoRA's file as it was named; empty where there is none."""
         return self.lora
+
+    @property
+    def checkpoint_name(self) -> str:
+        """The checkpoint as it was named; empty where the published weights draw."""
+        return self.checkpoint
 
     def resolved(self, kind: WeightsKind, uploads: Mapping[str, Upload] | None = None) -> ResolvedControlNet:
         """Return this request with every open value filled in, as `DrawRequest.resolved`."""

@@ -83,7 +83,7 @@ class Pipeline:
         self.plan = plan
         self.emulated = emulated
         self.loras = Adapters()
-        self.transformers: dict[Model, ZImageDiT] = {}
+        self.transformers: dict[str, ZImageDiT] = {}  # by their models, those of users' checkpoints by their files
         # DiffSynth's own default device is the CPU on a Mac.
         self.pipe = StudioPipe(device=device, torch_dtype=dtype)
         self.pipe.tiled_vae_above = plan.tiled_vae_above
@@ -126,15 +126,17 @@ class Pipeline:
             yield Stage("loading", Message("stage", "ControlNet"))
             pipe.controlnet = self._read(chosen.files["controlnet"], "controlnet").fetch_model("z_image_controlnet")
         moves = self.plan.other_transformer == "moves"
-        if model not in self.transformers or (moves and pipe.dit is not self.transformers[model]):
-            yield Stage("loading", Message("stage", "transformer ({model})", model=model))
-        if pipe.dit is not self.transformers.get(model):
+        name = str(chosen.files[model]) if chosen.checkpoint else model
+        if name not in self.transformers or (moves and pipe.dit is not self.transformers[name]):
+            yield Stage("loading", Message("stage", "transformer ({model})", model=chosen.checkpoint or model))
+        if pipe.dit is not self.transformers.get(name):
             self._make_room()
-        if model not in self.transformers:
+        if name not in self.transformers:
+            self._keep_one_other()
             transformer = self._read(chosen.files[model], "transformer").fetch_model("z_image_dit")
             follow_weight_dtype(transformer.t_embedder)
-            self.transformers[model] = transformer
-        pipe.dit = self.transformers[model]
+            self.transformers[name] = transformer
+        pipe.dit = self.transformers[name]
         if moves:
             pipe.dit.to(pipe.device)
         pipe.vram_management_enabled = pipe.check_vram_management_state()
@@ -151,6 +153,13 @@ class Pipeline:
             self.transformers = {model: kept for model, kept in self.transformers.items() if kept is not last}
             del last
             gc.collect()  # modules hold cycles, and the next load needs the room now
+
+    def _keep_one_other(self) -> None:
+        """Give up all transformers but one, those loaded first, before another comes: plans count with two."""
+        in_memory = [name for name, kept in self.transformers.items() if not loader.lies_in_files(kept)]
+        for name in in_memory[: max(0, len(in_memory) - 1)]:
+            del self.transformers[name]
+            gc.collect()  # modules hold cycles
 
     def text_to_image(
         self,

@@ -17,13 +17,13 @@ from core import metadata
 from core.errors import InternalError, StudioError
 from core.events import Event, Failure, Queued, Result
 from core.messages import Message
-from core.request import DrawRequest, Preprocess, Resolved, Upscale, WeightsChoice
+from core.request import DrawRequest, Model, Preprocess, Resolved, Upscale, WeightsChoice
 from core.upload import Upload
 from engine import drawing, mode_upscale
 from engine.fair_queue import FairQueue
 from engine.mode import Drawn
 from engine.worker import LocalWorker, Settings, Worker
-from hub import inventory
+from hub import fine_tunes, inventory
 from images import preprocess
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ class Engine:
             `Queued` while waiting, `Stage` and `Step` while working, then one `Result` or one `Failure`.
         """
         try:
-            chosen = self.worker.weights(request.mode, request.model, request.weights)
+            request = settled(request)
+            chosen = self.worker.weights(request.mode, request.model, request.weights, request.checkpoint_name)
             uploads = {name: Upload.open(Path(getattr(request, name)), name) for name in request.files}
             resolved = request.resolved(chosen.kind, uploads)
             with self._turns.ticket(client) as ticket:
@@ -89,13 +90,16 @@ class Engine:
         assert isinstance(last, Result)  # a run ends with one of the two
         return last
 
-    def weights_in_use(self, mode: str, model: str, asked: WeightsChoice = "auto") -> inventory.Chosen:
+    def weights_in_use(
+        self, mode: str, model: Model, asked: WeightsChoice = "auto", checkpoint: str = ""
+    ) -> inventory.Chosen:
         """Return which weights a request would use; a request's own choice comes before the process's.
 
         Raises:
+            RequestError: the checkpoint cannot be used.
             WeightsMissing: they are not complete on this machine.
         """
-        return self.worker.weights(mode, model, asked)
+        return self.worker.weights(mode, model, asked, checkpoint)
 
     def memory_in_use(self) -> Message | None:
         """Return what of the real weights stays in memory, as `Worker.memory`."""
@@ -118,9 +122,30 @@ class Engine:
         return self.worker.foresee(request)
 
 
+def settled(request: DrawRequest) -> DrawRequest:
+    """Return a request with the file of its checkpoint, and the model that this is used as where none was asked for.
+
+    Raises:
+        RequestError: the checkpoint cannot be used, not in this mode, or nobody says which model it was made of.
+    """
+    if not request.checkpoint_name:
+        return request
+    tune = fine_tunes.find(request.checkpoint_name)
+    changes: dict[str, str] = {"checkpoint": tune.name} if request.checkpoint_name == tune.title else {}
+    if "model" in type(request).model_fields:
+        changes["model"] = tune.used_as(request.model if "model" in request.model_fields_set else None)
+    else:
+        tune.check_goes_with(request.model)
+    return request.model_copy(update=changes)
+
+
 def _result(request: Resolved, chosen: inventory.Chosen, drawn: Drawn) -> Result:
     notes = (*drawn.notes, *drawing.unused_tags(request))
-    provenance = metadata.Provenance(chosen.kind, drawn.fingerprints, drawn.inputs, drawn.lora)
+    inputs, checkpoint = drawn.inputs, None
+    if chosen.checkpoint:
+        checkpoint = metadata.Checkpoint(chosen.checkpoint, drawn.fingerprints[request.model])
+        inputs = {**inputs, "checkpoint": checkpoint.fingerprint}
+    provenance = metadata.Provenance(chosen.kind, drawn.fingerprints, inputs, drawn.lora, checkpoint)
     return Result(
         png=metadata.encode_png(drawn.image, request, provenance),
         sidecar={

@@ -19,7 +19,7 @@ from core import environment
 from core.errors import InternalError, OutOfMemory, SpaceOutOfMemory, StudioError, WeightsMissing
 from core.events import Event, Stage
 from core.messages import Message
-from core.request import ControlNet, Preprocess, Resolved, TextToImage, Upscale, WeightsChoice
+from core.request import ControlNet, Model, Preprocess, Resolved, TextToImage, Upscale, WeightsChoice
 from core.sizes import IMAGE_SIZES, WeightsKind
 from core.upload import Upload
 from diffusion import lazy_imports
@@ -29,7 +29,8 @@ from engine import estimate, mode_upscale
 from engine.mode import Drawing, Drawn, Job, Prepared
 from engine.modes import MODES
 from engine.timing import Returning, Stopwatch
-from hub import checkpoint, inventory
+from hub import fine_tunes, inventory
+from hub.checkpoint import fingerprint
 from images.cache import Controls
 from images.preprocess import Control
 
@@ -66,10 +67,17 @@ class Settings:
 class Worker(Protocol):
     """What carries resolved requests out, one at a time, wherever it is."""
 
-    def weights(self, mode: str, model: str, asked: WeightsChoice) -> inventory.Chosen:
+    def weights(self, mode: str, model: Model, asked: WeightsChoice, checkpoint: str = "") -> inventory.Chosen:
         """Return which weights a request would use; a request's own choice comes before the process's.
 
+        Args:
+            mode: the request's.
+            model: which model draws, or the checkpoint is used as.
+            asked: the request's choice.
+            checkpoint: the user's own, as it was named.
+
         Raises:
+            RequestError: the checkpoint cannot be used.
             WeightsMissing: they are not complete on this machine.
         """
         ...
@@ -128,9 +136,12 @@ class LocalWorker:
         self._begun, self._beginning = False, threading.Lock()  # whether a warm-up or a request has begun
         self._warming = threading.Thread(target=self._warm_up, name="warm-up")
 
-    def weights(self, mode: str, model: str, asked: WeightsChoice) -> inventory.Chosen:
+    def weights(self, mode: str, model: Model, asked: WeightsChoice, checkpoint: str = "") -> inventory.Chosen:
         """Return which weights a request would use, as `Worker.weights`."""
-        return inventory.choose(asked if asked != "auto" else self.settings.weights, mode, model)
+        weights = asked if asked != "auto" else self.settings.weights
+        if checkpoint:
+            return fine_tunes.choose(fine_tunes.find(checkpoint), weights, mode, model)
+        return inventory.choose(weights, mode, model)
 
     def memory(self) -> Message | None:
         """Return what of the real weights stays in memory, as `Worker.memory`."""
@@ -267,7 +278,7 @@ class LocalWorker:
 
     def fingerprints(self, chosen: inventory.Chosen) -> Mapping[str, str]:
         """Return the identity of each part's files."""
-        return {part: checkpoint.fingerprint(files) for part, files in chosen.files.items()}
+        return {part: fingerprint(files) for part, files in chosen.files.items()}
 
     def load(self, job: Job[Any]) -> Generator[Event, None, Pipeline]:
         """Return the pipeline with a job's models loaded, built again where the kind of weights changed.

@@ -17,7 +17,7 @@ from typing import Protocol
 from core.errors import GpuAborted, GpuNoVisitor, GpuQuota, RequestError, StudioError, WeightsMissing
 from core.events import Event, Failure, Retry
 from core.messages import Message
-from core.request import MODELS, ControlNet, Resolved, TextToImage, Upscale, WeightsChoice
+from core.request import MODELS, ControlNet, Model, Resolved, TextToImage, Upscale, WeightsChoice
 from core.sizes import WeightsKind
 from diffusion.device import Device
 from diffusion.memory import MemoryPlan
@@ -95,13 +95,16 @@ class PackedWorker(LocalWorker):
         if not self._chosen:
             raise WeightsMissing("this Space has no weights to draw with: see the log")
 
-    def weights(self, mode: str, model: str, asked: WeightsChoice) -> inventory.Chosen:
+    def weights(self, mode: str, model: Model, asked: WeightsChoice, checkpoint: str = "") -> inventory.Chosen:
         """Return what a mode draws with.
 
         Raises:
-            RequestError: another kind is asked for.
+            RequestError: another kind is asked for, or a checkpoint.
             WeightsMissing: this mode's were not there.
         """
+        if checkpoint:
+            allowed = Message("packed_alone", "none on this Space, which draws with the weights that it has loaded")
+            raise RequestError("checkpoint", checkpoint, allowed)
         if asked not in ("auto", self.kind):
             raise RequestError("weights", asked, Message("packed", "auto or {kind} on this Space", kind=self.kind))
         if (mode, model) not in self._chosen:

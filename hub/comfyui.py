@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ TRANSFORMERS = ("diffusion_models", "unet", "checkpoints")
 USUAL = ("ComfyUI", "comfy/ComfyUI", "Documents/ComfyUI")  # below a user's home
 PATHS_FILES = ("extra_model_paths.yaml", "extra_models_config.yaml")  # of a checkout, of the desktop program
 SUFFIXES = (".safetensors", ".gguf")
+MOST_FILES = 2_000  # that are looked at below one folder
 LARGEST_PATHS_FILE = 1_000_000  # bytes; a real one has a few lines
 
 # What may follow a part's own name: dtypes, ways of packing, and the sizes that llama.cpp has of them.
@@ -71,6 +73,21 @@ def candidates(part: str, environ: Mapping[str, str] = os.environ, root: Path | 
             file for file in entries(folder) if file.suffix.lower() in SUFFIXES and named.pattern.fullmatch(file.stem)
         ]
         yield from sorted(files, key=lambda file: -file.stat().st_size if file.is_file() else 0)
+
+
+def transformers(environ: Mapping[str, str] = os.environ, root: Path | None = None) -> Iterator[Path]:
+    """Yield every model file in the folders for transformers, and in what lies below, up to MOST_FILES a folder.
+
+    A folder that cannot be read is left out: what it holds is nobody's only choice.
+    """
+    for folder in dict.fromkeys(place for name in TRANSFORMERS for place in _folders(name, environ, root)):
+        below = (Path(place) / name for place, _, names in os.walk(folder) for name in sorted(names))
+        yield from (file for file in islice(below, MOST_FILES) if file.suffix.lower() in SUFFIXES)
+
+
+def published_as(stem: str) -> str | None:
+    """Return which transformer a file's name, without its end, says that it is as published: "turbo" or "base"."""
+    return next((part for part in ("turbo", "base") if _NAMED[part].pattern.fullmatch(stem)), None)
 
 
 def _folders(name: str, environ: Mapping[str, str], root: Path | None) -> Iterator[Path]:

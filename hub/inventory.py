@@ -52,12 +52,16 @@ class Found:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The weights a request uses: part name -> files (for the tokenizer the folder), where from, and why."""
+    """The weights a request uses: part name -> files (for the tokenizer the folder), where from, and why.
+
+    `checkpoint` is the name of the user's own, which then stands in the transformer's place; empty where there is none.
+    """
 
     kind: WeightsKind
     files: dict[str, tuple[Path, ...]] = field(hash=False)
     source: str
     reason: Message
+    checkpoint: str = ""
 
 
 def choose(
@@ -115,7 +119,7 @@ class _Look:
     @cached_property
     def mini(self) -> list[Found]:
         """The miniature's parts that the request needs; looked for only where the real ones are not used."""
-        return [_look_in_miniature(PARTS[name], self.mini_root) for name in self.names]
+        return [look_in_miniature(PARTS[name], self.mini_root) for name in self.names]
 
     @property
     def missing(self) -> list[Found]:
@@ -288,7 +292,7 @@ def _check_single(file: Path, part: Part) -> None:
         UnusableError: what it is instead, or how it is packed that is not read here.
     """
     assert part.hash is not None  # ComfyUI's parts all have one
-    found = identity(packing.stored([_whole(file)]).shapes)
+    found = identity(packing.stored([whole(file)]).shapes)
     if found != part.hash and (part.name, found) != ("vae", ORIGINAL_VAE):
         holds = KNOWN_HASHES.get(found, Message("unknown_model", "an unknown model ({hash})", hash=found))
         text = "{folder} holds {model}, not {expected}"
@@ -301,7 +305,7 @@ def identity(shapes: Mapping[str, Shape]) -> str:
     return hash_of(layout.own if layout else shapes)
 
 
-def _look_in_miniature(part: Part, mini_root: Path) -> Found:
+def look_in_miniature(part: Part, mini_root: Path = MINI_ROOT) -> Found:
     """Look for a part's miniature: the same layout, but names, shapes and sizes of its own."""
     return _look_in([mini_root / part.repo.split("/")[1]], MINIATURE, part, official=False)
 
@@ -335,8 +339,8 @@ def _part_files(folder: Path, part: Part, official: bool) -> tuple[Path, ...]:
     names = [path.name for path in entries(folder) if fnmatchcase(path.name, pattern)]
     if not names:
         return ()
-    files = tuple(folder / name for name in (_shards(folder, names) if "*" in pattern else names))
-    sizes = [_whole(path).stat().st_size for path in files]
+    files = tuple(folder / name for name in (shards(folder, names) if "*" in pattern else names))
+    sizes = [whole(path).stat().st_size for path in files]
     if part.hash is None:
         size = sizes[0] - (read_header(files[0]).data_start if files[0].suffix == ".safetensors" else 0)
         if official and size != part.size:
@@ -352,19 +356,47 @@ def _part_files(folder: Path, part: Part, official: bool) -> tuple[Path, ...]:
     return files
 
 
-def _shards(folder: Path, names: list[str]) -> list[str]:
-    """Return the names of all the files that belong together: by an index, else by the numbers in their names."""
-    indexes = [path for path in entries(folder) if path.name.endswith(".safetensors.index.json")]
+def shards(folder: Path, names: list[str], index: Path | None = None) -> list[str]:
+    """Return the names of all the files that belong together: by an index, else by the numbers in their names.
+
+    Args:
+        folder: that they lie in.
+        names: those that are there.
+        index: the one to go by, where there may be others.
+
+    Raises:
+        UnusableError: one is missing, or nothing says which belong together.
+    """
+    indexes = [index] if index else [path for path in entries(folder) if path.name.endswith(".safetensors.index.json")]
     if indexes:
-        expected = _index_shards(indexes[0])
-    elif numbered := re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.safetensors", names[0]):
-        stem, count = numbered.groups()
-        expected = [f"{stem}-{number:05}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
-    elif len(names) == 1:
+        return _all_of(folder, _index_shards(indexes[0]), names)
+    if re.fullmatch(_NUMBERED, names[0]):
+        return numbered_shards(folder, names[0], names)
+    if len(names) == 1:
         return names
-    else:
-        text = "{folder} holds {names}, and no index says which belong together"
-        raise UnusableError(text, folder=folder, names=all_of(names[:3]))
+    text = "{folder} holds {names}, and no index says which belong together"
+    raise UnusableError(text, folder=folder, names=all_of(names[:3]))
+
+
+_NUMBERED = r"(.*)-\d{5}-of-(\d{5})\.safetensors"
+MOST_SHARDS = 1_000
+
+
+def numbered_shards(folder: Path, one: str, names: list[str]) -> list[str]:
+    """Return the names of all the files that belong together, by the numbers in the name of one.
+
+    Raises:
+        UnusableError: one is missing.
+    """
+    numbered = re.fullmatch(_NUMBERED, one)
+    assert numbered is not None  # whoever calls has seen to it
+    stem, count = numbered.groups()
+    numbers = range(1, min(int(count), MOST_SHARDS) + 1)
+    return _all_of(folder, [f"{stem}-{number:05}-of-{count}.safetensors" for number in numbers], names)
+
+
+def _all_of(folder: Path, expected: list[str], names: list[str]) -> list[str]:
+    """Return the names of files that are expected, all of which must be there."""
     if missing := [name for name in expected if name not in names]:
         text = "{folder} lacks {count} of {all} files: {names}"
         raise UnusableError(text, folder=folder, count=len(missing), all=len(expected), names=missing[:3])
@@ -372,7 +404,7 @@ def _shards(folder: Path, names: list[str]) -> list[str]:
 
 
 def _index_shards(index: Path) -> list[str]:
-    path = _whole(index)
+    path = whole(index)
     try:
         if path.stat().st_size > MAX_HEADER:
             raise ValueError
@@ -392,14 +424,18 @@ def _tokenizer_files(folder: Path) -> tuple[Path, ...]:
     for name in ("tokenizer_config.json", *vocabulary):
         if name not in names:
             raise UnusableError("{folder} lacks {name}", folder=folder, name=name)
-        content = _whole(folder / name).read_bytes()
+        content = whole(folder / name).read_bytes()
         if not content.rstrip().endswith(b"}") and name.endswith(".json"):
             raise UnusableError("{file} is cut short", file=folder / name)
     return (folder,)
 
 
-def _whole(path: Path) -> Path:
-    """Return the path of a finished file; what it holds is not looked at."""
+def whole(path: Path) -> Path:
+    """Return the path of a finished file; what it holds is not looked at.
+
+    Raises:
+        UnusableError: it is not there, or not finished.
+    """
     if not path.is_file():
         raise UnusableError("{file} is a link to nothing" if path.is_symlink() else "{file} is not a file", file=path)
     # aria2 makes a file in full length first and keeps this beside it until it is done.

@@ -38,6 +38,7 @@ HEAVY: dict[str, tuple[set[str], set[str]]] = {
     "ai_edge_litert": (set(), {"images.pose"}),
     "gradio": ({"web"}, {"engine.zerogpu", "engine.worker_zerogpu"}),
     "spaces": (set(), {"engine.zerogpu"}),
+    "gguf": (set(), {"diffusion.convert"}),
     "huggingface_hub": ({"hub"}, set()),
     "modelscope_hub": ({"hub"}, set()),
 }

@@ -59,6 +59,8 @@ def summary(values: Mapping[str, Any], say: Say) -> str:
     said = []
     if model := values.get("model"):
         said.append(str(model).title())
+    if name := values.get("checkpoint"):
+        said.append(Path(name).stem)
     if steps := values.get("steps"):
         said.append(say("1 step") if steps == 1 else say("{steps} steps", steps=steps))
     if values.get("width") and values.get("height"):

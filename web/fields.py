@@ -17,6 +17,7 @@ from core import metadata
 from core.request import PreprocessorFacts, Request, UpscalerFacts, random_seed
 from diffusion.tokens import MAX_TEXT_TOKENS, count
 from engine.mode_generate import unknown_words
+from hub import fine_tunes
 from web.endpoints import uploaded
 from web.language import Say, english, fixed, say_to
 from web.words import field_name
@@ -26,7 +27,7 @@ COUNT, COUNTS = "count", ("1", "2", "3", "4")  # how many pictures: a field of f
 # These run once in the browser. What the server has worded is worded again when the page's language changes.
 REWORD_JS = 'addEventListener("studio-language", () => trigger("input"));'
 
-Field = gr.Number | gr.Radio | gr.Slider | gr.Textbox  # what a form has for a field of its request
+Field = gr.Dropdown | gr.Number | gr.Radio | gr.Slider | gr.Textbox  # what a form has for a field of its request
 
 Inputs = dict[Block, Any]  # what a listener gets: the value of each component
 Update = dict[Block, Any]  # what a listener changes: by component, its value or an update of it
@@ -78,6 +79,12 @@ class Fields(dict[str, Field]):
             elem_classes=["count"],
         )
 
+    def add_checkpoint(self) -> Field:
+        """Make the choice among the checkpoints that are found; it is not shown where there is none."""
+        made = gr.Dropdown(**checkpoints(), info=help_line(self.mode, "checkpoint"), elem_classes=["checkpoint"])
+        self["checkpoint"] = made
+        return made
+
     def add_seed(self) -> None:
         """Make the seed, with a button that rolls the dice and one that takes the last picture's seed."""
         # Without a range of its own: the request checks it, and its sentence is better than Gradio's.
@@ -93,6 +100,17 @@ class Fields(dict[str, Field]):
     def reuse_seed(self, shown: gr.Image) -> None:
         """Take the last seed from the picture that an output shows."""
         self.last.click(_seed_of, shown, self["seed"], preprocess=False, **QUIET)
+
+
+def checkpoints(chosen: str = "") -> dict[str, Any]:
+    """Return what the choice among the checkpoints found is made of; what was chosen stays where it is there."""
+    tunes = fine_tunes.found()
+    return {
+        "choices": [(fixed("As published"), ""), *((tune.title, name) for name, tune in tunes.items())],
+        "value": chosen if chosen in tunes else "",
+        "label": fixed(field_name("checkpoint", english)),
+        "visible": bool(tunes),
+    }
 
 
 def titles(facts: Mapping[Any, PreprocessorFacts] | Mapping[Any, UpscalerFacts]) -> list[tuple[Any, str]]:

@@ -19,6 +19,7 @@ from core import metadata
 from core.errors import RequestError
 from core.request import SEED_MAX, DrawRequest, Request
 from engine import Engine
+from hub import fine_tunes
 from web.drawer import Drawer
 from web.endpoints import uploaded
 from web.fields import COUNT, COUNTS, QUIET, Fields, Inputs, Update
@@ -218,6 +219,8 @@ class Form:
             return int(value)
         if name not in self.fields and name != "lora_strength":
             raise RequestError(name, value, "only the fields of the form")
+        if name == "checkpoint" and value:
+            fine_tunes.offered(value)
         return self.mode.check(name, value)
 
 

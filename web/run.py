@@ -13,6 +13,7 @@ from core.events import Event, Failure
 from core.request import SEED_MAX, DrawRequest, random_seed
 from core.sizes import smaller
 from engine import Engine
+from hub import fine_tunes
 from web.language import say_to
 from web.situation import Situation
 from web.words import KEPT
@@ -28,6 +29,8 @@ def carry_out(
     `count` pictures are drawn, one after the other, with consecutive seeds; a failure ends them.
     """
     try:
+        if fields.get("checkpoint"):
+            fine_tunes.offered(fields["checkpoint"])
         request = mode.parse(**fields)
     except StudioError as error:
         yield Failure.of(error)
@@ -51,7 +54,7 @@ def pointed(failure: Failure, engine: Engine, request: DrawRequest) -> Failure:
     if failure.code in ("out_of_memory", "broken_picture") and request.lora_name:
         found = {"field": "lora"}
     if failure.code in ("out_of_memory", "gpu_aborted") and request.sides is not None:
-        sizes = Situation.of(engine, type(request), request.model).sizes
+        sizes = Situation.of(engine, type(request), request.model, request.checkpoint_name).sizes
         width, height = (side or sizes.native for side in request.sides)
         if less := smaller(width, height, sizes):
             found = {"field": "size", "nearest": f"{less[0]} x {less[1]}"}

@@ -32,10 +32,10 @@ class Situation:
         return IMAGE_SIZES[self.kind]
 
     @classmethod
-    def of(cls, engine: Engine, mode: type[Request], model: Model) -> "Situation":
+    def of(cls, engine: Engine, mode: type[Request], model: Model, checkpoint: str = "") -> "Situation":
         """Look at which weights a request would use now; missing ones are a text, not an error."""
         try:
-            chosen = engine.weights_in_use(mode.mode, model)
+            chosen = engine.weights_in_use(mode.mode, model, checkpoint=checkpoint)
         except StudioError as error:
             return cls("full", False, (error.message,))
         texts = tuple(text for text in (chosen.reason, engine.memory_in_use()) if text)

@@ -12,7 +12,18 @@ from engine import Engine
 from web import enlarged, words
 from web.drawer import Drawer
 from web.endpoints import Answers, as_file, publish, refusal, stream
-from web.fields import REWORD_JS, Fields, Inputs, Update, count_tokens, image_field, named_for, titles
+from web.fields import (
+    QUIET,
+    REWORD_JS,
+    Fields,
+    Inputs,
+    Update,
+    checkpoints,
+    count_tokens,
+    image_field,
+    named_for,
+    titles,
+)
 from web.form import RAW, Form, seen_on_opening
 from web.language import fixed, say_to
 from web.lora_slot import LoraSlot
@@ -60,6 +71,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
                         fields.add("canny_low", min_width=120)
                         fields.add("canny_high", min_width=120)
                     fields.add_seed()
+                    fields.add_checkpoint()
                     fields.add_count()
                     slot = LoraSlot.lay_out(engine, ControlNet, fields["prompt"], situation)
                 count_tokens(fields["prompt"], situation)
@@ -103,6 +115,8 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
 
     enlarged.wire(engine, large, output, form.draws_on(generate, engine, form.more_like_this()))
     form.sum_up(tab)
+    own = fields["checkpoint"]
+    tab.select(lambda chosen: gr.Dropdown(**checkpoints(chosen)), own, own, **QUIET)
     seen = [image, *(fields[name] for name in ("preprocessor", "canny_low", "canny_high"))]
     # While one preview is made, of what is asked for in the meantime only the last is.
     changes = [*(field.change for field in seen), about_preview.input]

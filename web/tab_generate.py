@@ -8,9 +8,10 @@ import gradio as gr
 from core.request import MODELS, Model, TextToImage
 from core.sizes import ImageSizes, shape_of, shapes
 from engine import Engine
+from hub import fine_tunes
 from web import endpoints, enlarged, examples, words
 from web.drawer import Drawer
-from web.fields import QUIET, Fields, Update, count_tokens, named_for
+from web.fields import QUIET, Fields, Update, checkpoints, count_tokens, named_for
 from web.form import Form
 from web.language import fixed, say_to
 from web.lora_slot import LoraSlot
@@ -49,6 +50,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
                         sides = [fields.add(side, **_size(now.sizes), min_width=120) for side in ("width", "height")]
                     fields.add_seed()
                     fields.add("variety")
+                    fields.add_checkpoint()
                     fields.add_count()
                     slot = LoraSlot.lay_out(engine, TextToImage, fields["prompt"], situation, fields["model"])
                 count_tokens(fields["prompt"], situation)
@@ -59,11 +61,13 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
             large = enlarged.lay_out(TextToImage)
             shelf = examples.lay_out(now.kind)
 
-    def by_weights(chosen: Model, width: int, height: int, visitor: gr.Request) -> Update:
+    def by_weights(chosen: Model, width: int, height: int, checkpoint: str, visitor: gr.Request) -> Update:
         """What depends on which weights draw; they may have arrived since the server started."""
-        now, say = Situation.of(engine, TextToImage, chosen), say_to(visitor)
+        own = checkpoints(checkpoint)
+        now, say = Situation.of(engine, TextToImage, chosen, own["value"]), say_to(visitor)
         return {
             situation: now,
+            fields["checkpoint"]: gr.Dropdown(**own),
             weights_line: words.weights_sentence(now, say),
             shape: gr.Radio(**_shape(now.sizes, width, height)),
             shelf: examples.shown(now.kind, say),
@@ -73,15 +77,23 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
             fields["height"]: gr.Slider(**_size(now.sizes, height)),
         }
 
-    def by_model(chosen: Model, width: int, height: int, visitor: gr.Request) -> Update:
+    def by_model(chosen: Model, width: int, height: int, checkpoint: str, visitor: gr.Request) -> Update:
         """What choosing a model changes."""
         usual = MODELS[chosen]
         moved = {fields["steps"]: usual.steps, fields["cfg"]: usual.cfg, guidance: gr.Column(visible=usual.guided)}
-        return moved | by_weights(chosen, width, height, visitor)
+        return moved | by_weights(chosen, width, height, checkpoint, visitor)
+
+    def by_checkpoint(chosen: Model, width: int, height: int, checkpoint: str, visitor: gr.Request) -> Update:
+        """What choosing a checkpoint changes: also the model, where it says which it was made of."""
+        tune = fine_tunes.found().get(checkpoint)
+        made_of = tune.model if tune else None
+        if made_of in (None, chosen):
+            return by_weights(chosen, width, height, checkpoint, visitor)
+        return {fields["model"]: made_of} | by_model(made_of, width, height, checkpoint, visitor)
 
     def follow(taken: dict[str, Any]) -> tuple[Update, dict[str, str]]:
         """What values that come from outside change besides, and which of them these weights cannot draw."""
-        sizes = Situation.of(engine, TextToImage, taken.get("model", first)).sizes
+        sizes = Situation.of(engine, TextToImage, taken.get("model", first), taken.get("checkpoint", "")).sizes
         wrong = [side for side in ("width", "height") if side in taken and taken[side] != sizes.nearest(taken[side])]
         refused: dict[str, str] = {side: str(taken.pop(side)) for side in wrong}
         if "model" not in taken:
@@ -91,8 +103,8 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
         taken.setdefault("cfg", usual.cfg)
         return {guidance: gr.Column(visible=usual.guided)}, refused
 
-    seen = [fields["model"], *sides]
-    of_weights = [situation, weights_line, shelf, shape, fixed_size, free_size, *sides]
+    seen = [fields["model"], *sides, fields["checkpoint"]]
+    of_weights = [situation, weights_line, shelf, shape, fixed_size, free_size, *sides, fields["checkpoint"]]
     refresh = by_weights, seen, of_weights
     parts = {"slot": slot, "drawer": drawer, "used": _used, "also": [guidance], "refresh": refresh, "follow": follow}
     form = Form.of(TextToImage, fields, output, **parts)
@@ -104,7 +116,9 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
     shape.input(lambda chosen, now: shapes(now.sizes)[chosen], [shape, situation], sides, **QUIET)
     for side in sides:
         side.change(lambda width, height, now: shape_of(width, height, now.sizes), [*sides, situation], shape, **QUIET)
-    fields["model"].input(by_model, seen, [fields["steps"], fields["cfg"], guidance, *of_weights], **QUIET)
+    of_model = [fields["steps"], fields["cfg"], guidance, *of_weights]
+    fields["model"].input(by_model, seen, of_model, **QUIET)
+    fields["checkpoint"].input(by_checkpoint, seen, [fields["model"], *of_model], **QUIET)
     tab.select(by_weights, seen, of_weights, **QUIET)
     return form
 

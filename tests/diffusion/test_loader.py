@@ -14,9 +14,8 @@ import pytest
 import torch
 from diffsynth.core import ModelConfig
 from gguf import GGUFWriter
-from gguf.constants import MODEL_ARCH, GGMLQuantizationType
+from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
-from gguf.tensor_mapping import get_tensor_name_map
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -29,6 +28,15 @@ from diffusion.memory import Placement, Where, memory_plan
 from diffusion.pipeline import Picture, Pipeline
 from hub import gguf_header, inventory, packing
 from tests.helpers import comfyui
+from tests.helpers.layouts import (
+    Tensors,
+    in_comfyuis_names,
+    in_fp8,
+    in_llama_cpps_names,
+    out_of_fp8,
+    read,
+    write_gguf,
+)
 from tests.helpers.plans import everything_stays, plan_with
 from tests.helpers.workers import worker_of
 
@@ -102,72 +110,6 @@ def test_what_files_hold_as_it_is_used_is_mapped(dtype: Dtype, whole: bool) -> N
     with safe_open(files[0], framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118 - it is no mapping
             assert torch.equal(mapped.tensors[name], opened.get_tensor(name).to(getattr(torch, dtype)))
-
-
-def read(file: Path) -> dict[str, torch.Tensor]:
-    with safe_open(file, framework="pt") as opened:
-        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
-
-
-def in_comfyuis_names(own: Mapping[str, torch.Tensor], prefix: str = "") -> dict[str, torch.Tensor]:
-    """Return a transformer as ComfyUI has it: query, key and value in one, and other names for the rest."""
-    theirs = {}
-    for name, tensor in own.items():
-        if ".to_q." in name:
-            three = [own[name.replace("to_q", f"to_{letter}")] for letter in "qkv"]
-            theirs[prefix + name.replace("to_q", "qkv")] = torch.cat(three)
-        elif not (".to_k." in name or ".to_v." in name):
-            for ours, other in (
-                ("all_x_embedder.2-1", "x_embedder"),
-                ("all_final_layer.2-1", "final_layer"),
-                ("to_out.0", "out"),
-                ("norm_q", "q_norm"),
-                ("norm_k", "k_norm"),
-            ):
-                name = name.replace(ours, other)
-            theirs[prefix + name] = tensor
-    return theirs
-
-
-Tensors = dict[str, torch.Tensor]
-
-
-def in_fp8(plain: Mapping[str, torch.Tensor], way: str, dtype: torch.dtype = torch.float8_e4m3fn) -> Tensors:
-    """Return a model with its matrices in fp8, as the tools write it.
-
-    Args:
-        plain: the model.
-        way: "plain", "old" (ComfyUI up to 2025-10), "marked" (since then), or "rows", a scale for each row.
-        dtype: which fp8.
-    """
-    packed: Tensors = {"scaled_fp8": torch.empty(0, dtype=dtype)} if way == "old" else {}
-    for name, tensor in plain.items():
-        if tensor.ndim != 2 or not name.endswith(".weight"):
-            packed[name] = tensor
-            continue
-        module, largest = name.removesuffix(".weight"), tensor.float().abs()
-        scale = (largest.amax(1, keepdim=True) if way == "rows" else largest.amax()) / torch.finfo(dtype).max
-        scale = torch.ones(()) if way == "plain" else scale
-        packed[name] = (tensor.float() / scale).to(dtype)
-        if way == "old":
-            packed |= {f"{module}.scale_weight": scale, f"{module}.scale_input": torch.ones(())}
-        elif way != "plain":
-            form = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}[dtype]
-            mark = json.dumps({"format": form, "full_precision_matrix_mult": True}).encode()
-            packed |= {f"{module}.weight_scale": scale, f"{module}.input_scale": torch.ones(())}
-            packed[f"{module}.comfy_quant"] = torch.frombuffer(bytearray(mark), dtype=torch.uint8)
-    return packed
-
-
-def out_of_fp8(packed: Mapping[str, torch.Tensor]) -> Tensors:
-    """Return the numbers that a model in fp8 stands for, in bf16 by their own names."""
-    plain = {}
-    for name, tensor in packed.items():
-        module = name.removesuffix(".weight")
-        scale = packed.get(f"{module}.weight_scale", packed.get(f"{module}.scale_weight", torch.ones(())))
-        if not name.endswith(("scale", "scale_weight", "scale_input", "comfy_quant", "scaled_fp8")):
-            plain[name] = (tensor.float() * scale).to(torch.bfloat16) if tensor.itemsize == 1 else tensor
-    return plain
 
 
 def drawn_with(files: Mapping[str, Sequence[Path]], plan: memory.MemoryPlan | None = None, **how: Any) -> bytes:
@@ -258,28 +200,6 @@ def test_a_managed_model_in_fp8_draws(
     assert drawn_with({"turbo": [tmp_path / "fp8.safetensors"]}, plan, emulated=emulated) == expected
     difference = np.frombuffer(expected, np.uint8).astype(float) - np.frombuffer(usual, np.uint8)
     assert 0 < np.abs(difference).mean() < 60  # another picture, and no noise
-
-
-def write_gguf(path: Path, tensors: Mapping[str, torch.Tensor], kind: GGMLQuantizationType, architecture: str) -> Path:
-    """Write a GGUF file as the tools do: matrices in one type, what has one dimension in fp32."""
-    writer = GGUFWriter(path, architecture)
-    writer.add_array("tokenizer.ggml.tokens", ["a", "bc"] * 50)
-    for name, tensor in tensors.items():
-        numbers = tensor.float().numpy()
-        if 1 in numbers.shape:  # a token's side of length 1 is left out
-            numbers = numbers.reshape(-1)
-        of = kind if numbers.ndim > 1 else GGMLQuantizationType.F32
-        writer.add_tensor(name, quantize(numbers, of), raw_dtype=of)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def in_llama_cpps_names(own: Mapping[str, torch.Tensor]) -> Tensors:
-    names = get_tensor_name_map(MODEL_ARCH.QWEN3, 36)
-    return {f"{names.get_name(name.removesuffix('.weight'))}.weight": tensor for name, tensor in own.items()}
 
 
 @pytest.mark.parametrize("part", ["transformer", "text_encoder"])

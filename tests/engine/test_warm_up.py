@@ -11,7 +11,7 @@ import pytest
 from core.errors import RequestError
 from core.events import Failure, Result, Stage, Step
 from core.messages import Message
-from core.request import TextToImage, WeightsChoice
+from core.request import Model, TextToImage, WeightsChoice
 from diffusion import lazy_imports
 from engine import Engine, Settings
 from engine.worker import LocalWorker
@@ -90,7 +90,7 @@ def test_a_failure_is_logged_and_told_by_the_first_request(caplog: pytest.LogCap
 class WithRealWeights(LocalWorker):
     """As where the real weights are complete; there are no files, so that reading any would fail."""
 
-    def weights(self, mode: str, model: str, asked: WeightsChoice) -> inventory.Chosen:
+    def weights(self, mode: str, model: Model, asked: WeightsChoice, checkpoint: str = "") -> inventory.Chosen:
         return inventory.Chosen("full", {}, "", Message("test", "a test"))
 
 

@@ -471,7 +471,7 @@ def test_nothing_stays_behind_over_random_sequences(any_pipeline: Pipeline, tmp_
     } | full_rank()
     adapters = [parsed(write(tmp_path / f"{index}.safetensors", one)) for index, one in enumerate(files.values())]
     room = any_pipeline.plan.lora_copies
-    before: dict[Model, str] = {model: digest(one) for model, one in any_pipeline.transformers.items()}
+    before: dict[str, str] = {model: digest(one) for model, one in any_pipeline.transformers.items()}
     counted = {model: hooks(one) for model, one in any_pipeline.transformers.items()}
     bare = {model: draw(any_pipeline, model) for model in before}
     chance = random.Random(8)

@@ -165,7 +165,7 @@ def test_endpoint_takes_an_uploaded_lora(client: Client, draw: Callable[..., Res
 def test_endpoint_opens_no_file_that_was_not_uploaded(client: Client, tmp_path: Path, marked: bool) -> None:
     path = loras.write(tmp_path / "secret.safetensors", loras.kohya(loras.random_pairs()))
     given = {"path": str(path)} | ({"meta": {"_type": "gradio.FileData"}} if marked else {})
-    fields = [PROMPT, "turbo", "", 1, None, None, None, 7, given, 0.8, "auto", 0]
+    fields = [PROMPT, "turbo", "", 1, None, None, None, 7, given, 0.8, "auto", 0, ""]
     answer = httpx.post(f"{server().url}gradio_api/call/generate", json={"data": fields})
     text = httpx.get(f"{server().url}gradio_api/call/generate/{answer.json()['event_id']}", timeout=120).text
     assert "event: error" in text
