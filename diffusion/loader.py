@@ -28,6 +28,7 @@ from hub import packing
 from hub.checkpoint import hash_of
 from hub.naming import Layout, Shape, encoder_layout_of, layout_of
 from hub.packing import Stored
+from hub.parts import CONTROLNET_LITE
 
 
 class StudioPipe(ZImagePipeline):  # type: ignore[misc]  # DiffSynth brings no types
@@ -133,6 +134,17 @@ def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPla
             _in_files.add(model)
     return pool
 
+
+# The ControlNet's small file (VideoX-Fun, config/z_image/z_image_control_2.1_lite.yaml), which DiffSynth does not list.
+CONTROLNET_LITE_PLACES = (0, 10, 20)
+_LITE = {
+    "model_hash": CONTROLNET_LITE,
+    "model_name": "z_image_controlnet",
+    "model_class": "diffsynth.models.z_image_controlnet.ZImageControlNet",
+    "extra_kwargs": {"control_layers_places": CONTROLNET_LITE_PLACES},
+}
+if _LITE not in MODEL_CONFIGS:
+    MODEL_CONFIGS.append(_LITE)
 
 _LAYOUTS: Mapping[str, Callable[[Mapping[str, Shape]], Layout | None]] = {
     "transformer": layout_of,

@@ -125,6 +125,7 @@ class Pipeline:
         if pipe.controlnet is None and "controlnet" in chosen.files:
             yield Stage("loading", Message("stage", "ControlNet"))
             pipe.controlnet = self._read(chosen.files["controlnet"], "controlnet").fetch_model("z_image_controlnet")
+            pipe.controlnet.control_layers_mapping = control_places(pipe.controlnet)
         moves = self.plan.other_transformer == "moves"
         name = str(chosen.files[model]) if chosen.checkpoint else model
         if name not in self.transformers or (moves and pipe.dit is not self.transformers[name]):
@@ -346,6 +347,12 @@ class ControlUnit(ZImageUnit_PAIControlNet):  # type: ignore[misc]  # DiffSynth 
             blank = torch.zeros((1, 3, height, width), dtype=pipe.torch_dtype, device=pipe.device)
             self._blanks[height, width] = pipe.in_tiles(pipe.vae_encoder, blank)
         return self._blanks[height, width]
+
+
+def control_places(controlnet: torch.nn.Module) -> dict[int, int]:
+    """Return which control layer goes with which layer of the transformer; DiffSynth knows it of 15 layers alone."""
+    layers: Any = controlnet.control_layers
+    return {layer.block_id: index for index, layer in enumerate(layers)}
 
 
 def follow_weight_dtype(embedder: TimestepEmbedder) -> None:

@@ -8,12 +8,14 @@ from functools import partial
 import mini.notes
 from core.events import Stage
 from core.messages import Message
-from core.request import PREPROCESSORS, ControlNet, ResolvedControlNet
+from core.request import PREPROCESSORS, ControlNet, Preprocessor, ResolvedControlNet
 from core.sizes import IMAGE_SIZES, WeightsKind
 from diffusion.memory import MemoryPlan
 from engine import drawing
 from engine.estimate import Work
 from engine.mode import Drawing, Drawn, Job, Mode, Prepared, Studio
+from hub import parts
+from hub.inventory import Chosen
 from images.cache import Controls
 
 
@@ -60,5 +62,25 @@ class ControlNetMode(Mode[ResolvedControlNet]):
         yield from drawing.lora_stage(job)
         with drawing.lora(pipeline, job) as applied:
             picture = yield from drawing.checked(pipeline, draw, applied.name)
+        notes += _outdated(request.preprocessor, job.chosen)
         notes = [*job.prepared.notes, *picture.notes, *applied.notes, *notes]
         return Drawn(picture.image, tuple(notes), {**job.prepared.inputs, **applied.inputs}, lora=applied.used)
+
+
+def _outdated(preprocessor: Preprocessor, chosen: Chosen) -> list[Message]:
+    """Return what to do where the ControlNet is of a release that was not taught a preprocessor's images yet."""
+    since = parts.TAUGHT_SINCE.get(preprocessor, parts.FIRST_UNION)
+    here = parts.controlnet_release(chosen.files["controlnet"][0].name)
+    if chosen.kind == "mini" or here >= since:
+        return []
+    text = "The ControlNet on this machine is of {here}; {preprocessor} was taught to the one of {since}: {command}"
+    title = Message("preprocessor", PREPROCESSORS[preprocessor].title)
+    command = f"{parts.FETCH} controlnet"
+    return [
+        Message("older_controlnet", text, here=_month(here), preprocessor=title, since=_month(since), command=command)
+    ]
+
+
+def _month(release: int) -> str:
+    """Return a release as a month: 2602 is 2026-02."""
+    return f"20{release // 100}-{release % 100:02}"

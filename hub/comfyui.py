@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hub.checkpoint import entries
+from hub.parts import controlnet_rank
 from hub.places import expanded, explicit_root, home
 
 # ComfyUI's folders by what they hold, each with its older name (folder_paths.py).
@@ -55,7 +56,8 @@ FOLDERS = frozenset(folder for named in _NAMED.values() for folder in named.fold
 def candidates(part: str, environ: Mapping[str, str] = os.environ, root: Path | None = None) -> Iterator[Path]:
     """Yield the files that may be a part: those of the folder that was named first, of these the largest.
 
-    The more bytes, the nearer to what was published: 16 bits a number come before 8, and these before 4.
+    The more bytes, the nearer to what was published: 16 bits a number come before 8, and these before 4. Of ControlNets
+    the newest comes first.
 
     Args:
         part: its name in `hub.parts.PARTS`; what ComfyUI does not have has none.
@@ -72,7 +74,10 @@ def candidates(part: str, environ: Mapping[str, str] = os.environ, root: Path | 
         files = [
             file for file in entries(folder) if file.suffix.lower() in SUFFIXES and named.pattern.fullmatch(file.stem)
         ]
-        yield from sorted(files, key=lambda file: -file.stat().st_size if file.is_file() else 0)
+        if part == "controlnet":
+            yield from sorted(files, key=lambda file: controlnet_rank(file.stem), reverse=True)
+        else:
+            yield from sorted(files, key=lambda file: -file.stat().st_size if file.is_file() else 0)
 
 
 def transformers(environ: Mapping[str, str] = os.environ, root: Path | None = None) -> Iterator[Path]:

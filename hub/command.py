@@ -41,6 +41,8 @@ def inventory_lines(inventory: Sequence[Found] | None = None) -> list[str]:
     lines = []
     for found in find_all() if inventory is None else inventory:
         where = f"in the {found.source}" if found.present else "missing"
+        if found.outdated:
+            where = f"{found.files[0].name} in the {found.source}, an older release: {fetch_command([found])}"
         lines.append(": ".join([f"{found.part.name}: {found.part.title}", where, *map(str, found.problems)]))
     return lines
 
@@ -74,8 +76,11 @@ def _download(args: argparse.Namespace) -> int:
     parts = _parts(args.parts, DEFAULT)
     if args.repair:
         _drop_broken(parts)
-    missing = [found for found in find_all(parts=parts) if not found.present]
-    if missing and _offline():
+    looked = find_all(parts=parts)
+    missing = [found for found in looked if not found.present]
+    if not _offline():
+        missing += [found for found in looked if found.outdated]
+    elif missing:
         what = Message("offline", "offline (--offline or HF_HUB_OFFLINE), so nothing is fetched")
         raise weights_missing(missing, what)
     fetched: list[str] = []

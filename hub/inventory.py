@@ -22,7 +22,18 @@ from core.sizes import WeightsKind
 from hub import comfyui, packing
 from hub.checkpoint import MAX_HEADER, UnusableError, entries, flat, hash_of, model_hash, read_header, unreadable
 from hub.naming import Shape, encoder_layout_of, layout_of
-from hub.parts import FETCH, KNOWN_HASHES, MINI_ROOT, ORIGINAL_VAE, PARTS, Part, all_of, needs, size_text
+from hub.parts import (
+    FETCH,
+    KNOWN_HASHES,
+    MINI_ROOT,
+    ORIGINAL_VAE,
+    PARTS,
+    Part,
+    all_of,
+    controlnet_rank,
+    needs,
+    size_text,
+)
 from hub.places import PLACES, Place, explicit_root
 
 MINIATURE = "embedded miniature"  # as a source
@@ -48,6 +59,11 @@ class Found:
     def present(self) -> bool:
         """Whether the part is there, whole and what it should be."""
         return bool(self.files)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether what is there does, and there is a better release."""
+        return self.present and bool(self.part.older) and self.files[0].name != self.part.pattern
 
 
 @dataclass(frozen=True)
@@ -250,7 +266,26 @@ def find(name: str, environ: Mapping[str, str] = os.environ, root: Path | None =
 
 
 def _find(part: Part, environ: Mapping[str, str], root: Path | None, places: Sequence[Place]) -> Found:
-    """Return the part from the first place in the table that has it whole, with the problems met before it."""
+    """Return the part from the first place in the table that has it whole, with the problems met before it.
+
+    Of a part with several releases, the best that is anywhere.
+    """
+    looked: list[Found] = []
+    for name in (part.pattern, *part.older):
+        looked.append(_find_in_places(replace(part, pattern=name), environ, root, places))
+        if looked[-1].present:
+            break
+    if places is PLACES and (part.older or not looked[-1].present):
+        looked.append(_look_in_comfyui(part, environ, root))
+    problems = tuple(dict.fromkeys(problem for found in looked for problem in found.problems))
+    present = [found for found in looked if found.present]
+    if not present:
+        return Found(part, problems=problems)
+    best = max(present, key=lambda found: controlnet_rank(found.files[0].name)) if part.older else present[0]
+    return replace(best, part=part, problems=problems)
+
+
+def _find_in_places(part: Part, environ: Mapping[str, str], root: Path | None, places: Sequence[Place]) -> Found:
     problems: list[Message] = []
     for place in places:
         for repo in (part.repo, *part.also):
@@ -262,11 +297,8 @@ def _find(part: Part, environ: Mapping[str, str], root: Path | None, places: Seq
             found = _look_in(folders, place.name, part)
             problems += found.problems
             if found.present:
-                return Found(part, found.files, place.name, found.size, tuple(dict.fromkeys(problems)))
-    if places is PLACES:
-        found = _look_in_comfyui(part, environ, root)
-        return replace(found, problems=tuple(dict.fromkeys((*problems, *found.problems))))
-    return Found(part, problems=tuple(dict.fromkeys(problems)))
+                return replace(found, source=place.name, problems=tuple(problems))
+    return Found(part, problems=tuple(problems))
 
 
 def _look_in_comfyui(part: Part, environ: Mapping[str, str], root: Path | None) -> Found:
@@ -293,7 +325,7 @@ def _check_single(file: Path, part: Part) -> None:
     """
     assert part.hash is not None  # ComfyUI's parts all have one
     found = identity(packing.stored([whole(file)]).shapes)
-    if found != part.hash and (part.name, found) != ("vae", ORIGINAL_VAE):
+    if found not in part.hashes and (part.name, found) != ("vae", ORIGINAL_VAE):
         holds = KNOWN_HASHES.get(found, Message("unknown_model", "an unknown model ({hash})", hash=found))
         text = "{folder} holds {model}, not {expected}"
         raise UnusableError(text, folder=file, model=holds, expected=KNOWN_HASHES[part.hash])
@@ -307,7 +339,12 @@ def identity(shapes: Mapping[str, Shape]) -> str:
 
 def look_in_miniature(part: Part, mini_root: Path = MINI_ROOT) -> Found:
     """Look for a part's miniature: the same layout, but names, shapes and sizes of its own."""
-    return _look_in([mini_root / part.repo.split("/")[1]], MINIATURE, part, official=False)
+    folder = mini_root / part.repo.split("/")[1]
+    looked = [
+        _look_in([folder], MINIATURE, replace(part, pattern=name), official=False)
+        for name in (part.pattern, *part.older)
+    ]
+    return replace(next((found for found in looked if found.present), looked[0]), part=part)
 
 
 def _look_in(folders: Iterable[Path], source: str, part: Part, *, official: bool = True) -> Found:
@@ -348,7 +385,7 @@ def _part_files(folder: Path, part: Part, official: bool) -> tuple[Path, ...]:
             raise UnusableError(text, file=files[0], size=size, expected=part.size)
         return files
     found = model_hash(files)
-    if official and found != part.hash:
+    if official and found not in part.hashes:
         holds = KNOWN_HASHES.get(found, Message("unknown_model", "an unknown model ({hash})", hash=found))
         raise UnusableError(
             "{folder} holds {model}, not {expected}", folder=folder, model=holds, expected=KNOWN_HASHES[part.hash]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from core.errors import RequestError
 from core.messages import Message
-from core.request import MODES
+from core.request import MODES, Preprocessor
 
 ROOT = Path(__file__).resolve().parent.parent
 MINI_ROOT = ROOT / "weights" / "mini"
@@ -21,12 +22,16 @@ _TRANSFORMER = "fc3a8a1247fe185ce116ccbe0e426c28"
 _TEXT_ENCODER = "0f050f62a88876fea6eae0a18dac5a2e"
 _VAE = "1aafa3cc91716fb6b300cc1cd51b85a3"
 _CONTROLNET = "1677708d40029ab380a95f6c731a57d7"
+CONTROLNET_LITE = (
+    "6236be6877f14ce75fe63ed33c467688"  # the same with 3 control layers beside the transformer's in place of 15
+)
 ORIGINAL_VAE = "21ea55f476dfc4fd135587abb59dfe5d"  # the same VAE in the names of the original code: ae.safetensors
 KNOWN_HASHES: Mapping[str, Message] = {
     _TRANSFORMER: Message("transformer", "a Z-Image transformer (Base or Turbo)"),
     _TEXT_ENCODER: Message("text_encoder", "the text encoder"),
     _VAE: Message("vae", "the VAE"),
     _CONTROLNET: Message("controlnet", "the ControlNet"),
+    CONTROLNET_LITE: Message("controlnet_lite", "the small ControlNet"),
     "aa3563718e5c3ecde3dfbb020ca61180": Message("omni_transformer", "the Z-Image-Omni-Base transformer"),
 }
 
@@ -37,7 +42,9 @@ class Part:
 
     `pattern` is a glob inside `repo`; `also` are other names that the repository goes by (ModelScope's). `size` is what
     is fetched and lies on disk, in bytes: tensors as published, without the headers' few kilobytes. `hash` is the
-    `model_hash` that the files must have; a part without one is known by its size alone.
+    `model_hash` that the files must have; a part without one is known by its size alone. `older` are names of files in
+    `repo` that do in place of `pattern` where that is not here, the better first, and `other_hashes` what some of them
+    have.
     """
 
     name: str
@@ -47,11 +54,36 @@ class Part:
     needed_by: str
     hash: str | None = None
     also: tuple[str, ...] = ()
+    older: tuple[str, ...] = ()
+    other_hashes: tuple[str, ...] = ()
+
+    @property
+    def hashes(self) -> tuple[str | None, ...]:
+        """Every `model_hash` that its files may have."""
+        return self.hash, *self.other_hashes
 
     @property
     def title(self) -> str:
         """What is to be fetched, and how much of it."""
         return f"{self.repo}/{self.pattern} ({size_text(self.size)})"
+
+
+# The ControlNet's releases after the first by year and month, as their names have it, and what they were taught first.
+_UNION = "Z-Image-Turbo-Fun-Controlnet-Union-2.1"
+_OLDER_UNIONS = ("-2601-8steps", "-8steps", "", "-lite-2602-8steps", "-lite-2601-8steps", "-lite-8steps", "-lite")
+FIRST_UNION = 2512
+TAUGHT_SINCE: Mapping[Preprocessor, int] = {"gray": 2602, "scribble": 2601}
+
+
+def controlnet_release(name: str) -> int:
+    """Return the year and month of a ControlNet's file by its name: 2602 is February 2026."""
+    dated = re.search(r"-(2[6-9][01]\d)(?!\d)", name)
+    return int(dated[1]) if dated else FIRST_UNION
+
+
+def controlnet_rank(name: str) -> tuple[bool, int]:
+    """Return what ControlNet files are compared by: any large one is better than a small one, then the newer is."""
+    return "lite" not in name.lower(), controlnet_release(name)
 
 
 _TURBO, _BASE = "Tongyi-MAI/Z-Image-Turbo", "Tongyi-MAI/Z-Image"
@@ -77,11 +109,13 @@ PARTS: Mapping[str, Part] = {
         Part(
             "controlnet",
             "alibaba-pai/Z-Image-Turbo-Fun-Controlnet-Union-2.1",
-            "Z-Image-Turbo-Fun-Controlnet-Union-2.1-8steps.safetensors",
+            f"{_UNION}-2602-8steps.safetensors",
             6_712_451_584,
             "ControlNet",
             _CONTROLNET,
             also=("PAI/Z-Image-Turbo-Fun-Controlnet-Union-2.1",),
+            older=tuple(f"{_UNION}{which}.safetensors" for which in _OLDER_UNIONS),
+            other_hashes=(CONTROLNET_LITE,),
         ),
         # Published in fp32. No hash: later releases of transformers rename its tensors when they read it.
         Part(

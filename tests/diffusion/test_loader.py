@@ -38,6 +38,7 @@ from tests.helpers.layouts import (
     write_gguf,
 )
 from tests.helpers.plans import everything_stays, plan_with
+from tests.helpers.sparse import official_shapes, write_sparse
 from tests.helpers.workers import worker_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -583,3 +584,10 @@ def test_comfyuis_files_of_full_size_load(tmp_path: Path) -> None:
         assert 2 * sum(weight.numel() for weight in model.parameters()) == memory.PART_BYTES[part]
         assert loader.lies_in_files(model)
     assert {weight.dtype for weight in built.pipe.vae_decoder.parameters()} == {torch.bfloat16}
+    small = tmp_path / "Z-Image-Turbo-Fun-Controlnet-Union-2.1-lite-2602-8steps.safetensors"
+    write_sparse(small, official_shapes("controlnet_lite"))
+    built.pipe.controlnet = None
+    chosen.files["controlnet"] = (small,)
+    list(built.load(chosen, "turbo"))
+    assert built.pipe.controlnet.control_layers_mapping == {0: 0, 10: 1, 20: 2}
+    assert loader.lies_in_files(built.pipe.controlnet)

@@ -19,11 +19,11 @@ from core import metadata
 from core.errors import WeightsMissing
 from core.events import Failure, Result, Stage
 from core.messages import Message
-from core.request import CONTROLNET_STEPS, ControlNet, Preprocess, TextToImage
+from core.request import CONTROLNET_STEPS, ControlNet, Preprocess, Preprocessor, TextToImage
 from core.sizes import IMAGE_SIZES, ImageSizes, WeightsKind
 from core.upload import Upload
 from diffusion.pipeline import SIGMA_SHIFT, Picture, Pipeline
-from engine import Engine, Settings
+from engine import Engine, Settings, mode_controlnet
 from hub import inventory, parts
 from hub.checkpoint import model_hash
 from images import preprocess
@@ -432,3 +432,35 @@ def test_wrong_arguments_get_one_line(command: Command, tmp_path: Path, argument
     done = command("controlnet", "fox", *arguments, "--out", "x.png", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "name", "since"),
+    [
+        ("gray", "-8steps", "2026-02"),
+        ("gray", "-2601-8steps", "2026-02"),
+        ("gray", "-2602-8steps", None),
+        ("scribble", "-8steps", "2026-01"),
+        ("scribble", "-lite-2601-8steps", None),
+        ("canny", "", None),
+    ],
+)
+def test_an_older_controlnet_says_what_it_was_not_taught(
+    preprocessor: Preprocessor, name: str, since: str | None
+) -> None:
+    files = {"controlnet": (Path(f"Z-Image-Turbo-Fun-Controlnet-Union-2.1{name}.safetensors"),)}
+    found = mode_controlnet._outdated(preprocessor, inventory.Chosen("full", files, "", Message("test", "a test")))
+    assert [since in str(note) for note in found if since] == ([True] if since else [])
+    assert len(found) == bool(since)
+    for note in found:
+        assert str(note).endswith("models download controlnet")
+
+
+def test_control_layers_stand_beside_the_layers_that_the_file_is_for() -> None:
+    from diffusion import loader
+    from diffusion.pipeline import control_places
+
+    with torch.device("meta"):
+        whole, small = ZImageControlNet(), ZImageControlNet(control_layers_places=loader.CONTROLNET_LITE_PLACES)
+    assert control_places(whole) == whole.control_layers_mapping
+    assert control_places(small) == {0: 0, 10: 1, 20: 2}

@@ -105,7 +105,8 @@ def in_llama_cpps_names(own: Mapping[str, torch.Tensor]) -> Tensors:
 def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor], count: int = 3, index: bool = True) -> Path:
     """Write a model into several files, as diffusers does; return the index, or the second file where there is none."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem, places = "diffusion_pytorch_model", {}
+    stem = "diffusion_pytorch_model"
+    places: dict[str, str] = {}
     for number in range(count):
         name = f"{stem}-{number + 1:05}-of-{count:05}.safetensors"
         part = dict(sorted(tensors.items())[number::count])

@@ -35,7 +35,7 @@ LAYOUT: Mapping[str, tuple[str, str, float]] = {
     "text_encoder": ("text_encoder/model.safetensors", "BF16", 4e9),
     "vae": ("vae/diffusion_pytorch_model.safetensors", "BF16", 10e9),
     "depth": ("model.safetensors", "F32", 10e9),
-    "controlnet": ("Z-Image-Turbo-Fun-Controlnet-Union-2.1-8steps.safetensors", "BF16", 10e9),
+    "controlnet": ("Z-Image-Turbo-Fun-Controlnet-Union-2.1-2602-8steps.safetensors", "BF16", 10e9),
 }
 TOKENIZER = {
     "tokenizer.json": b'{"version": "1.0"}\n',
@@ -74,10 +74,13 @@ def _model_class(part: str) -> Callable[[], torch.nn.Module]:
         from diffsynth.models.z_image_text_encoder import ZImageTextEncoder
 
         return ZImageTextEncoder  # type: ignore[no-any-return]  # DiffSynth brings no types
-    if part == "controlnet":
+    if part in ("controlnet", "controlnet_lite"):
         from diffsynth.models.z_image_controlnet import ZImageControlNet
 
-        return ZImageControlNet  # type: ignore[no-any-return]  # DiffSynth brings no types
+        # VideoX-Fun, config/z_image/z_image_control_2.1_lite.yaml; 2.02 GB on the hub
+        return (
+            (lambda: ZImageControlNet(control_layers_places=(0, 10, 20))) if part.endswith("lite") else ZImageControlNet
+        )
     if part == "depth":
         from transformers import DepthAnythingForDepthEstimation
 

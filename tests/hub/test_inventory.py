@@ -183,7 +183,7 @@ def test_with_turbo_alone_base_says_what_is_missing(full_cache: Path, environ: d
         assert "Tongyi-MAI/Z-Image/transformer/*.safetensors (12.3 GB)" in str(raised.value)
         assert str(raised.value).endswith(f"{parts.FETCH} base")
         assert raised.value.values["bytes"] == parts.PARTS["base"].size
-    with pytest.raises(WeightsMissing, match=r"8steps\.safetensors \(6\.7 GB\)"):
+    with pytest.raises(WeightsMissing, match=r"2602-8steps\.safetensors \(6\.7 GB\)"):
         inventory.choose("auto", "controlnet", "turbo", environ=environ, mini_root=mini_root)
     assert inventory.choose("mini", "generate", "base", environ=environ, mini_root=mini_root).kind == "mini"
 
@@ -797,3 +797,56 @@ def test_of_several_files_the_one_with_most_bits_is_taken(environ: dict[str, str
     assert found(environ, "turbo").files[0].name == "z-image-turbo-Q8_0.gguf"
     write_sparse(folder / "z_image_turbo_fp16.safetensors", comfyui.TRANSFORMER, "F16")
     assert found(environ, "turbo").files[0].name == "z_image_turbo_fp16.safetensors"
+
+
+UNION = "Z-Image-Turbo-Fun-Controlnet-Union-2.1"
+
+
+def write_union(folder: Path, which: str) -> None:
+    shapes = sparse.official_shapes("controlnet_lite" if "lite" in which else "controlnet")
+    write_sparse(folder / f"{UNION}{which}.safetensors", shapes)
+
+
+def test_the_small_controlnet_is_the_published_one() -> None:
+    shapes = sparse.official_shapes("controlnet_lite")
+    assert checkpoint.hash_of(shapes) == parts.CONTROLNET_LITE
+    assert round(sum(math.prod(shape) for shape in shapes.values()) * 2 / 1e9, 2) == 2.02  # as on the hub
+
+
+def test_the_newest_controlnet_on_the_machine_is_used(environ: dict[str, str]) -> None:
+    patches = Path(environ["HOME"]) / "ComfyUI/models/model_patches"
+    folder = Path(environ["DIFFSYNTH_MODEL_BASE_PATH"]) / parts.PARTS["controlnet"].repo
+
+    def used() -> tuple[str, str]:
+        one = found(environ, "controlnet")
+        return one.files[0].stem.removeprefix(UNION), one.source
+
+    write_union(patches, "-lite-2602-8steps")
+    assert used() == ("-lite-2602-8steps", "ComfyUI folder")
+    write_union(patches, "-8steps")
+    assert used() == ("-8steps", "ComfyUI folder")
+    write_union(folder, "-8steps")
+    assert used() == ("-8steps", "models folder")
+    assert found(environ, "controlnet").outdated
+    write_union(patches, "-2601-8steps")
+    assert used() == ("-2601-8steps", "ComfyUI folder")
+    write_union(patches, "-2602-8steps")
+    assert used() == ("-2602-8steps", "ComfyUI folder")
+    assert not found(environ, "controlnet").outdated
+    write_union(folder, "-2602-8steps")
+    assert used() == ("-2602-8steps", "models folder")
+
+
+@pytest.mark.parametrize(
+    ("name", "release", "rank"),
+    [
+        (f"{UNION}.safetensors", 2512, (True, 2512)),
+        (f"{UNION}-8steps.safetensors", 2512, (True, 2512)),
+        (f"{UNION}-2601-8steps.safetensors", 2601, (True, 2601)),
+        (f"{UNION}-2602-8steps_fp8_e4m3fn.safetensors", 2602, (True, 2602)),
+        (f"{UNION}-lite-2602-8steps.safetensors", 2602, (False, 2602)),
+    ],
+)
+def test_a_controlnets_release_is_in_its_name(name: str, release: int, rank: tuple[bool, int]) -> None:
+    assert parts.controlnet_release(name) == release
+    assert parts.controlnet_rank(name) == rank

@@ -473,9 +473,9 @@ def test_nothing_stays_behind_over_random_sequences(any_pipeline: Pipeline, tmp_
     room = any_pipeline.plan.lora_copies
     before: dict[str, str] = {model: digest(one) for model, one in any_pipeline.transformers.items()}
     counted = {model: hooks(one) for model, one in any_pipeline.transformers.items()}
-    bare = {model: draw(any_pipeline, model) for model in before}
-    chance = random.Random(8)
     models: list[Model] = ["base", "turbo"]
+    bare = {model: draw(any_pipeline, model) for model in models}
+    chance = random.Random(8)
     for _ in range(13):
         for _ in range(chance.randint(1, 4)):
             model, end = chance.choice(models), chance.choice(["done", "cancelled", "shortage", "broken"])
