@@ -16,8 +16,9 @@ from typing import Any
 import hub.remote
 from core.errors import DownloadError, RequestError, WeightsMissing
 from core.messages import Message, plain
-from hub import download, links, verify
-from hub.inventory import Found, fetch_command, find_all, weights_missing
+from core.request import MODELS
+from hub import download, fine_tunes, links, packing, verify
+from hub.inventory import COMFYUI, Found, fetch_command, find_all, weights_missing
 from hub.parts import PARTS, Part, needs, size_text
 
 ALL = "all"
@@ -41,21 +42,48 @@ def inventory_lines(inventory: Sequence[Found] | None = None) -> list[str]:
     lines = []
     for found in find_all() if inventory is None else inventory:
         where = f"in the {found.source}" if found.present else "missing"
+        if found.source == COMFYUI:
+            where += f" ({found.files[0].name}, {packing.stored(found.files).title})"
         if found.outdated:
             where = f"{found.files[0].name} in the {found.source}, an older release: {fetch_command([found])}"
         lines.append(": ".join([f"{found.part.name}: {found.part.title}", where, *map(str, found.problems)]))
     return lines
 
 
+def checkpoint_lines() -> list[str]:
+    """Return a line on each fine-tune that is found, and on each file beside them that cannot be used."""
+    lines = []
+    for tune in fine_tunes.found().values():
+        of = f"made of {MODELS[tune.model].title}" if tune.model else "it does not say of which model (--model)"
+        size = size_text(tune.size)
+        lines.append(f"checkpoint {tune.name}: {tune.stored}, {size}, {of}, in {tune.files[0].parent}")
+    return lines + [f"not usable: {problem}" for problem in fine_tunes.unusable()]
+
+
 def _list(args: argparse.Namespace) -> int:
     inventory = find_all(parts=_parts(args.parts, tuple(PARTS)))
     if args.json:
-        _print({"models": [_facts(found) for found in inventory]})
+        _print({"models": [_facts(found) for found in inventory], **({} if args.parts else _checkpoint_facts())})
         return 0
-    print("\n".join(inventory_lines(inventory)))
+    print("\n".join(inventory_lines(inventory) + ([] if args.parts else checkpoint_lines())))
     if missing := [found for found in inventory if not found.present]:
         _tell(f"To fetch what is missing ({_sum(missing)}): {fetch_command(missing)}")
     return 0
+
+
+def _checkpoint_facts() -> dict[str, Any]:
+    tunes = [
+        {
+            "name": tune.name,
+            "files": [str(file) for file in tune.files],
+            "weights": tune.kind,
+            "model": tune.model,
+            "stored": tune.stored,
+            "bytes": tune.size,
+        }
+        for tune in fine_tunes.found().values()
+    ]
+    return {"checkpoints": tunes, "not_usable": plain(fine_tunes.unusable())}
 
 
 def _facts(found: Found) -> dict[str, Any]:

@@ -448,7 +448,9 @@ def test_wrong_arguments_get_one_line(command: Command, tmp_path: Path, argument
 def test_an_older_controlnet_says_what_it_was_not_taught(
     preprocessor: Preprocessor, name: str, since: str | None
 ) -> None:
-    files = {"controlnet": (Path(f"Z-Image-Turbo-Fun-Controlnet-Union-2.1{name}.safetensors"),)}
+    files: dict[str, tuple[Path, ...]] = {
+        "controlnet": (Path(f"Z-Image-Turbo-Fun-Controlnet-Union-2.1{name}.safetensors"),)
+    }
     found = mode_controlnet._outdated(preprocessor, inventory.Chosen("full", files, "", Message("test", "a test")))
     assert [since in str(note) for note in found if since] == ([True] if since else [])
     assert len(found) == bool(since)

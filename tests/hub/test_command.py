@@ -16,7 +16,7 @@ from gradio_client import Client
 from PIL import Image
 
 from hub.parts import PARTS
-from tests.helpers import sparse
+from tests.helpers import comfyui, sparse
 from tests.helpers.hub_server import Fault, Hub
 
 ROOT = Path(__file__).parent.parent.parent
@@ -134,6 +134,29 @@ def test_an_interrupt_on_a_dead_line_ends_with_130(hub: Hub, environ: dict[str, 
         process.kill()
         process.wait(timeout=PATIENCE)
     assert log.read_text().endswith("the request was cancelled\n")
+
+
+@pytest.mark.slow
+def test_the_list_says_what_each_file_is(environ: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "AI" / "models" / "diffusion_models"
+    write_sparse = sparse.write_sparse
+    write_sparse(folder / "z_image_turbo_fp8_e4m3fn.safetensors", comfyui.TRANSFORMER, "F8_E4M3")
+    write_sparse(folder / "anime_zit.safetensors", comfyui.TRANSFORMER, "F16")
+    write_sparse(folder / "z_image_mix.safetensors", comfyui.TRANSFORMER)
+    write_sparse(folder / "zit_int8.safetensors", comfyui.TRANSFORMER, "I8")
+    told = models(environ, "list", "--models", str(tmp_path / "AI")).stdout.splitlines()
+    assert told[0].endswith("in the ComfyUI folder (z_image_turbo_fp8_e4m3fn.safetensors, fp8)")
+    assert told[-3:-1] == [
+        f"checkpoint anime_zit.safetensors: fp16, 12.3 GB, made of Z-Image Turbo, in {folder}",
+        f"checkpoint z_image_mix.safetensors: bf16, 12.3 GB, it does not say of which model (--model), in {folder}",
+    ]
+    assert told[-1].startswith(f"not usable: {folder}/zit_int8.safetensors is packed as int8")
+    facts = json.loads(models(environ, "list", "--json", "--models", str(folder)).stdout)
+    assert [(tune["name"], tune["model"]) for tune in facts["checkpoints"]] == [
+        ("anime_zit.safetensors", "turbo"),
+        ("z_image_mix.safetensors", None),
+    ]
+    assert "anime" not in models(environ, "list", "turbo", "--models", str(folder)).stdout
 
 
 def test_an_unknown_part_is_refused_with_the_known_ones(environ: dict[str, str]) -> None:
