@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -194,7 +195,8 @@ def done_with(result: Result, say: Say) -> str:
         time = say("{total} s, {loading} of them loading", total=f"{total:.1f}", loading=f"{loading:.1f}")
     width, height = result.size
     steps = say("1 step") if used.steps_run == 1 else say("{steps} steps", steps=used.steps_run)
-    drawn = f"{used.model.title()}, {steps}, " if used.steps_run else ""
+    own = f"{Path(used.checkpoint_name).stem}, " if used.checkpoint_name else ""
+    drawn = f"{used.model.title()}, {own}{steps}, " if used.steps_run else ""
     facts = f"{drawn}{width} × {height}, {time}"
     notes = "".join(f'<p class="note">{escape(say(note))}</p>' for note in result.notes)
     return f"<p><span>{say('Seed')} <b>{used.seed}</b></span><span>{facts}</span></p>{notes}"
