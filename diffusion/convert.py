@@ -15,7 +15,8 @@ from safetensors import safe_open
 from hub import gguf_header
 from hub.packing import Stored
 
-BLOCK = 1 << 24  # numbers that are widened at once: 64 MB in fp32
+BLOCK = 1 << 24  # numbers of fp8 that are widened at once: 64 MB in fp32
+GGUF_BLOCK = 1 << 18  # of a GGUF file: numpy computes fastest on what fits the processor's cache
 
 
 def tensors(files: Sequence[Path], stored: Stored, names: Iterable[str], dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -57,7 +58,7 @@ def scaled(packed: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tor
         dtype: of the result.
     """
     factors = scale.float().reshape(-1, *[1] * (packed.ndim - 1)).expand(len(packed), *[1] * (packed.ndim - 1))
-    return _by_rows(packed.shape, dtype, lambda rows: packed[rows].float() * factors[rows])
+    return _by_rows(packed.shape, dtype, BLOCK, lambda rows: packed[rows].float() * factors[rows])
 
 
 def _from_gguf(file: Path, names: set[str], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
@@ -84,14 +85,20 @@ def _unpacked(packed: np.ndarray, kind: str, shape: tuple[int, ...], dtype: torc
     name = kind.removeprefix(gguf_header.PREFIX)
     of, block = GGMLQuantizationType[name], next(known for known in gguf_header.KINDS.values() if known.name == name)
     blocks = packed.reshape(-1, block.bytes)
-    flat = _by_rows((len(blocks), block.numbers), dtype, lambda rows: torch.from_numpy(dequantize(blocks[rows], of)))
-    return flat.reshape(shape)
+
+    def numbers(rows: slice) -> torch.Tensor:
+        # As one row: the package loops over rows in Python.
+        return torch.from_numpy(dequantize(blocks[rows].reshape(1, -1), of)).reshape(-1, block.numbers)
+
+    return _by_rows((len(blocks), block.numbers), dtype, GGUF_BLOCK, numbers).reshape(shape)
 
 
-def _by_rows(shape: Sequence[int], dtype: torch.dtype, widened: Callable[[slice], torch.Tensor]) -> torch.Tensor:
-    """Return a tensor that is computed some rows at a time, so that its wide copy never is there whole."""
+def _by_rows(
+    shape: Sequence[int], dtype: torch.dtype, at_once: int, widened: Callable[[slice], torch.Tensor]
+) -> torch.Tensor:
+    """Return a tensor that is computed `at_once` numbers at a time, so that its wide copy never is there whole."""
     wide = torch.empty(shape, dtype=dtype)
-    rows = max(1, BLOCK * len(wide) // max(1, wide.numel()))
+    rows = max(1, at_once * len(wide) // max(1, wide.numel()))
     for first in range(0, len(wide), rows):
         block = slice(first, first + rows)
         wide[block] = widened(block)

@@ -20,7 +20,7 @@ from core.messages import Message
 from core.request import TextToImage
 from core.sizes import WeightsKind
 from hub import comfyui, packing
-from hub.checkpoint import MAX_HEADER, UnusableError, entries, flat, hash_of, model_hash, read_header, unreadable
+from hub.checkpoint import MAX_HEADER, UnusableError, entries, flat, hash_of, read_header, unreadable
 from hub.naming import Shape, encoder_layout_of, layout_of
 from hub.parts import (
     FETCH,
@@ -384,7 +384,7 @@ def _part_files(folder: Path, part: Part, official: bool) -> tuple[Path, ...]:
             text = "{file} has {size:,} bytes instead of {expected:,}"
             raise UnusableError(text, file=files[0], size=size, expected=part.size)
         return files
-    found = model_hash(files)
+    found = identity(packing.stored(files).shapes)
     if official and found not in part.hashes:
         holds = KNOWN_HASHES.get(found, Message("unknown_model", "an unknown model ({hash})", hash=found))
         raise UnusableError(

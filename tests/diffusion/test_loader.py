@@ -248,7 +248,7 @@ def test_every_packed_type_is_widened_in_pieces(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    monkeypatch.setattr(convert, "BLOCK", 5 * kind.numbers)
+    monkeypatch.setattr(convert, "GGUF_BLOCK", 5 * kind.numbers)
     files = [tmp_path / "a.gguf"]
     mapped = loader.map_weights(files, None, packing.stored(files))
     expected = torch.from_numpy(dequantize(packed, of))

@@ -120,7 +120,8 @@ def test_diffsynth_registers_and_computes_the_same_hashes(
     from diffsynth.configs import MODEL_CONFIGS
     from diffsynth.core.loader.file import hash_model_file
 
-    assert set(parts.KNOWN_HASHES) <= {config["model_hash"] for config in MODEL_CONFIGS}
+    known = set(parts.KNOWN_HASHES) - {parts.CONTROLNET_LITE}  # which `diffusion.loader` adds
+    assert known <= {config["model_hash"] for config in MODEL_CONFIGS}
     # And by the names that the pipeline asks for.
     known = {(config["model_hash"], config["model_name"]) for config in MODEL_CONFIGS}
     fetched = {"turbo": "z_image_dit", "base": "z_image_dit", "text_encoder": "z_image_text_encoder"}
@@ -850,3 +851,14 @@ def test_the_newest_controlnet_on_the_machine_is_used(environ: dict[str, str]) -
 def test_a_controlnets_release_is_in_its_name(name: str, release: int, rank: tuple[bool, int]) -> None:
     assert parts.controlnet_release(name) == release
     assert parts.controlnet_rank(name) == rank
+
+
+@pytest.mark.parametrize(("dtype", "said"), [("F8_E4M3", None), ("I8", "is packed as int8"), ("U8", "bytes")])
+def test_a_repository_in_other_numbers_is_not_taken_for_the_published_one(
+    dtype: str, said: str | None, environ: dict[str, str]
+) -> None:
+    """Names and shapes are the same, so that DiffSynth would read it as it is."""
+    write_part(Path(environ["DIFFSYNTH_MODEL_BASE_PATH"]) / BASE, "base", dtype)
+    base = found(environ, "base")
+    assert base.present == (said is None)
+    assert [str(said) in str(problem) for problem in base.problems] == ([True] if said else [])
