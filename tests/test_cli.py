@@ -338,3 +338,17 @@ def test_every_field_of_a_request_has_a_flag() -> None:
 
 def test_version_is_that_of_the_package() -> None:
     assert f'version = "{metadata.APP_VERSION}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_the_page_alone_takes_a_folder_of_models_too() -> None:
+    done = subprocess.run([sys.executable, "app.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--models FOLDER" in done.stdout
+
+
+def test_a_folder_of_models_is_what_the_environment_would_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("Z_IMAGE_MODELS", "")
+    assert cli.main(["models", "list", "--models", str(tmp_path / "none")]) == 2
+    assert "'" + str(tmp_path / "none") in capsys.readouterr().err
+    assert cli.main(["models", "list", "--models", str(tmp_path)]) == 0

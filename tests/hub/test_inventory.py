@@ -120,8 +120,8 @@ def test_diffsynth_registers_and_computes_the_same_hashes(
     from diffsynth.configs import MODEL_CONFIGS
     from diffsynth.core.loader.file import hash_model_file
 
-    known = set(parts.KNOWN_HASHES) - {parts.CONTROLNET_LITE}  # which `diffusion.loader` adds
-    assert known <= {config["model_hash"] for config in MODEL_CONFIGS}
+    theirs = set(parts.KNOWN_HASHES) - {parts.CONTROLNET_LITE}  # which `diffusion.loader` adds
+    assert theirs <= {config["model_hash"] for config in MODEL_CONFIGS}
     # And by the names that the pipeline asks for.
     known = {(config["model_hash"], config["model_name"]) for config in MODEL_CONFIGS}
     fetched = {"turbo": "z_image_dit", "base": "z_image_dit", "text_encoder": "z_image_text_encoder"}
