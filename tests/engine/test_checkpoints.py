@@ -82,7 +82,7 @@ def test_a_picture_names_its_checkpoint_and_is_drawn_again_by_it(
     with Image.open(path) as image:
         text = str(image.info["parameters"])
     assert f"Model hash: {digest[7:17]}, Model: icons_turbo, Base model: Z-Image Turbo" in text
-    found = metadata.read_png(path)
+    found = metadata.read_picture(path)
     assert found.values["checkpoint"] == file.name  # where it lay is nobody's business
     assert found.inputs["checkpoint"] == digest
     monkeypatch.setenv("Z_IMAGE_MODELS", str(folder))
