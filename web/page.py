@@ -4,13 +4,19 @@ Data flows one way: a tab's form becomes a request, the engine turns it into eve
 shows. Each tab is a module of its own.
 """
 
+from pathlib import Path
+from typing import Any
+
 import gradio as gr
 
+from core import metadata
+from core.errors import RequestError
 from core.request import MODES, Model, TextToImage
 from engine import Engine
 from web import dropped, situation, theme
+from web.endpoints import uploaded
 from web.fields import QUIET, REWORD_JS, Field, Update
-from web.form import Form
+from web.form import RAW, Form
 from web.language import fixed, named, say_to
 from web.output import Output
 from web.restore import lay_out, wire
@@ -77,7 +83,20 @@ def _hand_over(drawn: Output, label: str, tabs: gr.Tabs, to: Form) -> None:
     with drawn.others:
         use = gr.Button(fixed(label), size="sm", elem_classes=[f"to-{to.mode.mode}"])
     assert to.image is not None
-    use.click(lambda picture: (gr.Tabs(selected=to.mode.mode), picture), drawn.picture, [tabs, to.image], **QUIET)
+    image, prompt = to.image, to.fields["prompt"]
+    takes_prompt = to.mode.model_fields["prompt"].is_required()  # else its own says what a refinement should add
+
+    def use_it(picture: dict[str, Any] | None) -> Update:
+        if picture is None:
+            return {image: gr.skip()}
+        try:
+            told = metadata.read_picture(Path(uploaded(picture))).values.get("prompt")
+        except RequestError:  # swept away after a day
+            return {image: gr.skip()}
+        handed: Update = {tabs: gr.Tabs(selected=to.mode.mode), image: uploaded(picture)}
+        return handed | ({prompt: told} if takes_prompt and told else {})
+
+    use.click(use_it, drawn.picture, [tabs, image, prompt], **RAW)
 
 
 def _reword_weights(engine: Engine, weights_line: gr.HTML, model_field: Field, places: list[gr.Tab]) -> None:

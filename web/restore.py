@@ -1,5 +1,6 @@
 """Forms filled from outside: a dropped picture's parameters, a link, and what the visitor's browser kept."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from itertools import islice
@@ -13,18 +14,19 @@ from core.errors import RequestError
 from web import dropped
 from web.endpoints import uploaded
 from web.fields import QUIET, REWORD_JS, Update
-from web.form import READY_JS, Form
+from web.form import RAW, READY_JS, Form
 from web.language import Say, fixed, say_to
 from web.words import failed, field_name
 
 MOST_TOLD = 24  # things that were not restored; a hostile picture has thousands
 QUERY_MODE = "mode"  # ?mode=controlnet&prompt=...
 
-# A live region, which must be there before there is something to say; the next picture takes what it said away.
+# A live region, which must be there before there is something to say; whatever is done next takes what it said away.
 TOLD_JS = f"""{REWORD_JS}
 element.setAttribute("role", "status");
 watch("value", () => element.classList.remove("read"));
-addEventListener("click", (event) => event.target.closest(".go") && element.classList.add("read"));
+for (const next of ["click", "input"])
+  addEventListener(next, ({{ target }}) => element.contains(target) || element.classList.add("read"), true);
 element.addEventListener("click", ({{ target }}) => {{
   const pressed = target.closest("button");
   if (pressed) trigger("select", {{ index: 0, value: pressed.value }});
@@ -89,12 +91,12 @@ def wire(
         """Fill in what the browser kept, then what the link holds."""
         say = say_to(visitor)
         update: Update = {told: ""}
-        for form, values in zip(by_mode.values(), kept, strict=True):
-            if isinstance(values, dict):
-                update |= form.fill(values)[0]
         asked = dict(visitor.query_params)
         form = by_mode.get(asked.pop(QUERY_MODE, ""), next(iter(by_mode.values())))
         asked = {name: value for name, value in asked.items() if name in form.fields}
+        for other, values in zip(by_mode.values(), kept, strict=True):
+            if isinstance(values, dict) and not (asked and other is form):  # a link starts from what is usual
+                update |= other.fill(values)[0]
         if asked:
             filled, refused = form.fill(asked)
             update |= filled
@@ -112,7 +114,7 @@ def wire(
     arrived = page.load(arrive, [form.kept for form in by_mode.values()], outputs, **QUIET)
     for form in by_mode.values():
         if form.refresh:
-            arrived = arrived.then(*form.refresh, **QUIET)
+            arrived = arrived.then(*form.refresh, **RAW)
     # Not on a GET, which whoever looks whether the server is alive asks for too.
     arrived.then(None, None, None, js=READY_JS, **QUIET).then(ready, None, None, queue=False, **QUIET)
 
@@ -123,7 +125,8 @@ def _named(refused: Mapping[str, str], say: Say) -> dict[str, str]:
 
 def _told(sentence: str, left_out: Mapping[str, str], say: Say) -> str:
     """Return a text on what was done, with the names of what could not be."""
-    html = f"<p>{escape(sentence)}</p>"
+    # With the time: the same sentence, said again, is seen again.
+    html = f'<p data-at="{time.monotonic_ns()}">{escape(sentence)}</p>'
     if left_out:
         listed = ", ".join(f"{name}: {value}"[:80] for name, value in islice(left_out.items(), MOST_TOLD))
         listed += ", …" if len(left_out) > MOST_TOLD else ""

@@ -105,7 +105,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
         try:
             control = engine.control_image(Preprocess.parse(**form.values(inputs)))
         except StudioError as error:
-            return shown | {about_preview: words.failed(error, say)}
+            return shown | {about_preview: words.failed(error, say), generate: gr.Button(interactive=False)}
         facts = PREPROCESSORS[preprocessor]
         return shown | {
             preview_column: gr.Column(visible=True),

@@ -11,8 +11,8 @@ from engine import Engine
 from hub import fine_tunes
 from web import endpoints, enlarged, examples, words
 from web.drawer import Drawer
-from web.fields import QUIET, Fields, Update, checkpoints, count_tokens, named_for
-from web.form import Form
+from web.fields import Fields, Update, checkpoints, count_tokens, named_for
+from web.form import RAW, Form
 from web.language import fixed, say_to
 from web.lora_slot import LoraSlot
 from web.output import Output
@@ -113,13 +113,15 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
     runs = form.draws_on(generate, engine, *filled)
     enlarged.wire(engine, large, output, runs)
     form.sum_up(tab)
-    shape.input(lambda chosen, now: shapes(now.sizes)[chosen], [shape, situation], sides, **QUIET)
+    shape.input(lambda chosen, now: shapes(now.sizes)[chosen], [shape, situation], sides, **RAW)
     for side in sides:
-        side.change(lambda width, height, now: shape_of(width, height, now.sizes), [*sides, situation], shape, **QUIET)
+        side.change(
+            lambda width, height, now: shape_of(width or 0, height or 0, now.sizes), [*sides, situation], shape, **RAW
+        )
     of_model = [fields["steps"], fields["cfg"], guidance, *of_weights]
-    fields["model"].input(by_model, seen, of_model, **QUIET)
-    fields["checkpoint"].input(by_checkpoint, seen, [fields["model"], *of_model], **QUIET)
-    tab.select(by_weights, seen, of_weights, **QUIET)
+    fields["model"].input(by_model, seen, of_model, **RAW)
+    fields["checkpoint"].input(by_checkpoint, seen, [fields["model"], *of_model], **RAW)
+    tab.select(by_weights, seen, of_weights, **RAW)
     return form
 
 
@@ -134,21 +136,25 @@ def _used(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in unguided}
 
 
-def _size(sizes: ImageSizes, wanted: int = 0) -> dict[str, Any]:
+def _size(sizes: ImageSizes, wanted: int | None = None) -> dict[str, Any]:
     """Return what a slider for a width or a height is made of; what was wanted stays where it is possible."""
     return {
         "minimum": min(sizes.minimum, sizes.maximum - sizes.step),  # a slider has a range even when it is not shown
         "maximum": sizes.maximum,
         "step": sizes.step,
-        "value": wanted if wanted == sizes.nearest(wanted) else sizes.native,
+        "value": wanted if wanted and wanted == sizes.nearest(wanted) else sizes.native,
     }
 
 
-def _shape(sizes: ImageSizes, width: int = 0, height: int = 0) -> dict[str, Any]:
+def _shape(sizes: ImageSizes, width: int | None = None, height: int | None = None) -> dict[str, Any]:
     """Return what the choice of a shape is made of; there is nothing to choose where only one is possible."""
     possible = shapes(sizes)
     chosen = shape_of(width or sizes.native, height or sizes.native, sizes)
     return {"choices": list(possible), "value": chosen, "visible": len(possible) > 1}
+
+
+def _shape_now(width: int | None, height: int | None, now: Situation) -> str | None:
+    return shape_of(width or 0, height or 0, now.sizes)
 
 
 def _is_fixed(sizes: ImageSizes) -> bool:

@@ -11,7 +11,7 @@ from core.request import UPSCALE_DENOISE, UPSCALE_MAX, UPSCALE_STEPS, UPSCALERS,
 from engine import Engine, mode_upscale
 from web import endpoints, words
 from web.drawer import Drawer
-from web.fields import QUIET, REWORD_JS, Fields, Inputs, Update, image_field, named_for, titles
+from web.fields import REWORD_JS, Fields, Inputs, Update, image_field, named_for, titles
 from web.form import RAW, Form, seen_on_opening
 from web.language import Say, fixed, say_to
 from web.output import Output
@@ -103,13 +103,14 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
     changes = [*(field.change for field in foreseen), about.input]
     gr.on(changes, foresee, set(foreseen), [start, about], trigger_mode="always_last", **RAW)
     refined = [fields["prompt"], drawer.place, plain]
-    fields["denoise"].change(_refinement, fields["denoise"], refined, **QUIET)
+    fields["denoise"].change(_refinement, fields["denoise"], refined, **RAW)
     return form
 
 
-def _refinement(denoise: float) -> tuple[gr.Textbox, gr.Accordion, gr.HTML]:
+def _refinement(denoise: float | None) -> tuple[gr.Textbox, gr.Accordion, gr.HTML]:
     """Return the prompt and the drawer as a refinement, or none, takes them, and what is said where there is none."""
-    return gr.Textbox(interactive=denoise > 0), gr.Accordion(visible=denoise > 0), gr.HTML(visible=denoise == 0)
+    refined = denoise is None or denoise > 0  # a field that was emptied means the usual
+    return gr.Textbox(interactive=refined), gr.Accordion(visible=refined), gr.HTML(visible=not refined)
 
 
 def _foreseen(estimate: mode_upscale.Foreseen, say: Say) -> str:

@@ -158,8 +158,8 @@ def failed(failure: Failure | StudioError, say: Say = english) -> str:
     facts = failure.values
     allowed = say(facts.get("allowed", ""))
     if failure.code != RequestError.code:
-        text = _upper(say(failure.message))
-    elif facts["field"] == "image" and facts["value"] == "None":
+        return f'<p class="failed">{_with_command(_upper(say(failure.message)), facts.get("command", ""), say)}</p>'
+    if facts["field"] == "image" and facts["value"] == "None":
         text = say("Choose an image first.")
     elif facts["allowed"] == IMAGE_FILE:
         text = say("This file cannot be opened as a picture. PNG, JPEG and WebP work.")
@@ -181,6 +181,14 @@ def failed(failure: Failure | StudioError, say: Say = english) -> str:
     return f'<p class="failed">{escape(text)}</p>'
 
 
+def _with_command(text: str, command: str, say: Say) -> str:
+    """Return a text as HTML, the command in it in a box with a button that copies it (web/assets/page.js)."""
+    if not command:
+        return escape(text)
+    box = f'<code>{escape(command)}</code> <button type="button" class="copy-text">{escape(say("Copy"))}</button>'
+    return escape(text).replace(escape(command), box)
+
+
 def field_name(name: str, say: Say) -> str:
     """Return what the page calls a field of a request."""
     return say(LABELS.get(name, name.replace("_", " ").capitalize()))
@@ -199,6 +207,8 @@ def done_with(result: Result, say: Say) -> str:
     drawn = f"{used.model.title()}, {own}{steps}, " if used.steps_run else ""
     facts = f"{drawn}{width} × {height}, {time}"
     notes = "".join(f'<p class="note">{escape(say(note))}</p>' for note in result.notes)
+    if not used.steps_run:  # nothing was drawn, and no seed means anything
+        return f"<p><b>{width} × {height}</b><span>{time}</span></p>{notes}"
     return f"<p><span>{say('Seed')} <b>{used.seed}</b></span><span>{facts}</span></p>{notes}"
 
 

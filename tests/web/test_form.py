@@ -21,6 +21,7 @@ from tests.helpers.browsing import (
     reload,
     seed_field,
     set_steps,
+    settled,
     shoot,
     write,
 )
@@ -51,10 +52,20 @@ def test_the_form_survives_a_reload_in_this_browser_only(open_page: Open) -> Non
 def test_a_link_carries_a_form(open_page: Open) -> None:
     page = open_page(query="?prompt=a+red+apple&seed=42&steps=3&width=1000&unknown=1")
     expect(prompt_of(page)).to_have_value("a red apple")
+    expect(page.locator("#restored")).to_be_visible()
     expect(page.locator("#restored")).to_contain_text("Not restored: Width: 1000")
     advanced(page)
     expect(page.get_by_label("number input for Steps")).to_have_value("3")
     assert seed_field(page).input_value() == "42"
+    expect(page.locator("#restored")).to_be_hidden()  # what was said goes with what is done next
+    with kept(page):
+        set_steps(page, 5)
+    page.goto(f"{page.url.partition('?')[0]}?prompt=a+blue+house")
+    settled(page)
+    expect(prompt_of(page)).to_have_value("a blue house")
+    advanced(page)
+    expect(page.get_by_label("number input for Steps")).to_have_value("8")  # and not what the browser kept
+    assert seed_field(page).input_value() == "0"
 
 
 def a1111_file(path: Path) -> Path:

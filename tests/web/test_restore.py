@@ -37,6 +37,13 @@ def built(engine: Engine) -> gr.Blocks:
     return asyncio.run(build())
 
 
+def test_no_listener_lets_gradio_refuse_a_number(built: gr.Blocks) -> None:
+    """Its refusal is no sentence of ours, and in English."""
+    numbers = [fn for fn in built.fns.values() if any(isinstance(block, gr.Slider | gr.Number) for block in fn.inputs)]
+    assert len(numbers) > 10
+    assert [fn.name for fn in numbers if fn.fn is not None and fn.preprocess] == []
+
+
 @pytest.fixture
 def uploads() -> Iterator[Path]:
     """A folder for files that the page takes for uploaded."""

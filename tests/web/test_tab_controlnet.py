@@ -120,10 +120,15 @@ def test_a_preprocessor_that_cannot_work_says_why_and_draws_nothing(visit: Open,
     expect(page.locator("#preview")).to_be_hidden()
     page.get_by_role("radio", name="Depth").check()
     expect(status).to_contain_text("Depth-Anything-V2-Small-hf/model.safetensors (99 MB)")
-    page.locator("#controlnet-prompt textarea").fill(PROMPT)
-    page.locator("#controlnet-generate").click()
-    expect(page.locator("#controlnet-status .failed")).to_contain_text("models download")
+    expect(status.locator("code")).to_contain_text("models download")
+    expect(page.locator("#controlnet-generate")).to_be_disabled()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    status.get_by_role("button", name="Copy").click()
+    expect(page.locator("#said")).to_have_text("Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == status.locator("code").inner_text()
     shoot(page, "22-controlnet-no-model")
+    page.get_by_role("radio", name="Gray").check()
+    expect(page.locator("#controlnet-generate")).to_be_enabled()
 
 
 def test_outlines_get_a_hint(visit: Open, sketch: Path, tmp_path: Path) -> None:
@@ -143,6 +148,7 @@ def test_a_result_becomes_a_control_image(visit: Open) -> None:
     page.get_by_role("button", name="Use as control").click()
     page.locator("#preview img").wait_for()
     expect(page.locator("#controlnet-generate")).to_be_enabled()
+    expect(page.locator("#controlnet-prompt textarea")).to_have_value(PROMPT)
     expect(page.get_by_role("tab", name="ControlNet")).to_have_attribute("aria-selected", "true")
     shoot(page, "23-controlnet-from-result")
 

@@ -62,6 +62,7 @@ def test_a_picture_is_foreseen_enlarged_and_compared(visit: Open, photo: Path, s
     expect(page.locator("#upscale-estimate")).to_contain_text("about")
     press(page, "96 × 96")
     expect(page.locator("#upscale-status")).to_contain_text("Not refined: the miniature")
+    expect(page.locator("#upscale-status")).not_to_contain_text("Seed")  # which means nothing here
     assert sizes_compared(page) == [[96, 96], [96, 96]]
     assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
     shoot(page, "41-upscale")

@@ -162,6 +162,9 @@ addEventListener("click", (event) => {
     shown(".stage")?.scrollIntoView({ block: "nearest", behavior: calm() ? "auto" : "smooth" });
   } else if (at(".copy")) {
     copy(at(".copy"));
+  } else if (at(".copy-text")) {
+    navigator.clipboard?.writeText(at(".copy-text").previousElementSibling.textContent)
+      .then(() => say(word("copied")), () => say(word("refused")));
   } else if (at(".known button")) {
     // One of the things that the weights know joins the prompt.
     const prompt = shown(".controls .prompt textarea:enabled");
