@@ -24,11 +24,13 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # its types h
 from core.errors import DownloadError
 from core.messages import Message
 from core.whole_file import write_whole
+from hub import proxies
 from hub.checkpoint import digest_of
 from hub.parts import Part
 from hub.remote import GOES_ON, RemoteFile, Report, hex_digits, plain_name, wanted
 
 REVISION = "main"
+SOCKS_PACKAGE = ("socksio", "socksio")  # what the HTTP client takes for SOCKS proxies
 CACHE_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n"  # by which backup tools know what they need not keep
 FULL_TRIES = 2  # a file whose content is wrong is fetched once more
 
@@ -163,6 +165,8 @@ class HuggingFace:
             )
         elif isinstance(error, OSError) and "Consistency check failed" in str(error):  # http_get has no type for it
             text = "{where} sent another number of bytes than it announced"
+        elif not isinstance(error, OSError) and (fault := proxies.fault(SOCKS_PACKAGE, ("socks5", "socks5h"))):
+            return DownloadError(fault)  # the client cannot be made then, and says so in errors of several kinds
         else:
             return None
         return DownloadError(GOES_ON, what=Message("hub_error", text, **values), repo=repo)

@@ -13,10 +13,13 @@ from modelscope_hub import errors as hub_errors
 
 from core.errors import DownloadError
 from core.messages import Message
+from hub import proxies
 from hub.parts import Part
 from hub.remote import GOES_ON, RemoteFile, Report, hex_digits, plain_name, wanted
 
 REVISION = "master"
+SOCKS = ("socks4", "socks4a", "socks5", "socks5h")
+SOCKS_PACKAGE = ("socks", "PySocks")  # what requests takes for these proxies
 
 
 class ModelScope:
@@ -76,6 +79,9 @@ class ModelScope:
 
     def explain(self, error: Exception, repo: str) -> DownloadError | None:
         """Return what an error of modelscope_hub means and what to do."""
+        # Of requests' errors, those at an address that it cannot use.
+        if isinstance(error, ValueError) and (fault := proxies.fault(SOCKS_PACKAGE, SOCKS)):
+            return DownloadError(fault)
         text = next((text for kind, text in _MEANINGS if isinstance(error, kind)), None)
         if text is None:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import os
 import random
 from collections.abc import Callable, Generator, Iterator
@@ -18,6 +19,7 @@ from hub.download import Fetched, Planned, Progress
 from hub.huggingface import HuggingFace
 from hub.parts import Part
 from tests.helpers.hub_server import COMMIT, Fault, Hub, digest
+from tests.helpers.proxying import Proxy, running
 from tests.helpers.sparse import write_sparse
 
 if TYPE_CHECKING:
@@ -555,3 +557,72 @@ def test_modelscopes_digests_are_checked_too(
         run({"single": elsewhere(parts["single"])}, modelscope)
     hub.marks["single.pth"] = [""]
     run({"single": elsewhere(parts["single"])}, modelscope)  # without one, there is its size to go by
+
+
+# --- proxies
+
+
+@pytest.fixture
+def set_proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """Let the environment name one proxy alone."""
+    from huggingface_hub.utils import close_session
+
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    close_session()  # the library keeps its client
+    yield monkeypatch.setenv
+    close_session()
+
+
+@pytest.fixture(params=["huggingface", "modelscope"])
+def far(request: pytest.FixtureRequest, client: HuggingFace, modelscope: ModelScope) -> HuggingFace | ModelScope:
+    """A hub with a name that only a proxy knows."""
+    from modelscope_hub import HubConfig
+
+    from hub.modelscope import ModelScope
+
+    if request.param == "huggingface":
+        return HuggingFace("http://hub.invalid", client.folder)
+    return ModelScope(
+        HubConfig(
+            endpoint="http://hub.invalid", cache_dir=modelscope.folder, config_dir=modelscope.folder.with_name("c")
+        )
+    )
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
+def test_weights_come_by_way_of_a_proxy(
+    name: str, far: HuggingFace | ModelScope, hub: Hub, parts: dict[str, Part], set_proxy: Callable[[str, str], None]
+) -> None:
+    hub.repos = {**hub.repos, REPO: hub.repos["other/tiny-model"]}
+    with running(Proxy(hub.port)) as proxy:
+        set_proxy(name, proxy.url)
+        run({"single": elsewhere(parts["single"])}, far)
+    assert proxy.asked
+    assert all("://" in address for address in proxy.asked)
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("socks5://ann:secret@127.0.0.1:9", "ALL_PROXY names a SOCKS proxy, for which the package {} is missing: run"),
+        ("socks5h://127.0.0.1:9", "ALL_PROXY names a SOCKS proxy, for which the package {} is missing: run"),
+        ("foo://ann:secret@127.0.0.1", "ALL_PROXY names no proxy that can be asked"),
+        ("http://ann:secret@127.0.0.1:port", "ALL_PROXY names no proxy that can be asked"),
+        ("http://127.0.0.1:9", "cannot be reached"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_named_without_its_password(
+    address: str,
+    told: str,
+    far: HuggingFace | ModelScope,
+    parts: dict[str, Part],
+    set_proxy: Callable[[str, str], None],
+) -> None:
+    package = "socksio" if isinstance(far, HuggingFace) else "PySocks"
+    if "socks" in address and importlib.util.find_spec({"socksio": "socksio", "PySocks": "socks"}[package]):
+        pytest.skip("this machine has what SOCKS proxies need")
+    set_proxy("ALL_PROXY", address)
+    with pytest.raises(DownloadError, match=told.format(package)) as refused:
+        run({"single": elsewhere(parts["single"])}, far)
+    assert "secret" not in str(refused.value)
