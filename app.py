@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from core import environment
@@ -17,9 +18,12 @@ environment.prepare_environment()
 if environment.on_space():
     space_cache.settle(os.environ)
 
-from engine import Engine
-from web import page
-from web import server as server
+from core.errors import StudioError
+
+with environment.without_proxies():
+    from engine import Engine
+    from web import page
+    from web import server as server
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -38,4 +42,7 @@ if __name__ == "__main__":
     parser.add_argument("--models", metavar="FOLDER", help="a folder with models to look in first (Z_IMAGE_MODELS)")
     if (models := parser.parse_args().models) is not None:
         os.environ["Z_IMAGE_MODELS"] = models
-    server.serve()
+    try:
+        server.serve()
+    except StudioError as error:
+        sys.exit(str(error))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 
 # What must be set before torch, DiffSynth and Gradio are imported, and why.
 ENVIRONMENT: Mapping[str, str] = {
@@ -22,6 +23,26 @@ def prepare_environment(environ: MutableMapping[str, str] = os.environ) -> dict[
     added = {name: value for name, value in ENVIRONMENT.items() if name not in environ}
     environ.update(added)
     return added
+
+
+@contextlib.contextmanager
+def without_proxies(environ: MutableMapping[str, str] = os.environ) -> Iterator[None]:
+    """Let nothing of this process be asked by way of a proxy meanwhile, whatever the environment or the system names.
+
+    Gradio asks its own address, and its HTTP client (httpx) sends that to a proxy too, or fails when it is made: at a
+    kind of proxy that it lacks a package for, and at an exception that is none to it. That is made at import already.
+    """
+    names = [name for name in environ if name.lower() == "no_proxy"] or ["no_proxy"]
+    before = {name: environ.get(name) for name in names}
+    environ.update(dict.fromkeys(names, "*"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del environ[name]
+            else:
+                environ[name] = value
 
 
 def on_space(environ: Mapping[str, str] = os.environ) -> bool:

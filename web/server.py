@@ -6,17 +6,22 @@ Importing it loads no torch, draws nothing and listens to nothing.
 from __future__ import annotations
 
 import logging
+import os
+import re
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 
 from core import environment
-from core.errors import RequestError
+from core.errors import NotWritten, RequestError
+from core.whole_file import check_writable
 from engine import Engine, worker_zerogpu, zerogpu
 from hub import links, parts
-from web import language, theme
+from web import language, listening, theme
 from web.allowed_hosts import AllowedHosts, checked, is_loopback
 from web.first_paint import FirstPaint
 from web.page import HEAD, build
@@ -30,7 +35,7 @@ def serve(
     engine: Engine | None = None,
     *,
     host: str = HOST,
-    port: int | None = PORT,
+    port: int = PORT,
     auth: str | None = None,
     insecure: bool = False,
     allow_hosts: Sequence[str] = (),
@@ -39,18 +44,21 @@ def serve(
 
     Args:
         engine: what draws; a new one where none is given.
-        host: the address to listen on. On a Space, the Space decides.
-        port: the port to listen on.
+        host: the address to listen on, or a name of this machine. On a Space, the Space decides.
+        port: the port to listen on, 1 to 65535; 0 takes a free one.
         auth: "user:password" that visitors must give, or None.
         insecure: allow an address that other machines reach without `auth`.
         allow_hosts: names that visitors may call this server by, besides those of this machine alone. Where none is
             given and `host` is open to other machines, any name is answered: it cannot be known.
 
     Raises:
-        RequestError: `auth` or a name is malformed, `host` is open to other machines without `auth`, or the port is
-            taken.
+        RequestError: `auth`, a name, `host` or `port` is malformed or not to be had, `host` is open to other machines
+            without `auth`, or GRADIO_ROOT_PATH or GRADIO_TEMP_DIR has no possible value.
     """
     options = launch_options(host, port, auth, insecure, allow_hosts)
+    if not environment.on_space():
+        options["server_name"], options["server_port"] = listening.place(host, port)
+    _check_uploads()
     engine = engine or Engine()
     if environment.on_space():
         link_preloaded()
@@ -59,9 +67,10 @@ def serve(
         engine.worker = worker_zerogpu.ZeroGpuWorker(engine.settings)
     page = build(engine)
     try:
-        _, url, _ = page.launch(**options, share=False, quiet=True, prevent_thread_lock=True)
+        with environment.without_proxies():
+            _, url, _ = page.launch(**options, share=False, quiet=True, prevent_thread_lock=True)
     except OSError as error:  # Gradio's way of saying so; nothing else is opened before the port
-        raise RequestError("port", port, "a port that nothing else listens on, given with --port") from error
+        raise RequestError("port", port, listening.PORTS) from error
     print(f"{theme.TITLE} is at {url} (Ctrl+C stops it)", flush=True)
     page.block_thread()
 
@@ -77,7 +86,7 @@ def link_preloaded() -> None:
 
 
 def launch_options(
-    host: str, port: int | None, auth: str | None, insecure: bool, allow_hosts: Sequence[str] = ()
+    host: str, port: int, auth: str | None, insecure: bool, allow_hosts: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return the keyword arguments for `Blocks.launch`.
 
@@ -108,6 +117,7 @@ def launch_options(
     names = [checked(name) for name in allow_hosts]
     if environment.on_space():
         return options  # its address, port and name come from its environment
+    server_name = listening.in_url(host)
     if auth is None and not insecure and not is_loopback(host):
         raise RequestError(
             "host", host, f"{HOST} (this machine only); any other address together with --auth USER:PASSWORD, or with "
@@ -116,4 +126,25 @@ def launch_options(
     if is_loopback(host) or names:
         # Gradio asks at the address that it listens on whether it is up.
         options["app_kwargs"]["middleware"].insert(0, Middleware(AllowedHosts, names=[*names, host]))
-    return options | {"server_name": host, "server_port": port}
+    return options | {"server_name": server_name, "server_port": port, "root_path": _root_path()}
+
+
+def _root_path() -> str:
+    """Return where a proxy in front of us serves the page, as GRADIO_ROOT_PATH says: a path, an address, or nothing."""
+    given = os.environ.get("GRADIO_ROOT_PATH", "").strip()
+    if not re.fullmatch(r"((https?://[^/?#\s]+)?(/[^?#\s]*)?)", given):
+        raise RequestError("GRADIO_ROOT_PATH", given, "a path such as /studio, or a whole address such as "
+            "https://example.com/studio")  # fmt: skip
+    return given.rstrip("/")
+
+
+def _check_uploads() -> None:
+    """Refuse to start where the pictures that visitors bring and get could not be written."""
+    folder = Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder / "picture.png")
+    except (OSError, NotWritten) as error:
+        reason = error.values["reason"] if isinstance(error, NotWritten) else error.strerror
+        allowed = f"a folder that can be written to; this one cannot ({reason})"
+        raise RequestError("GRADIO_TEMP_DIR", str(folder), allowed) from error

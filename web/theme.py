@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from gradio.themes import Base, Color, Font, sizes
-from starlette.routing import Mount
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 ROOT = Path(__file__).parent
 ASSETS = ROOT / "assets"
@@ -155,6 +157,14 @@ def build() -> Base:
     return theme
 
 
-def routes() -> list[Mount]:
+class _Assets(StaticFiles):
+    """The assets by their path behind ASSETS_URL: StaticFiles finds it by the root path, which a proxy may have cut."""
+
+    def get_path(self, scope: Scope) -> str:
+        """Return the file that is asked for, below the folder."""
+        return os.path.normpath(os.path.join(*scope["path_params"]["path"].split("/")))
+
+
+def routes() -> list[Route]:
     """Return the routes that serve the assets: before any login, and to be matched before Gradio's own routes."""
-    return [Mount(f"/{ASSETS_URL}", app=StaticFiles(directory=ASSETS))]
+    return [Route(f"/{ASSETS_URL}/{{path:path}}", _Assets(directory=ASSETS))]

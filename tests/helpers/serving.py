@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import socket
 import subprocess
 import sys
@@ -32,15 +33,20 @@ class Server:
 
 
 @functools.cache
-def server(*flags: str, root: Path = ROOT) -> Server:
-    """Start the server of the program in `root`, once for all tests; it stops when the tests end."""
+def server(*flags: str, root: Path = ROOT, environment: tuple[tuple[str, str], ...] = ()) -> Server:
+    """Start the server of the program in `root`, once for all tests; it stops when the tests end.
+
+    `environment` is what there is besides that of the tests.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder = Path(tempfile.mkdtemp(prefix="studio-server-"))
     command = [sys.executable, "cli.py", "serve", "--weights", "mini", "--device", "cpu", "--port", str(port), *flags]
     with open(folder / "log.txt", "wb") as log:
-        process = subprocess.Popen(command, cwd=root, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=root, env=os.environ | dict(environment), stdout=log, stderr=subprocess.STDOUT
+        )
     atexit.register(_stop, process)
     running = Server(f"http://127.0.0.1:{port}/", folder / "log.txt", process.pid)
     _await(running, process)

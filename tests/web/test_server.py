@@ -23,9 +23,11 @@ print(sorted({"torch", "diffsynth", "transformers", "diffusers", "cv2"} & set(sy
     assert out.strip() == "[]"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.0.0.5"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "[::1]", "127.0.0.5"])
 def test_this_machine_alone_needs_no_password(host: str) -> None:
-    assert web.server.launch_options(host, 7860, None, False)["server_name"] == host
+    assert web.server.launch_options(host, 7860, None, False)["server_name"] == host.replace("[::1]", "::1").replace(
+        "::1", "[::1]"
+    )
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "studio.example"])
