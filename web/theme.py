@@ -162,7 +162,8 @@ class _Assets(StaticFiles):
 
     def get_path(self, scope: Scope) -> str:
         """Return the file that is asked for, below the folder."""
-        return os.path.normpath(os.path.join(*scope["path_params"]["path"].split("/")))
+        path: str = scope["path_params"]["path"]
+        return os.path.normpath(os.path.join(*path.split("/")))
 
 
 def routes() -> list[Route]:

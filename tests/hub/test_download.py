@@ -565,7 +565,7 @@ def test_modelscopes_digests_are_checked_too(
 @pytest.fixture
 def set_proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
     """Let the environment name one proxy alone."""
-    from huggingface_hub.utils import close_session
+    from huggingface_hub import close_session
 
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)

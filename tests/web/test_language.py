@@ -37,8 +37,15 @@ SOURCES = sorted(
 # Their texts are for the command line and for those who run the server.
 NOT_ON_THE_PAGE = {
     *("hub/command.py", "hub/download.py", "hub/huggingface.py", "hub/modelscope.py", "hub/remote.py"),
-    *("hub/links.py", "hub/places.py", "hub/space_cache.py", "hub/verify.py"),
-    *("diffusion/device.py", "diffusion/measure.py", "web/allowed_hosts.py", "web/server.py", "web/theme.py"),
+    *("hub/links.py", "hub/places.py", "hub/space_cache.py", "hub/proxies.py", "hub/verify.py"),
+    *(
+        "web/listening.py",
+        "diffusion/device.py",
+        "diffusion/measure.py",
+        "web/allowed_hosts.py",
+        "web/server.py",
+        "web/theme.py",
+    ),
 }
 OF_OPERATORS = {"a number of GB above 0, such as 12"}
 AS_IT_IS = {
