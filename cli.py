@@ -1,7 +1,8 @@
 """The command line: `python cli.py COMMAND …`. Flags are made from the request's fields, which also check them.
 
 Progress goes to stderr; stdout holds the image's path, or with `--json` exactly one JSON object. Exit codes are the
-errors' own (see errors.py): 0 done, 2 bad request, 3 weights missing, 4 out of memory, 130 cancelled, 1 anything else.
+errors' own (see errors.py): 0 done, 2 bad request, 3 weights missing, 4 out of memory, 130 cancelled, 141 when a pipe
+closes (`| head`), 1 anything else.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import platform
 import re
 import sys
+import tempfile
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +25,7 @@ from typing import Any, NoReturn, get_args
 
 import hub.command
 import lora.file
-from core import environment, metadata
+from core import console, environment, metadata
 from core.errors import Cancelled, NotWritten, RequestError, StudioError
 from core.events import Event, Failure, Queued, Result, Retry, Stage, Step, TileDone
 from core.messages import Message, plain
@@ -31,7 +33,7 @@ from core.parameters import LABELS, Parameters, finite
 from core.request import MODES, ControlNet, DrawRequest, Preprocess, Request, TextToImage
 from core.sizes import WeightsKind
 from core.upload import Upload
-from core.whole_file import replacing
+from core.whole_file import check_writable, replacing
 from diffusion import device, host_memory, measure, memory
 from engine import Engine, Settings
 from hub import fine_tunes, inventory, parts
@@ -78,7 +80,7 @@ def build_parser() -> Parser:
 
     serve = commands.add_parser("serve", parents=[common], help="the page")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    serve.add_argument("--port", type=int, default=7860, help="port to listen on (default: 7860)")
+    serve.add_argument("--port", type=int, default=7860, help="port to listen on; 0 takes any free one (default: 7860)")
     serve.add_argument("--auth", metavar="USER:PASSWORD", help="ask visitors for these")
     serve.add_argument("--insecure", action="store_true", help="allow other machines without --auth")
     serve.add_argument(
@@ -111,7 +113,16 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code."""
+    """Run one command; return its exit code.
+
+    Raises:
+        SystemExit: the arguments are none of a command, or nobody reads what is printed any more.
+    """
+    with console.guarded():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(
         level=logging.DEBUG if args.verbose else logging.WARNING,
@@ -180,8 +191,8 @@ def _draw(args: argparse.Namespace) -> int:
     if left_out:
         told = ", ".join(" ".join(f"{name}: {value}".split())[:TOLD] for name, value in left_out.items())
         _to_stderr(str(Message("not_restored", "Not restored: {names}", names=told)))
-    if args.out is not None:
-        _check_out(args.out)
+    out = args.out or _free_name(request.stem)  # what it is called by default shows later, with the seed
+    _check_out(out, metadata.sidecar_path(out))
     result = _follow(_engine(args), request)
     if isinstance(result, Failure):
         return _fail(result, args.json)
@@ -190,10 +201,7 @@ def _draw(args: argparse.Namespace) -> int:
     try:
         sidecar = metadata.save(result, out)
     except NotWritten as error:
-        failure = Failure.of(error)
-        text = "{failure}; the same picture comes again with --seed {seed}"
-        again = Message(failure.code, text, failure=failure.message, seed=result.request.seed)
-        return _fail(replace(failure, message=again), args.json)
+        return _fail(_kept_elsewhere(result, error), args.json)
     for note in result.notes:
         _to_stderr(str(note))
     if args.json:
@@ -203,6 +211,25 @@ def _draw(args: argparse.Namespace) -> int:
         print(out)
         _to_stderr(f"seed {result.request.seed}, {result.seconds['total']:.1f} s. {result.weights_note}")
     return 0
+
+
+def _kept_elsewhere(result: Result, error: NotWritten) -> Failure:
+    """Save a picture that has no place where it was to go, and return the failure that tells where it is now."""
+    failure = Failure.of(error)
+    stem = metadata.file_stem(result.request)
+    for folder in (Path(), Path(tempfile.gettempdir())):
+        try:
+            kept = _free_name(str(folder / stem))
+            metadata.save(result, kept)
+        except (OSError, NotWritten):
+            continue
+        text = "{failure}. The picture is in {kept} instead"
+        values: dict[str, Any] = {"kept": str(kept.absolute())}
+        break
+    else:
+        text, values = "{failure}; the same picture comes again with --seed {seed}", {"seed": result.request.seed}
+    message = Message(failure.code, text, failure=failure.message, **values)
+    return replace(failure, message=message, values={**failure.values, **values})
 
 
 def _asked(args: argparse.Namespace) -> tuple[DrawRequest, dict[str, str]]:
@@ -396,17 +423,22 @@ def _fail(failure: Failure, as_json: bool) -> int:
     return failure.exit_code
 
 
-def _check_out(path: Path) -> None:
-    """Refuse, before any work is done, a name that the image could not be written to."""
-    if path.suffix.lower() != ".png" or not path.parent.is_dir() or path.is_dir():
+def _check_out(path: Path, *beside: Path) -> None:
+    """Refuse, before any work is done, a name that the image could not be written to, or the files beside it."""
+    if path.suffix.lower() != ".png" or not os.path.isdir(path.parent) or os.path.isdir(path):
         raise RequestError("out", str(path), "a file name that ends in .png, in a folder that exists")
+    try:
+        check_writable(path, *beside)
+    except NotWritten as error:
+        text = "a file that can be written; {path} cannot ({reason})"
+        raise RequestError("out", str(path), Message("out_closed", text, **error.values)) from error
 
 
 def _free_name(stem: str) -> Path:
-    """Return a name in the current folder that overwrites nothing."""
+    """Return a name, in the current folder where it names none, that overwrites nothing."""
     for number in itertools.count(1):
         path = Path(f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
-        if not path.exists():
+        if not path.exists() and not metadata.sidecar_path(path).exists():
             return path
     raise AssertionError("numbers do not end")
 
@@ -430,7 +462,7 @@ def _print_facts(facts: dict[str, Any], as_json: bool, indent: str = "") -> None
 
 def _print_json(facts: dict[str, Any]) -> None:
     """Print one JSON object on one line; what is no number in JSON (NaN, infinity) is a text."""
-    text = json.dumps(_finite(facts), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_finite(facts), ensure_ascii=not console.takes_any_letter(), allow_nan=False)
     print("".join(json.dumps(letter)[1:-1] if _is_hidden(letter) else letter for letter in text))
 
 

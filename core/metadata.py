@@ -150,13 +150,18 @@ def file_stem(request: Resolved) -> str:
     return f"{request.stem}-{request.seed}"
 
 
+def sidecar_path(path: Path) -> Path:
+    """Return where the JSON of a picture's file lies."""
+    return path.with_suffix(".json")
+
+
 def save(result: Result, path: Path) -> Path:
     """Write a result's PNG to `path` and its JSON beside it, both or none; return the JSON's path.
 
     Raises:
         NotWritten: the disk is full, or the folder cannot be written to.
     """
-    sidecar = path.with_suffix(".json")
+    sidecar = sidecar_path(path)
     described = json.dumps(result.sidecar, indent=2, ensure_ascii=False) + "\n"
     write_together({path: result.png, sidecar: described.encode()})
     return sidecar

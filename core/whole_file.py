@@ -45,6 +45,20 @@ def write_together(files: Mapping[Path, bytes]) -> None:
                 target.place()
 
 
+def check_writable(*paths: Path) -> None:
+    """Find out, before any work is done, whether files could be written; nothing changes.
+
+    Raises:
+        NotWritten: as `write_whole`, as far as it shows before there are bytes.
+    """
+    for path in paths:
+        if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+            if not os.access(path, os.W_OK):  # opened, a pipe would come to its end
+                raise NotWritten(str(path), os.strerror(errno.EACCES))
+        else:
+            _Written(path).close()
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Yield a file to write to, which takes the place of `path` unless an exception leaves the block.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hub.remote
+from core import console
 from core.errors import DownloadError, RequestError, WeightsMissing
 from core.messages import Message, plain
 from core.request import MODELS
@@ -255,7 +256,7 @@ def _sum(missing: Sequence[Found]) -> str:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    print(json.dumps(facts, ensure_ascii=False))
+    print(json.dumps(facts, ensure_ascii=not console.takes_any_letter()))
 
 
 def _tell(line: str) -> None:

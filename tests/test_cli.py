@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 
 import cli
 from core import metadata
+from core.events import Event
 from tests.helpers import pictures
 from tests.helpers.command_line import Command
 
@@ -150,6 +152,65 @@ def test_a_process_ends_with_the_exit_code_and_nothing_but_the_line(
 ) -> None:
     """One of each way to fail: by the request, by the weights, after Gradio's import, by the command line itself."""
     is_one_line(command(*arguments, cwd=tmp_path), code, reason, tmp_path)
+
+
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux's own folders")
+
+
+@LINUX
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [
+        ("/proc/fox.png", "/proc/fox.png cannot (No such file or directory)"),
+        ("/sys/kernel/fox.png", "/sys/kernel/fox.png cannot (Permission denied)"),
+        (f"{251 * 'x'}.png", "cannot (File name too long)"),  # whose JSON beside it has a letter more
+        (f"{300 * 'x'}.png", "cannot (File name too long)"),
+        ("taken/fox.png", "fox.json cannot (Is a directory)"),
+        ("taken/a.png", "a.png cannot (Too many levels of symbolic links)"),
+        ("taken/fox.json/../nowhere/x.png", "in a folder that exists"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_any_work(
+    out: str, reason: str, here: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "taken" / "fox.json").mkdir(parents=True)
+    (tmp_path / "taken" / "a.png").symlink_to("a.png")
+    before = sorted(tmp_path.rglob("*"))
+    done = here("generate", "fox", "--out", out, cwd=tmp_path)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, line.startswith("out: '")) == (2, True)
+    assert reason in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@LINUX
+@pytest.mark.parametrize("folder", ["/proc", "/sys/kernel"])
+def test_a_current_folder_that_cannot_be_written_to_is_refused_before_any_work(folder: str, here: Command) -> None:
+    done = here("generate", "fox", cwd=Path(folder))
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, line.startswith("out: 'z-image.png' is not possible")) == (2, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
+def test_a_picture_whose_folder_goes_while_it_is_drawn_is_kept(
+    form: tuple[str, ...], here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    progress = cli._progress
+
+    def removing(event: Event) -> str:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        return progress(event)
+
+    monkeypatch.setattr(cli, "_progress", removing)
+    asked = ("generate", "fox", "--seed", 7, "--steps", 1, "--weights", "mini", "--out", "out/fox.png")
+    done = here(*asked, *form, cwd=tmp_path)
+    kept = tmp_path / "z-image-7.png"
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith(f"The picture is in {kept} instead")
+    assert metadata.read_picture(kept).values["seed"] == 7
+    assert json.loads(done.stdout)["error"]["kept"] == str(kept) if form else not done.stdout
 
 
 def test_failure_as_json_is_one_object(here: Command, tmp_path: Path) -> None:
