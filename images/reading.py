@@ -29,6 +29,17 @@ STEP = 16  # the VAE's factor 8 times the transformer's patch of 2
 # Not opened: EPS and WMF are drawn by programs outside Pillow, which an untrusted file must not start.
 _NOT_OPENED = {"EPS", "WMF"}
 
+# HEIC is read where somebody has installed what reads it; it is no dependency.
+HEIF_FILE = Message(
+    "heif_file",
+    "{wanted}; HEIC is read where the package pillow-heif is installed (pip install pillow-heif): install it, or save "
+    "the picture as JPEG",
+    wanted=IMAGE_FILE,
+)
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1"}
+
+_PNG_DEPTH = 24  # the byte with the bits of a sample: the header is a PNG's first chunk
+
 # EXIF tag 0x0112 -> what sets the image upright (CIPA DC-008, orientation).
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -93,13 +104,15 @@ def decode(upload: Upload, field: str = "image", longest: int | None = None) -> 
                 text = "The picture has {frames} frames or pages; the first one is used."
                 notes.append(Message("first_frame", text, frames=frames))
             upright = _UPRIGHT.get(file.getexif().get(_ORIENTATION, 1))
+            if file.format == "PNG":
+                _scale_transparent_value(file, upload.data[_PNG_DEPTH])
             image = _opaque_rgb(file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(upload, field, "too many") from None
     except (RequestError, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise RequestError(field, upload.name, IMAGE_FILE) from None
+        raise RequestError(field, upload.name, HEIF_FILE if _is_heif(upload.data) else IMAGE_FILE) from None
     except Exception as error:  # whatever a damaged file leads one of Pillow's forty decoders into
         text = "{wanted} that is whole; this one cannot be read ({problem})"
         allowed = Message("damaged", text, wanted=IMAGE_FILE, problem=str(error))
@@ -116,13 +129,43 @@ def _too_large(upload: Upload, field: str, pixels: str) -> RequestError:
 
 def _formats() -> list[str]:
     Image.init()
-    return [name for name in Image.ID if name not in _NOT_OPENED]
+    not_opened = _NOT_OPENED
+    try:
+        import pillow_heif
+    except ImportError:
+        not_opened = _NOT_OPENED | {"HEIF"}
+    else:
+        pillow_heif.register_heif_opener()
+    return [name for name in Image.ID if name not in not_opened]
+
+
+def _is_heif(data: bytes) -> bool:
+    """Whether a file begins as HEIC and its kin do: with the brands of ISO/IEC 23008-12, annex B."""
+    length = int.from_bytes(data[:4], "big")
+    brands = {data[at : at + 4] for at in range(8, min(length, 256), 4)}
+    return data[4:8] == b"ftyp" and not brands.isdisjoint(_HEIF_BRANDS)
+
+
+def _scale_transparent_value(image: Image.Image, depth: int) -> None:
+    """Bring a PNG's transparent value, which has the file's own bits, to the 8 that Pillow reads its pixels with."""
+    value = image.info.get("transparency")
+    scale = {2: 85.0, 4: 17.0, 16: 1 / 256}.get(depth)
+    if scale is None:
+        return
+    if image.mode == "L" and isinstance(value, int):
+        image.info["transparency"] = int(value * scale)
+    elif image.mode == "RGB" and isinstance(value, tuple):
+        image.info["transparency"] = tuple(int(part * scale) for part in value)
 
 
 def _opaque_rgb(image: Image.Image) -> Image.Image:
     """Return a loaded image of any mode as RGB of 8 bits: colours in sRGB, over GROUND where it is transparent."""
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+        values = np.asarray(image)
+        opaque = Image.fromarray(_eight_bits(values)).convert("RGB")
+        if isinstance(transparent := image.info.get("transparency"), int):  # one value, of a PNG of 16 bits
+            opaque.paste(GROUND, mask=Image.fromarray(values == transparent))
+        return opaque
     if image.mode == "LAB":
         return _in_srgb(image, ImageCms.createProfile("LAB"))
     profile = image.info.get("icc_profile")

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,59 @@ def test_more_than_eight_bits_are_scaled(saved: Save, values: np.ndarray, name: 
     assert opened.tolist() == [[[value] * 3 for value in expected]]
 
 
+def gray_png(depth: int, values: list[int], transparent: int, colours: int = 1) -> bytes:
+    """A PNG of one row, of gray or of RGB, whose samples have `depth` bits, with a transparent value."""
+    bits = "".join(f"{value:0{depth}b}" for value in values)
+    row = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+    header = struct.pack(">IIBBBBB", len(values) // colours, 1, depth, 2 if colours == 3 else 0, 0, 0, 0)
+    chunks = {b"IHDR": header, b"tRNS": struct.pack(">H", transparent) * colours, b"IDAT": zlib.compress(b"\0" + row)}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(kind, data) for kind, data in {**chunks, b"IEND": b""}.items())
+
+
+@pytest.mark.parametrize(
+    ("depth", "values", "transparent", "expected"),
+    [
+        (16, [0, 65535, 32768, 2570, 2571], 2570, [0, 255, 128, 255, 10]),  # no neighbour of it
+        (16, [0, 65535, 32768], 0, [255, 255, 128]),
+        (8, [0, 255, 128, 9], 9, [0, 255, 128, 255]),
+        (4, [0, 15, 8, 3], 3, [0, 255, 136, 255]),
+        (2, [0, 3, 2, 1], 1, [0, 255, 170, 255]),
+        (1, [0, 1, 0], 0, [255, 255, 255]),
+    ],
+)
+def test_a_transparent_value_of_any_depth_shows_the_ground_and_all_others_their_tones(
+    depth: int, values: list[int], transparent: int, expected: list[int], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(gray_png(depth, values, transparent))
+    opened = np.asarray(open_image(path).image)
+    assert opened.tolist() == [[[value] * 3 for value in expected]]
+
+
+def test_a_transparent_colour_of_16_bits_shows_the_ground(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(gray_png(16, [10_000, 20_000, 30_000, 40_000, 40_000, 40_000], 40_000, colours=3))
+    assert np.asarray(open_image(path).image).tolist() == [[[39, 78, 117], [255, 255, 255]]]
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(saved: Save) -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    opened = open_image(saved(corners((64, 32)), "a.heic", quality=95))
+    assert (opened.image.mode, opened.image.size) == ("RGB", (64, 32))
+    assert near(opened.image.getpixel((5, 5)), BLUE, 12)
+    assert near(opened.image.getpixel((60, 28)), RED, 12)
+    assert opened.notes == ()
+
+
+@pytest.mark.parametrize("brands", [b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0heixmif1", b"msf1\0\0\0\0hevcmsf1"])
+def test_heic_is_named_where_nothing_reads_it(brands: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as where it is not installed
+    path = tmp_path / "photo.heic"
+    path.write_bytes(struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + bytes(100))
+    with pytest.raises(RequestError, match=r"^image: 'photo.heic' is not possible; .*HEIC .*pillow-heif is installed"):
+        open_image(path)
+
+
 @pytest.mark.parametrize(("mode", "name"), [("1", "a.png"), ("L", "a.png"), ("P", "a.png"), ("YCbCr", "a.jpg")])
 def test_other_modes_become_rgb(saved: Save, mode: str, name: str) -> None:
     path = saved(Image.new("RGB", (8, 8), WHITE).convert(mode), name)
@@ -172,14 +226,15 @@ def test_a_photo_with_its_extras_is_one_image(saved: Save) -> None:
     assert open_image(path).notes == ()
 
 
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def png_claiming(width: int, height: int) -> bytes:
     """A PNG of a few bytes whose header claims any size."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(b""), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(kind, data) for kind, data in chunks.items())
 
 
 @pytest.mark.parametrize("side", [8_945, 9_400, 14_000, 100_000])
