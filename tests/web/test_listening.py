@@ -71,7 +71,7 @@ def test_what_is_no_address_of_this_machine_is_refused(host: str, auth: str | No
 
 @pytest.mark.skipif(not _has_ipv6(), reason="a machine without IPv6")
 def test_the_page_stands_on_ipv6_at_a_free_port(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "cli.py", "serve", "--weights", "mini", "--host", "::1", "--port", "0"]
+    command = [sys.executable, str(ROOT / "cli.py"), "serve", "--weights", "mini", "--host", "::1", "--port", "0"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
