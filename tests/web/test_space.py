@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # given on without saying so
+from packaging.requirements import Requirement
 
 import web.server
 from hub import parts
@@ -38,6 +39,11 @@ def front_matter() -> dict[str, Any]:
     return told
 
 
+def requirements() -> list[str]:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 def preloaded() -> dict[str, list[str]]:
     lines = (line.split(maxsplit=1) for line in front_matter()["preload_from_hub"])
     return {repo: patterns.split(",") for repo, patterns in lines}
@@ -58,7 +64,7 @@ def test_the_front_matter_names_what_a_space_needs() -> None:
     front = front_matter()
     assert front["title"] == "Z-Image Studio"
     assert (front["sdk"], front["app_file"]) == ("gradio", "app.py")
-    assert front["python_version"] == "3.11"  # a string: as a number, 3.10 would be 3.1
+    assert front["python_version"] == "3.12"  # a string: as a number, 3.10 would be 3.1
     asked = (ROOT / "requirements.txt").read_text()
     found = re.search(r"^gradio>=([\d.]+),<([\d.]+)$", asked, re.M)
     assert found
@@ -70,6 +76,22 @@ def test_the_front_matter_names_what_a_space_needs() -> None:
     assert number(lowest) <= number(front["sdk_version"]) < number(below)
     assert front["sdk_version"] == importlib.metadata.version("gradio")
     assert len(front["short_description"]) <= 60  # the hub's limit
+
+
+def test_a_space_gets_a_torch_that_zerogpu_supports() -> None:
+    asked = {wanted.name: wanted.specifier for wanted in map(Requirement, requirements())}
+    supported = [f"2.{minor}.0" for minor in range(20) if asked["torch"].contains(f"2.{minor}.0")]
+    assert supported == ["2.8.0", "2.9.0", "2.10.0", "2.11.0"]
+    # torchvision's minor releases go with torch's, 15 apart.
+    paired = [f"0.{minor}.0" for minor in range(40) if asked["torchvision"].contains(f"0.{minor}.0")]
+    assert paired == [f"0.{int(version.split('.')[1]) + 15}.0" for version in supported]
+
+
+def test_the_guide_says_how_to_check_that_the_requirements_resolve() -> None:
+    guide = GUIDE.read_text(encoding="utf-8")
+    command = re.search(r"uv pip compile --no-config --python-version (\S+) .*requirements\.txt", guide)
+    assert command
+    assert command[1] == front_matter()["python_version"]
 
 
 @pytest.mark.parametrize("part", parts.PARTS.values(), ids=lambda part: part.name)
