@@ -229,6 +229,7 @@ class Estimate:
 
 PROGRAM_BYTES = 700_000_000  # torch, diffsynth and what they allocate before any weights; measured on a CPU
 _LARGEST_FETCH = 151_936 * 2560  # numbers of the text encoder's embedding, the largest layer of all
+_IMAGE_BYTES_PER_PIXEL = 16  # of what was decoded
 _LIVE_PER_TOKEN = 14  # widths of a token alive inside a layer: the sum, its norm, three of the feed-forward, q, k, v
 
 
@@ -244,11 +245,20 @@ def peak_bytes(work: Work, plan: MemoryPlan, dtype: Dtype) -> int:
         denoising += 2 * shape.control_layers * tokens * shape.width * size
     whole = math.prod(work.drawn_at_once)
     whole = whole if whole <= plan.tiled_vae_above else 768 * 768
-    per_number = 4 if plan.vae_dtype == "float32" else 2
-    decoding = whole * VAE_NUMBERS_PER_PIXEL * per_number + 16 * work.width * work.height
+    decoding = whole * _vae_bytes_per_pixel(plan) + _IMAGE_BYTES_PER_PIXEL * work.width * work.height
     if work.kind == "mini":
         return 100_000_000 + max(denoising, decoding // 20)
     return PROGRAM_BYTES + plan.resident_bytes + max(encoding, denoising, decoding)
+
+
+def whole_vae_pixels(plan: MemoryPlan, taken: int) -> int:
+    """Return the pixels that the VAE can decode at once beside what stays on the device and `taken` bytes more."""
+    left = plan.room - plan.resident_bytes - PROGRAM_BYTES - taken
+    return left // (_vae_bytes_per_pixel(plan) + _IMAGE_BYTES_PER_PIXEL)
+
+
+def _vae_bytes_per_pixel(plan: MemoryPlan) -> int:
+    return VAE_NUMBERS_PER_PIXEL * (4 if plan.vae_dtype == "float32" else 2)
 
 
 def check(work: Work, plan: MemoryPlan, dtype: Dtype, speed: Speed) -> None:
@@ -280,16 +290,24 @@ def check(work: Work, plan: MemoryPlan, dtype: Dtype, speed: Speed) -> None:
 
 
 class Forecast:
-    """What requests will take on one device; a finished run replaces the assumed speed with the measured one."""
+    """What requests will take on one device; a finished run replaces the assumed speed with the measured one.
 
-    def __init__(self) -> None:
+    Args:
+        cuda: what a CUDA card is taken to do until then; None takes what is usual for its generation.
+    """
+
+    def __init__(self, cuda: Speed | None = None) -> None:
+        self._cuda = cuda
         self._products: dict[WeightsKind, float] = {}
         self._vae: dict[WeightsKind, float] = {}
         self._convolutions: dict[Upscaler, float] = {}
 
     def speed(self, work: Work, on: Device) -> Speed:
         """Return what a device does in a second of such work, as measured where it was."""
-        speed = assumed(on.kind, capability=on.capability, cores=os.cpu_count() or 1)
+        if self._cuda is not None and on.kind == "cuda":
+            speed = self._cuda
+        else:
+            speed = assumed(on.kind, capability=on.capability, cores=os.cpu_count() or 1)
         if on.rates is not None:
             rates = {part: CPU_SHARE * rate for part, rate in on.rates.items()}
             speed = replace(speed, products=rates["transformer"], text=rates["text_encoder"], vae=rates["vae"])

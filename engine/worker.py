@@ -350,9 +350,13 @@ class LocalWorker:
     def _planned(self, mode: str, kind: WeightsKind) -> tuple[Device, MemoryPlan]:
         """Look at this machine as it is now; imports torch."""
         environment.prepare_environment(os.environ)
-        device = choose_device(self.settings.device, kind, self.settings.dtype)
+        device = self._look(kind)
         plan = plan_for(device, mode, kind, memory_gb=self.settings.memory_gb, tighter=self._tighter)
         return device, plan
+
+    def _look(self, kind: WeightsKind) -> Device:
+        """Return the device to compute on; imports torch."""
+        return choose_device(self.settings.device, kind, self.settings.dtype)
 
     def drop(self) -> None:
         """Give the pipeline's memory back."""

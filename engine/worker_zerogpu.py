@@ -18,10 +18,12 @@ from core.errors import GpuAborted, GpuNoVisitor, GpuQuota, RequestError, Studio
 from core.events import Event, Failure, Retry
 from core.messages import Message
 from core.request import MODELS, ControlNet, Model, Resolved, TextToImage, Upscale, WeightsChoice
-from core.sizes import WeightsKind
+from core.sizes import IMAGE_SIZES, WeightsKind
 from diffusion.device import Device
-from diffusion.memory import MemoryPlan
+from diffusion.measure import Dtype
+from diffusion.memory import TILED_AT_LEAST, MemoryPlan
 from engine import zerogpu
+from engine.estimate import Forecast, Work, peak_bytes, whole_vae_pixels
 from engine.mode import Drawing, Drawn, Job, Prepared
 from engine.modes import MODES
 from engine.worker import LocalWorker, Settings
@@ -40,7 +42,7 @@ class Task:
         job: what is drawn.
         expected: seconds that it will hold the GPU.
         multiplier: how many times these to ask for.
-        at_most: seconds that the visitor's quota still covers, where known.
+        at_most: seconds that may be asked for with what the visitor's quota still covers, where known.
     """
 
     job: Job[Resolved]
@@ -52,6 +54,20 @@ class Task:
     def seconds(self) -> int:
         """How many seconds of the GPU to ask for."""
         return zerogpu.seconds_asked(self.expected, self.multiplier, self.at_most)
+
+
+def for_every_request(plan: MemoryPlan, kind: WeightsKind, dtype: Dtype) -> MemoryPlan:
+    """Return a plan in which the largest request fits, the copies for its LoRA included.
+
+    Elsewhere a request whose memory did not suffice is tried again with less; packed models stay as they are.
+    """
+    if kind == "mini":
+        return plan
+    side = IMAGE_SIZES[kind].maximum
+    largest = Work(kind, 1, side, side, controlled="controlnet" in plan.parts)
+    copies = max(0, min(plan.lora_copies, plan.room - peak_bytes(largest, plan, dtype)))
+    whole = max(TILED_AT_LEAST, whole_vae_pixels(plan, copies))
+    return replace(plan, lora_copies=copies, tiled_vae_above=min(plan.tiled_vae_above, whole))
 
 
 class PackedWorker(LocalWorker):
@@ -66,6 +82,7 @@ class PackedWorker(LocalWorker):
         super().__init__(settings)
         self._chosen: dict[tuple[str, str], inventory.Chosen] = {}
         self._fingerprints: dict[str, str] = {}  # by part
+        self.forecast = Forecast(zerogpu.SPEED)
 
     def pack(self) -> None:
         """Load every model that is on this machine, in the calling thread.
@@ -88,6 +105,11 @@ class PackedWorker(LocalWorker):
             for event in self._build(mode, chosen):
                 log.info("%s", event)
             assert self.pipeline is not None  # it was built just now
+            assert self.plan is not None
+            packed = {model for _, model in self._chosen}
+            if packed and model not in packed and self.plan.other_transformer != "stays":
+                log.warning("not on this Space, whose memory has no room for it: %s", model)
+                continue
             for event in self.pipeline.load(chosen, model):
                 log.info("%s", event)
             self._chosen[mode, model] = chosen
@@ -121,6 +143,13 @@ class PackedWorker(LocalWorker):
         assert self.device is not None  # `pack` came first
         assert self.plan is not None
         return self.device, self.plan
+
+    def _look(self, kind: WeightsKind) -> Device:
+        return zerogpu.lent(super()._look(kind))
+
+    def _planned(self, mode: str, kind: WeightsKind) -> tuple[Device, MemoryPlan]:
+        device, plan = super()._planned(mode, kind)
+        return device, for_every_request(plan, kind, device.dtype)
 
     def drop(self) -> None:
         """Keep the models, which could not be loaded again, once they are packed."""
@@ -204,7 +233,8 @@ def carry_out(task: Task) -> Drawing:
         log.info("%s; trying again with %d s instead of %d", drawn, again.seconds, task.seconds)
         if again.multiplier != task.multiplier:
             text = "The Space took its GPU back after {asked} s; trying once more with {seconds} s."
-            notes = (Message("gpu_retry", text, asked=task.seconds, seconds=again.seconds),)
+            asked, seconds = (zerogpu.granted(tried.seconds) for tried in (task, again))
+            notes = (Message("gpu_retry", text, asked=asked, seconds=seconds),)
             yield Retry(*notes)
         task = again
 
@@ -232,7 +262,7 @@ def _lent(task: Task) -> Generator[Event, None, Drawn | StudioError]:
     raise AssertionError("a task ends with a picture or a failure")
 
 
-@zerogpu.lend(duration=lambda task: task.seconds)
+@zerogpu.lend(duration=lambda task: task.seconds, size="large")
 def on_gpu(task: Task) -> Generator[Event | Drawn, None, None]:
     # At module level and of one argument: the Space pickles what it sends, and a method would bring its models along.
     assert _in_forks is not None  # `share` came first
@@ -250,4 +280,6 @@ def another_try(task: Task, refusal: StudioError) -> Task | None:
     left = refusal.values.get("fits") if isinstance(refusal, GpuQuota) else None
     if left is None or task.at_most is not None or left >= task.seconds:
         return None
-    return replace(task, at_most=left) if task.expected <= left else None
+    if task.multiplier > 1 and left <= replace(task, multiplier=1.0).seconds:
+        return None  # so much did not suffice before
+    return replace(task, at_most=left) if task.expected <= zerogpu.granted(left) else None

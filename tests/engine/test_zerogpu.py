@@ -1,8 +1,11 @@
 """ZeroGPU: how much is asked for, what its errors mean, and the app in the fork workers of the real `spaces`."""
 
 import contextlib
+import dataclasses
 import http.server
+import importlib.resources
 import json
+import math
 import os
 import pickle
 import signal
@@ -14,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 import gradio as gr
@@ -27,8 +30,10 @@ from core.errors import GpuAborted, GpuBusy, GpuNoVisitor, GpuQuota, InternalErr
 from core.messages import Message
 from core.request import ControlNet, Resolved, TextToImage, Upscale
 from core.upload import Upload
-from diffusion.memory import memory_plan
-from engine import Settings, worker_zerogpu, zerogpu
+from diffusion import memory
+from diffusion.device import Device
+from diffusion.memory import MemoryPlan, memory_plan
+from engine import Settings, estimate, worker_zerogpu, zerogpu
 from engine.estimate import Work
 from engine.mode import Drawn, Job, Prepared
 from engine.modes import MODES
@@ -41,6 +46,7 @@ ROOT = Path(__file__).parent.parent.parent
 SPACE = ROOT / "tests" / "helpers" / "zerogpu_space.py"
 VAE = PARTS["vae"]
 NATIVE = (1024, 1024)
+CONFIGS = Path(str(importlib.resources.files("spaces"))) / "zero" / "configs.json"
 
 
 ROOMY = memory_plan("cuda", 80 << 30, None, 64 << 30, "controlnet")
@@ -135,29 +141,62 @@ def test_what_is_asked_for_is_clamped(wanted: Task, asked: int) -> None:
 
 def test_the_multiplier_counts_before_clamping() -> None:
     large = task(base(), (2048, 2048))
-    assert 60 < large.expected < 180
-    assert large.seconds == pytest.approx(large.expected, abs=1)
+    assert 60 < large.seconds < 180
+    assert zerogpu.granted(large.seconds) == pytest.approx(large.expected, abs=2)  # what is charged is what is given
     assert task(base(), (2048, 2048), multiplier=2).seconds == 180
     assert task(turbo(), multiplier=2).seconds == 120  # twice the least
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5, 2.0])
+def test_what_is_asked_for_stays_within_its_limits_and_covers_the_work(
+    factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zerogpu, "card", lambda: zerogpu.Card(factor, None))
+    for expected in (0.0, 10.0, 59.5, 60.0, 90.0, 119.9, 120.0, 200.0, 270.0, 1e4):
+        for multiplier in (1.0, 2.0):
+            asked = zerogpu.seconds_asked(expected, multiplier)
+            assert 60 <= asked <= 180
+            assert zerogpu.granted(asked) >= round(min(expected, 180 * factor))
+            # no more than the work takes, beyond the least
+            assert asked <= max(60, expected / factor + 1) * multiplier
+
+
+def test_whatever_fits_a_day_without_an_account_is_asked_for_within_it() -> None:
+    a_day = 60 * zerogpu.MINUTES_A_DAY["none"]
+    assert zerogpu.granted(zerogpu.seconds_asked(0.0)) == 90
+    for expected in range(a_day + 1):
+        assert zerogpu.granted(zerogpu.seconds_asked(expected)) <= a_day
+    assert zerogpu.estimate(work(turbo(), (2048, 2048)), ROOMY) <= a_day
 
 
 # --- what its errors mean -----------------------------------------------------------------------------------------
 
 QUOTA = "You have exceeded your free ZeroGPU quota (120s requested vs. 30s left). Try again in 1:23:45. "
+ANONYMOUS = "You have exceeded your ZeroGPU quota (90s requested vs. 30s left). Try again in 1:23:45. "
 
 
 @pytest.mark.parametrize(
     ("title", "message", "kind", "words"),
     [
-        ("ZeroGPU quota exceeded", QUOTA, GpuQuota, ["15 s left", "60 s", "1:23:45"]),
+        # the numbers of the quota, not those that were asked for
+        ("ZeroGPU quota exceeded", QUOTA, GpuQuota, ["30 s left", "120 s", "1:23:45"]),
+        ("ZeroGPU quota exceeded", QUOTA.replace("free", "Pro"), GpuQuota, ["your GPU quota has 30 s left"]),
+        ("ZeroGPU quota exceeded", ANONYMOUS, GpuQuota, ["30 s left", "90 s", "sign in", "5 minutes", "1:23:45"]),
+        ("ZeroGPU quota exceeded", ANONYMOUS.replace("90s", "135s"), GpuQuota, ["135 s", "2 minutes", "sign in"]),
+        ("ZeroGPU quota exceeded", "No GPU was available after 60s. Try …", GpuBusy, ["within a minute", "signed in"]),
         ("ZeroGPU quota exceeded", "Space app has reached its GPU limit. Try …", GpuQuota, ["sign in", "token"]),
         ("ZeroGPU quota exceeded", "You have exceeded your ZeroGPU runs limit. ", GpuQuota, ["number of pictures"]),
         ("ZeroGPU pending credits exceeded", "You have too many …", GpuQuota, ["wait"]),
-        ("ZeroGPU illegal duration", "The requested GPU duration (60s) is larger …", GpuQuota, ["60 s", "smaller"]),
+        (
+            "ZeroGPU illegal duration",
+            "The requested GPU duration (60s) is larger …",
+            GpuQuota,
+            ["90 s", "smaller", "sign in"],
+        ),
         ("ZeroGPU queue timeout", "No GPU was available after 60s", GpuBusy, ["try again"]),
         ("ZeroGPU client error", "No GPU was available", GpuBusy, ["few minutes"]),
         ("ZeroGPU client error", "Expired ZeroGPU proxy token", GpuBusy, ["reload"]),
-        ("ZeroGPU worker error", "GPU task aborted", GpuAborted, ["after 60 s"]),
+        ("ZeroGPU worker error", "GPU task aborted", GpuAborted, ["after 90 s"]),
         ("ZeroGPU worker error", "OutOfMemoryError", InternalError, ["OutOfMemoryError"]),
         ("ZeroGPU something new", "Unheard of", GpuBusy, ["Unheard of"]),
     ],
@@ -180,6 +219,132 @@ def test_the_titles_are_those_of_the_installed_package() -> None:
     assert raised == known
 
 
+# --- the card that is lent ----------------------------------------------------------------------------------------
+
+RTX = "Model: \t\t NVIDIA RTX PRO 6000 Blackwell Server Edition\nIRQ: 1\n"
+
+
+def test_the_figures_are_those_of_the_installed_package() -> None:
+    import spaces.zero.client
+
+    (told,) = [card for card in json.loads(CONFIGS.read_text()) if "RTX PRO 6000" in card["model"]]
+    assert (told["duration_factor"], told["xlarge_threshold"]) == dataclasses.astuple(zerogpu.USUAL_CARD)
+    assert told["memory"] // 2 >= zerogpu.LENT_BYTES
+    assert zerogpu.MINUTES_A_DAY["pro"] == spaces.zero.client.PRO_QUOTA_MINUTES
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """What the Space's package says of the card; a test changes it before it asks."""
+    import spaces.zero.config
+
+    monkeypatch.setattr(spaces.zero.config, "_read_gpu_information", lambda: RTX)
+    monkeypatch.setattr(zerogpu, "ACTIVE", True)
+    spaces.zero.config.get_config.cache_clear()
+    zerogpu.card.cache_clear()
+    yield cast(dict[str, Any], spaces.zero.config.get_config())
+    spaces.zero.config.get_config.cache_clear()
+    zerogpu.card.cache_clear()
+
+
+def test_the_installed_package_goes_before_our_figures(told: dict[str, Any]) -> None:
+    told |= {"duration_factor": 1.25, "xlarge_threshold": None}
+    assert zerogpu.card() == zerogpu.Card(1.25, None)
+    assert zerogpu.granted(60) == 75
+
+
+def test_a_package_that_tells_nothing_leaves_our_figures(
+    told: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    del told["duration_factor"]
+    assert zerogpu.card() == zerogpu.USUAL_CARD
+    assert "duration_factor" in caplog.text
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_seconds_are_counted_as_the_package_counts_them(factor: float, told: dict[str, Any]) -> None:
+    from datetime import timedelta
+
+    import spaces.zero.client
+
+    told["duration_factor"] = factor
+    for asked in range(1, 181):
+        counted = spaces.zero.client.get_duration_seconds(timedelta(seconds=asked), "large")
+        assert zerogpu.granted(asked) == round(counted)
+
+
+def emulated(total: int) -> Device:
+    """The card as the page's process sees it: whole, and empty."""
+    return Device("cuda", "a card", total, total - 309_002_240, "bfloat16", Message("test", "a test"), (12, 0))
+
+
+def packed_plan(total: int = 101_973_950_464) -> tuple[Device, MemoryPlan]:
+    device = zerogpu.lent(emulated(total))
+    plan = memory.plan_for(device, "controlnet", "full")
+    return device, worker_zerogpu.for_every_request(plan, "full", device.dtype)
+
+
+def test_the_plan_counts_with_the_half_that_is_lent() -> None:
+    device, plan = packed_plan()
+    assert device.total_bytes == device.free_bytes == plan.room == 48_000_000_000
+    assert plan.other_transformer == "stays"
+    assert set(plan.resident) == {"transformer", "text_encoder", "vae", "controlnet"}
+    assert plan.room - plan.resident_bytes > 8e9
+    processor = dataclasses.replace(emulated(10**12), kind="cpu")
+    assert zerogpu.lent(processor) is processor
+
+
+def test_what_is_packed_stays_below_the_limit_of_whole_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, plan = packed_plan()
+    assert 39e9 < plan.resident_bytes < 45_097_156_608
+    for limit in range(20, 80, 3):
+        monkeypatch.setattr(zerogpu, "card", lambda limit=limit: zerogpu.Card(1.5, limit * 10**9))
+        for total in (48, 96, 102, 140):
+            _, plan = packed_plan(total * 10**9)
+            assert plan.resident_bytes <= limit * 10**9
+
+
+def test_the_largest_requests_fit_beside_the_copies_for_a_lora() -> None:
+    _, plan = packed_plan()
+    assert plan.lora_copies > 1e9
+    for request in (turbo(), base(), controlnet(), upscale()):
+        for side in (1024, 1536, 2048):
+            asked = work(request, (side, side))
+            estimate.check(asked, plan, "bfloat16", zerogpu.SPEED)
+            copies = 0 if isinstance(request, Upscale) else plan.lora_copies
+            assert estimate.peak_bytes(asked, plan, "bfloat16") + copies <= plan.room
+    # What is decoded at once fits beside the copies too.
+    side = math.isqrt(plan.tiled_vae_above)
+    decoded = Work("full", 1, side, side)
+    assert 1024 <= side < 2048
+    assert estimate.peak_bytes(decoded, plan, "bfloat16") + plan.lora_copies <= plan.room
+    assert worker_zerogpu.for_every_request(ROOMY, "mini", "float32") is ROOMY
+
+
+def test_estimates_are_for_the_card_that_is_lent() -> None:
+    worker = PackedWorker(Settings())
+    device, plan = packed_plan()
+    found = worker.forecast.estimate(work(turbo(), NATIVE), device, plan)
+    assert found.seconds == pytest.approx(zerogpu.SPEED.seconds(work(turbo(), NATIVE), plan))
+    processor = dataclasses.replace(device, kind="cpu")
+    assert worker.forecast.estimate(work(turbo(), NATIVE), processor, plan).seconds > 10 * found.seconds
+
+
+def test_a_second_transformer_that_has_no_room_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = PackedWorker(Settings(weights="mini", device="cpu"))
+    plans = memory.plan_for
+
+    def narrow(*given: Any, **more: Any) -> MemoryPlan:  # as on a card where one transformer fits
+        return dataclasses.replace(plans(*given, **more), other_transformer="goes")
+
+    monkeypatch.setattr("engine.worker.plan_for", narrow)
+    worker.pack()
+    assert {model for _, model in worker._chosen} == {"turbo"}
+    assert "no room for it: base" in caplog.text
+
+
 def test_only_this_module_knows_the_titles() -> None:
     others = [path for path in ROOT.glob("*/*.py") if path.name not in ("zerogpu.py", Path(__file__).name)]
     assert not [path.name for path in others if "GPU task aborted" in path.read_text(encoding="utf-8")]
@@ -192,7 +357,10 @@ def test_only_this_module_knows_the_titles() -> None:
         (task(base(), (2048, 1536), multiplier=2.0), GpuAborted("-"), None),
         (task(base(steps=100), (2048, 2048)), GpuAborted("-"), None),  # at 180 already
         (task(turbo()), GpuQuota("-", fits=40), {"at_most": 40}),
+        (task(turbo()), GpuQuota("-", fits=20), {"at_most": 20}),  # 30 with the card's factor, which is enough
         (task(turbo()), GpuQuota("-", fits=10), None),  # the image itself takes longer
+        (task(turbo(), multiplier=2.0), GpuQuota("-", fits=50), None),  # 60 did not suffice
+        (task(turbo(), multiplier=2.0), GpuQuota("-", fits=80), {"at_most": 80}),
         (task(turbo(), at_most=40), GpuQuota("-", fits=30), None),  # once
         (task(turbo()), GpuQuota("-"), None),
         (task(turbo()), GpuBusy("-"), None),
@@ -374,6 +542,7 @@ def test_an_image_is_drawn_in_a_fork_that_a_gpu_is_lent_to(space: Space, lender:
     assert facts["request"]["seed"] == 7
     (asked,) = lender.named("/schedule")
     assert asked["durationSeconds"] == "60"
+    assert asked["gpuSize"] == "large"
     assert len(lender.named("/allow")) == 1
     assert lender.pids[-1] != 0
     assert [done["fail"] for done in lender.named("/release")] == ["false"]
@@ -463,6 +632,25 @@ def test_aborted_and_overdrawn_tasks_are_tried_once_more(tmp_path: Path) -> None
         assert "after 120 s" in twice[2]
         assert quota == ["Drawn"]
         assert [asked["durationSeconds"] for asked in lender.named("/schedule")] == ["60", "120"] * 2 + ["60", "40"]
+
+
+def test_todays_card_counts_half_as_much_again(tmp_path: Path) -> None:
+    with lending() as lender:
+        lender.answers[:] = ["abort", "lend", "abort", "abort", (429, {"left": 60, "wait": "PT1H"}), "lend"]
+        done = subprocess.run(
+            [sys.executable, str(SPACE), "retried"],
+            cwd=ROOT,
+            env=environment(lender, tmp_path) | {"TEST_CARD": RTX.split("\t")[-1].split("\n")[0].strip()},
+            capture_output=True,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        once, twice, quota = json.loads(done.stdout.splitlines()[-1])
+        assert once == ["Retry", "Drawn", "The Space took its GPU back after 90 s; trying once more with 180 s."]
+        assert "after 180 s" in twice[2]
+        assert quota == ["Drawn"]
+        charged = [asked["durationSeconds"] for asked in lender.named("/schedule")]
+        assert charged == ["90", "180"] * 2 + ["90", "60"]  # the last: all that was left
+        assert {asked["gpuSize"] for asked in lender.named("/schedule")} == {"large"}
 
 
 @pytest.mark.slow
