@@ -51,8 +51,9 @@ USUAL_CARD = Card(factor=1.5, packed_at_most=45_097_156_608)
 LENT_BYTES = 48_000_000_000  # of a card of 96 GB
 MINUTES_A_DAY: Mapping[str, int] = {"none": 2, "free": 5, "pro": 40}  # of a visitor without an account, and with one
 
-# What an estimate is made of, until it is measured there: a third of what half of that card could do in bf16, 240
-# TFLOP/s by its data sheet. The slice of an H200 that was lent before, with a factor of 1, was taken for 130 TFLOP/s.
+# What an estimate is made of, until it is measured there: a third of the 250 TFLOP/s in bf16 that follow for half of
+# that card from its data sheet (4 PFLOP/s in sparse fp4 for a whole one). The slice of an H200 that was lent
+# before, with a factor of 1, was taken for 130.
 FLOP_PER_SECOND = 85e12
 START_SECONDS = 20.0  # forking, and bringing up to 40 GB from disk to the GPU
 LORA_SECONDS = 5.0
@@ -206,7 +207,10 @@ def _over_quota(message: str, asked: int) -> GpuQuota:
         # For another try: what may be asked for with what is left.
         return GpuQuota(text, fits=asked * left // max(needed, 1), **values)
     if "runs limit" in message:
-        text = "you have used up the number of pictures that your GPU quota allows for now; {later}"
+        text = (
+            "you have used up the number of pictures that your GPU quota allows for now; {later}, or sign in to "
+            "Hugging Face for more, where you are not"
+        )
         return GpuQuota(text, later=later)
     return GpuQuota(
         "visitors who are not signed in have used up this Space's GPU quota; sign in to Hugging Face and open the "

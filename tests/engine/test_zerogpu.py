@@ -185,7 +185,12 @@ ANONYMOUS = "You have exceeded your ZeroGPU quota (90s requested vs. 30s left). 
         ("ZeroGPU quota exceeded", ANONYMOUS.replace("90s", "135s"), GpuQuota, ["135 s", "2 minutes", "sign in"]),
         ("ZeroGPU quota exceeded", "No GPU was available after 60s. Try …", GpuBusy, ["within a minute", "signed in"]),
         ("ZeroGPU quota exceeded", "Space app has reached its GPU limit. Try …", GpuQuota, ["sign in", "token"]),
-        ("ZeroGPU quota exceeded", "You have exceeded your ZeroGPU runs limit. ", GpuQuota, ["number of pictures"]),
+        (
+            "ZeroGPU quota exceeded",
+            "You have exceeded your ZeroGPU runs limit. ",
+            GpuQuota,
+            ["number of pictures", "sign in"],
+        ),
         ("ZeroGPU pending credits exceeded", "You have too many …", GpuQuota, ["wait"]),
         (
             "ZeroGPU illegal duration",
