@@ -49,6 +49,14 @@ class StudioPipe(ZImagePipeline):  # type: ignore[misc]  # DiffSynth brings no t
             return whole
         return vae_tiles.finished((vae_tiles.encode if encodes else vae_tiles.decode)(half, inputs))
 
+    def generate_noise(self, shape: tuple[int, ...], **options: Any) -> torch.Tensor:
+        """Return a seed's noise in the dtype that is computed in, drawn in fp32.
+
+        Drawn in bf16, a seed's numbers depend on the release of torch: 2.11 gives others than 2.14, which rounds these.
+        """
+        noise: torch.Tensor = super().generate_noise(shape, **{**options, "rand_torch_dtype": torch.float32})
+        return noise
+
     def load_models_to_device(self, model_names: Sequence[str]) -> None:
         """Offload every managed model but the named ones, and make those ready."""
         if not self.vram_management_enabled:

@@ -591,3 +591,17 @@ def test_comfyuis_files_of_full_size_load(tmp_path: Path) -> None:
     list(built.load(chosen, "turbo"))
     assert built.pipe.controlnet.control_layers_mapping == {0: 0, 10: 1, 20: 2}
     assert loader.lies_in_files(built.pipe.controlnet)
+
+
+def test_a_seeds_noise_is_drawn_in_fp32_whatever_is_computed_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = loader.StudioPipe(device="cpu", torch_dtype=torch.bfloat16)
+    shape, drawn, randn = (1, 16, 8, 8), [], torch.randn
+
+    def noted(*given: Any, **options: Any) -> torch.Tensor:
+        drawn.append(options["dtype"])
+        return randn(*given, **options)
+
+    monkeypatch.setattr(torch, "randn", noted)
+    noise = pipe.generate_noise(shape, seed=7, rand_device="cpu", rand_torch_dtype=torch.bfloat16)
+    assert drawn == [torch.float32]  # in bf16, torch 2.11 and 2.14 draw different numbers
+    assert torch.equal(noise, randn(shape, generator=torch.Generator("cpu").manual_seed(7)).bfloat16())
