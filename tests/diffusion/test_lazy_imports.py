@@ -228,7 +228,10 @@ with open(pathlib.Path(__file__).with_suffix(".txt"), "a") as log:
     log.write(f"{gc.isenabled()}\\n")
 from unused.part import Thing
 """
-    threads = [threading.Thread(target=importing, args=[code]) for _ in range(4)]
+    importing("", "wanting.first")  # the packages are on the path
+    (tmp_path / "wanting" / "module.py").write_text(code)  # once: a thread may read while another one writes
+    importlib.invalidate_caches()
+    threads = [threading.Thread(target=lazy_imports.load, args=["wanting.module"]) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

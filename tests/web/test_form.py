@@ -23,6 +23,7 @@ from tests.helpers.browsing import (
     set_steps,
     settled,
     shoot,
+    wait_for_quiet,
     write,
 )
 
@@ -60,6 +61,7 @@ def test_a_link_carries_a_form(open_page: Open) -> None:
     expect(page.locator("#restored")).to_be_hidden()  # what was said goes with what is done next
     with kept(page):
         set_steps(page, 5)
+    wait_for_quiet(page)  # what leaving breaks off is called an error
     page.goto(f"{page.url.partition('?')[0]}?prompt=a+blue+house")
     settled(page)
     expect(prompt_of(page)).to_have_value("a blue house")

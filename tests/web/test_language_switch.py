@@ -48,7 +48,7 @@ def test_the_language_can_be_changed_and_what_is_shown_changes_too(open_page: Op
     draw_seed(page, "7")
     expect(page.locator("#generate-controls .block.tokens")).to_contain_text("of 512 tokens")
     expect(page.get_by_role("button", name="English")).to_have_attribute("aria-pressed", "true")
-    page.get_by_role("button", name="More").click()
+    page.get_by_role("button", name="More", exact=True).click()
     expect(page.locator("#generate-parameters dl")).to_contain_text("Seed7")
     choose_language(page, "中文")
     expect(page.locator("#generate")).to_have_text("生成")

@@ -86,7 +86,7 @@ def test_the_picture_is_our_file_byte_for_byte(open_page: Open, draw: Callable[.
     download.value.save_as(saved)
     assert saved.read_bytes() == made
     assert metadata.read_picture(saved).values["prompt"] == PROMPT
-    page.get_by_role("button", name="More").click()
+    page.get_by_role("button", name="More", exact=True).click()
     with page.expect_download() as download:
         page.get_by_role("button", name="Download parameters").click()
     assert download.value.suggested_filename == "z-image-7.json"

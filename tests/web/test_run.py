@@ -76,7 +76,7 @@ def test_several_pictures_with_consecutive_seeds_and_a_strip(open_page: Open, si
     shoot(page, "31-strip")
     wait_for_quiet(page)
     thumbs.last.click()
-    page.get_by_role("button", name="More").click()
+    page.get_by_role("button", name="More", exact=True).click()
     expect(page.locator("#generate-parameters")).to_contain_text('"seed": 41')
     assert '"seed": 41' in Image.open(io.BytesIO(picture_bytes(page))).info["z-image-studio"]
     reload(page)
@@ -181,6 +181,7 @@ def test_shapes_with_the_real_weights_sizes(browser: Browser) -> None:
     expect.set_options(timeout=PATIENCE)
     page.goto(served.url)
     page.locator("#generate-status p").wait_for()
+    settled(page)  # until then the page still fills its form
     advanced(page)
     page.locator("#shape").get_by_role("radio", name="16:9").check()
     width, height = (page.get_by_label(f"number input for {side}") for side in ("Width", "Height"))
