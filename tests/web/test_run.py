@@ -137,6 +137,7 @@ def test_the_viewer_goes_through_the_pictures_of_this_visit(open_page: Open) -> 
     generate(page)
     finished(page)
     expect(page.locator("#generate-strip button.thumbnail-item")).to_have_count(3)
+    expect(page.locator("#generate-enlarged .grid img")).to_have_count(3)  # none of them is the one on show
     page.locator("#generate-picture button").press("Enter")  # with the keyboard
     large = page.locator("dialog.viewer img")
 

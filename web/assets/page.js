@@ -101,7 +101,7 @@ const picturesOf = (columns) => {
 };
 const view = (columns) => {
   let [pictures, at] = picturesOf(columns);
-  const enlarged = columns.querySelector(".enlarged img"), enlargedAt = at;
+  const enlarged = columns.querySelector(".enlarged img:not(.grid *)"), enlargedAt = at;
   const dialog = document.createElement("dialog");
   dialog.className = "viewer";
   const image = new Image();
