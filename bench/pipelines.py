@@ -23,6 +23,7 @@ import itertools
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -45,6 +46,7 @@ environment.prepare_environment(os.environ)
 
 import torch
 from diffsynth.core.vram.initialization import skip_model_initialization
+from diffsynth.core.vram.layers import AutoWrappedModule
 from diffsynth.diffusion.base_pipeline import ControlNetInput
 from diffsynth.models import model_loader
 from diffsynth.pipelines.z_image import ZImagePipeline
@@ -347,8 +349,13 @@ Modules = Mapping[str, torch.nn.Module]
 
 
 def _twin(module: torch.nn.Module, config: Mapping[str, Any], dtype: str) -> torch.nn.Module:
-    """Return a module of the same class as it comes, without what ours has changed of it, with the same weights."""
-    twin: torch.nn.Module = _with_weights(partial(type(module), **config), module.state_dict(), dtype)
+    """Return a module of the same class as it comes, without what ours has changed of it, with the same weights.
+
+    Where ours computes in another dtype than the file's, DiffSynth wraps modules, whole ones too: each has a `module`.
+    """
+    made = type(module.module) if isinstance(module, AutoWrappedModule) else type(module)
+    weights = {re.sub(r"(^|\.)module\.", r"\1", name): values for name, values in module.state_dict().items()}
+    twin: torch.nn.Module = _with_weights(partial(made, **config), weights, dtype)
     return twin
 
 
