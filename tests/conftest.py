@@ -13,7 +13,7 @@ from core import environment
 from core.events import Result
 from core.request import TextToImage
 from engine import Engine, Settings
-from tests.helpers.browsing import browser, open_page, open_tab  # noqa: F401 (fixtures)
+from tests.helpers.browsing import browser, contexts, open_page, open_tab  # noqa: F401 (fixtures)
 from tests.helpers.command_line import command_here  # noqa: F401 (a fixture)
 
 if TYPE_CHECKING:

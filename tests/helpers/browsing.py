@@ -73,16 +73,52 @@ COUNT_EVENTS = """(() => {
 })()"""
 
 
+class Contexts:
+    """A browser's contexts, which serve one visitor after another.
+
+    The files of the page stay in a context's cache, compiled, which halves the time until it can be used; what it has
+    kept of a visitor goes.
+    """
+
+    def __init__(self, browser: Browser) -> None:
+        self.browser = browser
+        self.free: dict[str, list[BrowserContext]] = {}
+        self.used: list[tuple[str, BrowserContext]] = []
+
+    def page(self, **settings: Any) -> Page:
+        """Return a blank page of a new visitor whose browser has these settings."""
+        key, origin = repr(sorted(settings.items())), server().url.rstrip("/")
+        free = self.free.get(key)
+        context = free.pop() if free else self.browser.new_context(**settings)
+        self.used.append((key, context))
+        page = context.new_page()
+        devtools = context.new_cdp_session(page)
+        devtools.send("Storage.clearDataForOrigin", {"origin": origin, "storageTypes": "all"})
+        devtools.detach()
+        return page
+
+    def close_pages(self) -> None:
+        """End every visit; the contexts are free again."""
+        while self.used:
+            key, context = self.used.pop()
+            for page in context.pages:
+                page.close()
+            self.free.setdefault(key, []).append(context)
+
+
+@pytest.fixture(scope="module")
+def contexts(browser: Browser) -> Contexts:
+    return Contexts(browser)
+
+
 @pytest.fixture
-def open_page(browser: Browser) -> Iterator[Open]:
+def open_page(contexts: Contexts) -> Iterator[Open]:
     """Open the page as a new visitor; afterwards, nothing may have gone to another host or failed in the console."""
-    contexts: list[BrowserContext] = []
     asked: set[str] = set()
     complaints: list[str] = []
 
     def visit(size: tuple[int, int] = DESKTOP, query: str = "", **settings: Any) -> Page:
-        contexts.append(browser.new_context(viewport={"width": size[0], "height": size[1]}, **settings))
-        page = contexts[-1].new_page()
+        page = contexts.page(viewport={"width": size[0], "height": size[1]}, **settings)
         page.set_default_timeout(PATIENCE)
         page.on("request", lambda request: asked.add(request.url))
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -96,8 +132,7 @@ def open_page(browser: Browser) -> Iterator[Open]:
 
     yield visit
     heard = list(complaints)  # what closing breaks off, Gradio calls an error too
-    for context in contexts:
-        context.close()
+    contexts.close_pages()
     hosts = {urlsplit(url).netloc for url in asked if urlsplit(url).scheme not in ("data", "blob")}
     assert hosts == {urlsplit(server().url).netloc}
     assert not heard

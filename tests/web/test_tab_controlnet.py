@@ -112,7 +112,7 @@ def test_thresholds_belong_to_canny(visit: Open, sketch: Path) -> None:
 
 
 def test_a_preprocessor_that_cannot_work_says_why_and_draws_nothing(visit: Open, sketch: Path) -> None:
-    page = visit()
+    page = visit(permissions=["clipboard-read", "clipboard-write"])
     upload(page, sketch)
     page.get_by_role("radio", name="Pose").check()
     status = page.locator("#preview-status .failed")
@@ -122,7 +122,6 @@ def test_a_preprocessor_that_cannot_work_says_why_and_draws_nothing(visit: Open,
     expect(status).to_contain_text("Depth-Anything-V2-Small-hf/model.safetensors (99 MB)")
     expect(status.locator("code")).to_contain_text("models download")
     expect(page.locator("#controlnet-generate")).to_be_disabled()
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     status.get_by_role("button", name="Copy").click()
     expect(page.locator("#said")).to_have_text("Copied")
     assert page.evaluate("navigator.clipboard.readText()") == status.locator("code").inner_text()
