@@ -12,7 +12,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 
@@ -24,7 +26,9 @@ from hub import links, parts
 from web import language, listening, theme
 from web.allowed_hosts import AllowedHosts, checked, is_loopback
 from web.first_paint import FirstPaint
+from web.origins import Origins
 from web.page import HEAD, build
+from web.upload_limits import MAX_LORA, UploadLimits
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +104,15 @@ def launch_options(
         "head": HEAD,
         "favicon_path": str(theme.FAVICON),
         # Gradio compresses its assets; the page itself and its configuration, 350 and 300 kB, it does not.
-        "app_kwargs": {"routes": theme.routes(), "middleware": [Middleware(GZipMiddleware), Middleware(FirstPaint)]},
+        "app_kwargs": {
+            "routes": theme.routes(),
+            "middleware": [
+                Middleware(UploadLimits, folder=get_upload_folder),
+                Middleware(GZipMiddleware),
+                Middleware(FirstPaint),
+            ],
+        },
+        "max_file_size": MAX_LORA,
         "footer_links": [],  # the header has what is needed of them
         "i18n": language.for_gradio(),
         "run_history": False,  # it would keep every visitor's prompts in their browser
@@ -123,10 +135,14 @@ def launch_options(
             "host", host, f"{HOST} (this machine only); any other address together with --auth USER:PASSWORD, or with "
             "--insecure if everybody who reaches it may use it"
         )  # fmt: skip
+    root_path = _root_path()
+    in_front = urlsplit(root_path).hostname
+    middleware = [Middleware(Origins, names=[*names, in_front] if in_front else names)]
     if is_loopback(host) or names:
         # Gradio asks at the address that it listens on whether it is up.
-        options["app_kwargs"]["middleware"].insert(0, Middleware(AllowedHosts, names=[*names, host]))
-    return options | {"server_name": server_name, "server_port": port, "root_path": _root_path()}
+        middleware.insert(0, Middleware(AllowedHosts, names=[*names, host]))
+    options["app_kwargs"]["middleware"][:0] = middleware
+    return options | {"server_name": server_name, "server_port": port, "root_path": root_path}
 
 
 def _root_path() -> str:
