@@ -52,6 +52,13 @@ DTYPE_HELP = (
     "(also Z_IMAGE_DTYPE)"
 )
 
+WAITING_HELP = (
+    "requests of one address that may wait at once, of 256 in all; 0 for as many as of all (default: %(default)s); "
+    "this machine's own are not counted, here and in the next two"
+)
+REQUESTS_HELP = "requests that one address may send in a minute; 0 for any number (default: 1200)"
+BYTES_HELP = "GB that one address may upload in an hour; 0 for any amount (default: 8)"
+
 TOLD = 120  # characters of a value that a picture has and a request has no place for
 
 
@@ -91,6 +98,9 @@ def build_parser() -> Parser:
         help="answer to this name too, such as a reverse proxy's; may be given several times (default: names of this "
         "machine alone, or any name where --host lets other machines in)",
     )
+    serve.add_argument("--client-waiting", type=int, metavar="N", default=Settings.client_limit, help=WAITING_HELP)
+    serve.add_argument("--client-requests", type=int, metavar="N", help=REQUESTS_HELP)
+    serve.add_argument("--client-gb", type=float, metavar="GB", help=BYTES_HELP)
     serve.set_defaults(run=_serve)
 
     for request in MODES.values():
@@ -175,13 +185,17 @@ def _help(request: type[Request], name: str) -> str:
 def _serve(args: argparse.Namespace) -> int:
     from app import server  # it settles the environment before Gradio is imported
 
+    if args.client_waiting < 0:
+        raise RequestError("client_waiting", args.client_waiting, "a whole number, 0 for as many as of all")
     server.serve(
-        _engine(args),
+        Engine(replace(_engine(args).settings, client_limit=args.client_waiting)),
         host=args.host,
         port=args.port,
         auth=args.auth,
         insecure=args.insecure,
         allow_hosts=args.allow_host,
+        client_requests=args.client_requests,
+        client_gb=args.client_gb,
     )
     return 0
 

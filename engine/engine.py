@@ -45,14 +45,20 @@ class Engine:
     def __init__(self, settings: Settings | None = None, worker: Worker | None = None) -> None:
         self.settings = settings or Settings()
         self.worker: Worker = worker or LocalWorker(self.settings)
-        self._turns = FairQueue(self.settings.queue_limit)
+        self._turns = FairQueue(self.settings.queue_limit, self.settings.client_limit)
 
-    def run(self, request: DrawRequest, client: str = "") -> Generator[Event, None, None]:
+    def run(
+        self, request: DrawRequest, client: str = "", session: str = "", patience: float = POLL_SECONDS
+    ) -> Generator[Event, None, None]:
         """Carry out one request, as events.
 
         Args:
             request: a validated request of any mode.
-            client: who asks; the queue is fair among clients.
+            client: who asks; the queue is fair among clients, and limits how many requests of one may wait. Nothing,
+                where they are not told apart.
+            session: which of a client's sessions asks; the queue is fair among these too.
+            patience: how long a waiting request waits for its turn in each step of the generator, in seconds; with 0
+                it returns at once, and whoever asks waits in a way of their own.
 
         Yields:
             `Queued` while waiting, `Stage` and `Step` while working, then one `Result` or one `Failure`.
@@ -62,8 +68,8 @@ class Engine:
             chosen = self.worker.weights(request.mode, request.model, request.weights, request.checkpoint_name)
             uploads = {name: Upload.open(Path(getattr(request, name)), name) for name in request.files}
             resolved = request.resolved(chosen.kind, uploads)
-            with self._turns.ticket(client) as ticket:
-                while ahead := self._turns.wait(ticket, POLL_SECONDS):
+            with self._turns.ticket(client, session) as ticket:
+                while ahead := self._turns.wait(ticket, patience):
                     yield Queued(ahead)
                 log.info("%s with %s weights: %s", request.mode, chosen.kind, resolved.model_dump_json())
                 drawn = yield from self.worker.draw(resolved, chosen)
@@ -89,6 +95,10 @@ class Engine:
             raise last.error()
         assert isinstance(last, Result)  # a run ends with one of the two
         return last
+
+    def is_full(self, client: str = "") -> bool:
+        """Whether another request of a client would be refused now, for so many are waiting."""
+        return self._turns.is_full(client)
 
     def weights_in_use(
         self, mode: str, model: Model, asked: WeightsChoice = "auto", checkpoint: str = ""

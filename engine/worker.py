@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROGRAM = "diffusion.pipeline"
-QUEUE_LIMIT = 32  # waiting requests; about as many as people are willing to wait behind
+QUEUE_LIMIT = 256  # waiting requests: a lecture hall; each costs next to nothing
+CLIENT_LIMIT = 16  # waiting requests of one address
 POLL_SECONDS = 0.25  # how often a request that waits for a warm-up says so, and so can be cancelled
 ESTIMATE_SHOWN = 10.0  # seconds from which a visitor wants to know how long it will take
 
@@ -55,6 +56,7 @@ class Settings:
         dtype: what the real weights are to compute in, "auto", "bf16" or "fp32"; None takes Z_IMAGE_DTYPE, else "auto".
         memory_gb: how many GB (10^9 bytes) of the device's memory to count with; None takes what is free.
         queue_limit: how many requests may wait.
+        client_limit: how many requests of one client may wait; 0 for as many as of all.
     """
 
     weights: WeightsChoice = "auto"
@@ -62,6 +64,7 @@ class Settings:
     dtype: str | None = None
     memory_gb: float | str | None = None
     queue_limit: int = QUEUE_LIMIT
+    client_limit: int = CLIENT_LIMIT
 
 
 class Worker(Protocol):

@@ -19,7 +19,7 @@ from core.messages import plain
 from core.request import DrawRequest, Request
 from core.whole_file import replacing
 from engine import Engine
-from web.run import carry_out
+from web.run import carry_out, unhurried
 
 # What an endpoint yields: its file, once there is one, and how far it is or what belongs to the file.
 Answers = Iterator[tuple[dict[str, Any] | None, dict[str, Any]]]
@@ -108,7 +108,7 @@ def publish(mode: type[Request], description: str, answer: Callable[[gr.Request,
     endpoint.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     endpoint.__annotations__["return"] = signature.return_annotation
     endpoint.__doc__ = description
-    api(endpoint, api_name=mode.mode)
+    api(unhurried(endpoint), api_name=mode.mode)
 
 
 def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:

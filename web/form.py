@@ -26,7 +26,7 @@ from web.fields import COUNT, COUNTS, QUIET, Fields, Inputs, Update
 from web.language import fixed, say_to
 from web.lora_slot import LoraSlot
 from web.output import Output, Stopping
-from web.run import broken, carry_out
+from web.run import broken, carry_out, unhurried
 from web.situation import Situation
 from web.strip import Past, siblings
 from web.words import paragraph, weights_sentence
@@ -133,7 +133,7 @@ class Form:
         image, slot = [self.image] if self.image else [], self.slot.inputs if self.slot else []
         inputs = {*image, *self.fields.values(), *slot, output.strip.past}
         begins = button.click, *(listener.success for listener in filled)
-        runs: list[Dependency] = [begin(draw, inputs, output.shown, **RAW) for begin in begins]
+        runs: list[Dependency] = [begin(unhurried(draw), inputs, output.shown, **RAW) for begin in begins]
         for run in runs:
             run.failure(broken, None, output.status, **QUIET)
         self.fields.reuse_seed(output.picture)

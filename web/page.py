@@ -74,7 +74,8 @@ def build(engine: Engine) -> gr.Blocks:
         for tab in TABS:
             tab.publish(engine)
     # The engine owns the one queue, which is fair and bounded; Gradio's own must not stand before it.
-    page.queue(default_concurrency_limit=None)
+    # Nor is there a way around it: Gradio's would begin a run and leave it, its turn held.
+    page.queue(default_concurrency_limit=None, api_open=False)
     return page
 
 

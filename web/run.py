@@ -1,24 +1,94 @@
 """Unchecked forms carried out, as events; a form that is wrong is a failure like any other."""
 
-from collections.abc import Generator
+import asyncio
+import functools
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import replace
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from html import escape
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
+import anyio
+import anyio.to_thread
 import gradio as gr
 
 from core.errors import StudioError
-from core.events import Event, Failure
+from core.events import Event, Failure, Queued
 from core.request import SEED_MAX, DrawRequest, random_seed
 from core.sizes import smaller
 from engine import Engine
+from engine.engine import POLL_SECONDS
 from hub import fine_tunes
+from web.clients import caller
 from web.language import say_to
+from web.readers import READERS
 from web.situation import Situation
 from web.words import KEPT
 
 FAULT = "That did not work; the server's log says why."
+THREADS = 40  # for what runs do besides waiting, one of which draws; and as many for all other listeners
+LONGEST_PAUSE = 2.0  # seconds after which a request far behind looks for its turn
+
+Given = ParamSpec("Given")
+Shown = TypeVar("Shown")
+
+
+@dataclass
+class _Turn:
+    """How many requests come before a run, as it was last told."""
+
+    ahead: int = 0
+
+
+_turn: ContextVar[_Turn | None] = ContextVar("turn", default=None)
+
+
+@functools.cache
+def _threads() -> anyio.CapacityLimiter:
+    return anyio.CapacityLimiter(THREADS)
+
+
+def unhurried(listener: Callable[Given, Iterator[Shown]]) -> Callable[Given, AsyncIterator[Shown]]:
+    """Return a listener that carries a run out, as one that holds no thread while the run waits for its turn.
+
+    It shows a place in the queue once, and ends the run when nobody reads what comes of it any more.
+    """
+
+    @functools.wraps(listener)
+    async def listen(*given: Given.args, **named: Given.kwargs) -> AsyncIterator[Shown]:
+        turn, told, since, end = _Turn(), 0, time.monotonic(), object()
+        context = gr.context.LocalContext
+        request, event = context.request.get(None), context.event_id.get(None)
+        readers = {name for name in (event, getattr(request, "session_hash", None)) if name}
+        shown, stepping = iter(listener(*given, **named)), threading.Lock()
+
+        def step() -> Any:
+            with stepping:
+                return next(shown, end)
+
+        def close() -> None:
+            with stepping:  # whoever cancels does not wait for the step that is under way
+                if isinstance(shown, Generator):
+                    shown.close()
+
+        try:
+            while True:
+                _turn.set(turn)
+                update: Any = await anyio.to_thread.run_sync(step, limiter=_threads())
+                if update is end or (readers and READERS.have_gone(readers, since)):
+                    return
+                if not turn.ahead or turn.ahead != told:
+                    yield update
+                told = turn.ahead
+                if turn.ahead:
+                    await asyncio.sleep(min(LONGEST_PAUSE, POLL_SECONDS * max(1, turn.ahead / 8)))
+        finally:
+            await anyio.to_thread.run_sync(close)
+
+    return listen
 
 
 def carry_out(
@@ -37,10 +107,14 @@ def carry_out(
         return
     if count > 1 and not request.seed:
         request = request.model_copy(update={"seed": random_seed()})
+    turn, (client, session) = _turn.get(), caller(visitor)
+    patience = POLL_SECONDS if turn is None else 0
     for _ in range(count):
         failed = False
-        with closing(engine.run(request, client=visitor.session_hash or "")) as events:
+        with closing(engine.run(request, client, session, patience)) as events:
             for event in events:
+                if turn is not None:
+                    turn.ahead = event.ahead if isinstance(event, Queued) else 0
                 failed = isinstance(event, Failure)
                 yield pointed(event, engine, request) if isinstance(event, Failure) else event
         if failed:

@@ -14,20 +14,25 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 
 from core import environment
 from core.errors import NotWritten, RequestError
+from core.request import MODES
 from core.whole_file import check_writable
 from engine import Engine, worker_zerogpu, zerogpu
 from hub import links, parts
 from web import language, listening, theme
 from web.allowed_hosts import AllowedHosts, checked, is_loopback
+from web.client_limits import ClientLimits, LimitsOfClients
 from web.first_paint import FirstPaint
 from web.origins import Origins
 from web.page import HEAD, build
+from web.readers import Reading
+from web.run import THREADS
 from web.upload_limits import MAX_LORA, UploadLimits
 
 log = logging.getLogger(__name__)
@@ -43,6 +48,8 @@ def serve(
     auth: str | None = None,
     insecure: bool = False,
     allow_hosts: Sequence[str] = (),
+    client_requests: int | None = None,
+    client_gb: float | None = None,
 ) -> None:
     """Serve the page until the process is stopped.
 
@@ -54,16 +61,22 @@ def serve(
         insecure: allow an address that other machines reach without `auth`.
         allow_hosts: names that visitors may call this server by, besides those of this machine alone. Where none is
             given and `host` is open to other machines, any name is answered: it cannot be known.
+        client_requests: how many requests one address may send in a minute, 0 for any number; None for the usual.
+        client_gb: how many GB it may upload in an hour, likewise.
 
     Raises:
-        RequestError: `auth`, a name, `host` or `port` is malformed or not to be had, `host` is open to other machines
-            without `auth`, or GRADIO_ROOT_PATH or GRADIO_TEMP_DIR has no possible value.
+        RequestError: `auth`, a name, a limit, `host` or `port` is malformed or not to be had, `host` is open to other
+            machines without `auth`, or GRADIO_ROOT_PATH or GRADIO_TEMP_DIR has no possible value.
     """
     options = launch_options(host, port, auth, insecure, allow_hosts)
+    limits = ClientLimits.of(client_requests, client_gb)
     if not environment.on_space():
         options["server_name"], options["server_port"] = listening.place(host, port)
     _check_uploads()
     engine = engine or Engine()
+    limited = Middleware(LimitsOfClients, limits=limits, modes=set(MODES), is_full=engine.is_full)
+    options["app_kwargs"]["middleware"] += [limited, Middleware(Reading)]
+    options["max_threads"] = engine.settings.queue_limit + THREADS  # Gradio's name for the requests that it works on
     if environment.on_space():
         link_preloaded()
     if zerogpu.ACTIVE:
@@ -75,6 +88,8 @@ def serve(
             _, url, _ = page.launch(**options, share=False, quiet=True, prevent_thread_lock=True)
     except OSError as error:  # Gradio's way of saying so; nothing else is opened before the port
         raise RequestError("port", port, listening.PORTS) from error
+    # Of listeners other than runs, which have threads of their own.
+    page.limiter = anyio.CapacityLimiter(THREADS)  # type: ignore[assignment]  # it may be one, or None for the usual
     print(f"{theme.TITLE} is at {url} (Ctrl+C stops it)", flush=True)
     page.block_thread()
 
@@ -119,7 +134,6 @@ def launch_options(
         "enable_monitoring": False,
         "show_error": True,
         "pwa": False,
-        "max_threads": 80,  # each visitor who waits holds one
     }
     if auth is not None:
         user, colon, password = auth.partition(":")

@@ -228,5 +228,41 @@ def test_one_clients_many_requests_do_not_delay_anothers() -> None:
     assert order == ["many", "one", "many", "many"]
 
 
+def order_of(turns: FairQueue, callers: list[tuple[str, str]]) -> list[int]:
+    """Return the order in which callers (client and session) get their turn, of whom all wait behind somebody."""
+    order: list[int] = []
+    with turns.ticket("working") as working:
+        assert turns.wait(working, 0) == 0
+        held = [turns.ticket(*caller) for caller in callers]
+        tickets = [context.__enter__() for context in held]
+    while len(order) < len(callers):
+        (next_one,) = [
+            index for index, ticket in enumerate(tickets) if index not in order and not turns.wait(ticket, 0)
+        ]
+        order.append(next_one)
+        held[next_one].__exit__(None, None, None)
+    return order
+
+
+def test_new_sessions_do_not_evade_fairness_and_share_a_client_fairly() -> None:
+    many = [("a", f"session {number}") for number in range(4)]
+    assert order_of(FairQueue(limit=10), [*many, ("b", "one")]) == [0, 4, 1, 2, 3]
+    school = [("a", "x"), ("a", "x"), ("a", "x"), ("a", "y")]
+    assert order_of(FairQueue(limit=10), school) == [0, 3, 1, 2]
+
+
+def test_one_client_takes_no_more_places_than_it_may() -> None:
+    turns = FairQueue(limit=5, client_limit=2)
+    with turns.ticket("a", "x"), turns.ticket("a", "y"):
+        assert turns.is_full("a")
+        assert not turns.is_full("b")
+        with pytest.raises(QueueFull, match="2 requests are waiting"), turns.ticket("a", "z"):
+            raise AssertionError
+        with turns.ticket(""), turns.ticket(""), turns.ticket(""):  # this machine's own are told apart by nothing
+            assert turns.is_full("b")
+    assert vars(turns)["_rounds"] == {}
+    assert len(vars(turns)["_newest"]) <= 1
+
+
 def test_importing_the_engine_builds_nothing() -> None:
     assert worker_of(Engine()).pipeline is None
