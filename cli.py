@@ -52,6 +52,9 @@ DTYPE_HELP = (
     "(also Z_IMAGE_DTYPE)"
 )
 
+AUTH_HELP = (
+    "ask visitors for these; who else uses this machine can read them here, but not in --auth-file or Z_IMAGE_AUTH"
+)
 WAITING_HELP = (
     "requests of one address that may wait at once, of 256 in all; 0 for as many as of all (default: %(default)s); "
     "this machine's own are not counted, here and in the next two"
@@ -88,7 +91,10 @@ def build_parser() -> Parser:
     serve = commands.add_parser("serve", parents=[common], help="the page")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--port", type=int, default=7860, help="port to listen on; 0 takes any free one (default: 7860)")
-    serve.add_argument("--auth", metavar="USER:PASSWORD", help="ask visitors for these")
+    serve.add_argument("--auth", metavar="USER:PASSWORD", help=AUTH_HELP)
+    serve.add_argument(
+        "--auth-file", metavar="FILE", help="a file whose first line is USER:PASSWORD (also Z_IMAGE_AUTH)"
+    )
     serve.add_argument("--insecure", action="store_true", help="allow other machines without --auth")
     serve.add_argument(
         "--allow-host",
@@ -192,6 +198,7 @@ def _serve(args: argparse.Namespace) -> int:
         host=args.host,
         port=args.port,
         auth=args.auth,
+        auth_file=args.auth_file,
         insecure=args.insecure,
         allow_hosts=args.allow_host,
         client_requests=args.client_requests,

@@ -135,6 +135,11 @@ class Allowance:
             if len(self._spent) > MOST_CLIENTS:
                 self._spent.popitem(last=False)
 
+    def give_back(self, client: str, amount: float) -> None:
+        """Take back what was spent."""
+        if self._amount:
+            self._spent[client] = (max(0.0, self._now_spent(client) - amount), time.monotonic())
+
     def _now_spent(self, client: str) -> float:
         now = time.monotonic()
         spent, at = self._spent.get(client, (0.0, now))

@@ -25,10 +25,11 @@ from core.request import MODES
 from core.whole_file import check_writable
 from engine import Engine, worker_zerogpu, zerogpu
 from hub import links, parts
-from web import language, listening, theme
+from web import language, listening, logins, theme
 from web.allowed_hosts import AllowedHosts, checked, is_loopback
 from web.client_limits import ClientLimits, LimitsOfClients
 from web.first_paint import FirstPaint
+from web.logins import LoginLimits
 from web.origins import Origins
 from web.page import HEAD, build
 from web.readers import Reading
@@ -46,6 +47,7 @@ def serve(
     host: str = HOST,
     port: int = PORT,
     auth: str | None = None,
+    auth_file: str | None = None,
     insecure: bool = False,
     allow_hosts: Sequence[str] = (),
     client_requests: int | None = None,
@@ -58,6 +60,7 @@ def serve(
         host: the address to listen on, or a name of this machine. On a Space, the Space decides.
         port: the port to listen on, 1 to 65535; 0 takes a free one.
         auth: "user:password" that visitors must give, or None.
+        auth_file: a file that holds it in place of `auth`; where neither is given, Z_IMAGE_AUTH may hold it.
         insecure: allow an address that other machines reach without `auth`.
         allow_hosts: names that visitors may call this server by, besides those of this machine alone. Where none is
             given and `host` is open to other machines, any name is answered: it cannot be known.
@@ -68,7 +71,7 @@ def serve(
         RequestError: `auth`, a name, a limit, `host` or `port` is malformed or not to be had, `host` is open to other
             machines without `auth`, or GRADIO_ROOT_PATH or GRADIO_TEMP_DIR has no possible value.
     """
-    options = launch_options(host, port, auth, insecure, allow_hosts)
+    options = launch_options(host, port, logins.account(auth, auth_file), insecure, allow_hosts)
     limits = ClientLimits.of(client_requests, client_gb)
     if not environment.on_space():
         options["server_name"], options["server_port"] = listening.place(host, port)
@@ -136,18 +139,17 @@ def launch_options(
         "pwa": False,
     }
     if auth is not None:
-        user, colon, password = auth.partition(":")
-        if not (user and colon and password):
-            raise RequestError("auth", "***", "user:password")  # not repeated: it may be a password
-        options["auth"] = (user, password)
+        options["auth"] = logins.parts(auth)
+        options["app_kwargs"]["middleware"].append(Middleware(LoginLimits))
     names = [checked(name) for name in allow_hosts]
     if environment.on_space():
         return options  # its address, port and name come from its environment
     server_name = listening.in_url(host)
     if auth is None and not insecure and not is_loopback(host):
         raise RequestError(
-            "host", host, f"{HOST} (this machine only); any other address together with --auth USER:PASSWORD, or with "
-            "--insecure if everybody who reaches it may use it"
+            "host", host, f"{HOST} (this machine only); any other address together with --auth-file FILE (a line "
+            "USER:PASSWORD), --auth USER:PASSWORD or Z_IMAGE_AUTH, or with --insecure if everybody who reaches it may "
+            "use it"
         )  # fmt: skip
     root_path = _root_path()
     in_front = urlsplit(root_path).hostname
