@@ -195,7 +195,7 @@ class Output:
         """Show an earlier picture, as it was shown when it was new."""
         try:
             prompt = metadata.read_picture(Path(chosen.picture)).values["prompt"]
-        except RequestError:  # swept away after a day
+        except RequestError:  # swept away after an hour
             return {self.status: gr.skip()}
         return self._finished(chosen, prompt, say) | self.tell(chosen.words, say)
 
@@ -233,7 +233,7 @@ def _parameters_again(sidecar: dict[str, Any] | None, visitor: gr.Request) -> An
     """Return a picture's parameters in the visitor's language; nothing changes where none are shown any more."""
     try:
         return gr.skip() if sidecar is None else _parameters(uploaded(sidecar), say_to(visitor))
-    except OSError:  # swept away after a day
+    except OSError:  # swept away after an hour
         return gr.skip()
 
 

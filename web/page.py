@@ -13,7 +13,7 @@ from core import metadata
 from core.errors import RequestError
 from core.request import MODES, Model, TextToImage
 from engine import Engine
-from web import dropped, situation, theme
+from web import dropped, own_files, situation, theme
 from web.endpoints import uploaded
 from web.fields import QUIET, REWORD_JS, Field, Update
 from web.form import RAW, Form
@@ -45,8 +45,8 @@ HEAD = f'''<meta name="color-scheme" content="dark"><script src="{theme.ASSETS_U
 
 def build(engine: Engine) -> gr.Blocks:
     """Return the page. Nothing is loaded before a visitor's browser shows it, and nothing is drawn unasked."""
-    # Pictures are copied to Gradio's cache to be served; they go after a day, and when the server stops.
-    page = gr.Blocks(title=theme.TITLE, analytics_enabled=False, delete_cache=(3600, 86400))
+    # Pictures are copied to Gradio's cache to be served; they go after an hour, and when the server stops.
+    page = gr.Blocks(title=theme.TITLE, analytics_enabled=False, delete_cache=(own_files.LOOK, own_files.KEEP))
     with page:
         with gr.Row(elem_id="top"):
             gr.HTML(
@@ -92,7 +92,7 @@ def _hand_over(drawn: Output, label: str, tabs: gr.Tabs, to: Form) -> None:
             return {image: gr.skip()}
         try:
             told = metadata.read_picture(Path(uploaded(picture))).values.get("prompt")
-        except RequestError:  # swept away after a day
+        except RequestError:  # swept away after an hour
             return {image: gr.skip()}
         handed: Update = {tabs: gr.Tabs(selected=to.mode.mode), image: uploaded(picture)}
         return handed | ({prompt: told} if takes_prompt and told else {})

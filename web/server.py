@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from core.request import MODES
 from core.whole_file import check_writable
 from engine import Engine, worker_zerogpu, zerogpu
 from hub import links, parts
-from web import language, listening, logins, theme
+from web import language, listening, logins, own_files, theme
 from web.allowed_hosts import AllowedHosts, checked, is_loopback
 from web.client_limits import ClientLimits, LimitsOfClients
 from web.first_paint import FirstPaint
@@ -94,7 +93,7 @@ def serve(
     # Of listeners other than runs, which have threads of their own.
     page.limiter = anyio.CapacityLimiter(THREADS)  # type: ignore[assignment]  # it may be one, or None for the usual
     print(f"{theme.TITLE} is at {url} (Ctrl+C stops it)", flush=True)
-    page.block_thread()
+    own_files.until_stopped(page)
 
 
 def link_preloaded() -> None:
@@ -131,6 +130,7 @@ def launch_options(
             ],
         },
         "max_file_size": MAX_LORA,
+        "state_session_capacity": 1000,  # of which each takes a third of a megabyte
         "footer_links": [],  # the header has what is needed of them
         "i18n": language.for_gradio(),
         "run_history": False,  # it would keep every visitor's prompts in their browser
@@ -172,9 +172,9 @@ def _root_path() -> str:
 
 def _check_uploads() -> None:
     """Refuse to start where the pictures that visitors bring and get could not be written."""
-    folder = Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio")
+    folder = Path(get_upload_folder())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        own_files.settle()
         check_writable(folder / "picture.png")
     except (OSError, NotWritten) as error:
         reason = error.values["reason"] if isinstance(error, NotWritten) else error.strerror

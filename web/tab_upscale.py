@@ -92,7 +92,7 @@ def lay_out(engine: Engine, tab: gr.Tab, weights_line: gr.HTML) -> Form:
             return gr.skip()
         try:
             before = mode_upscale.plain_file(Path(source))
-        except RequestError:  # swept away after a day
+        except RequestError:  # swept away after an hour
             return gr.skip()
         return gr.ImageSlider((before, after), visible=True)
 
