@@ -5,6 +5,7 @@ Importing this module loads no torch: the pipeline is built by the first request
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -30,7 +31,7 @@ from engine.mode import Drawing, Drawn, Job, Prepared
 from engine.modes import MODES
 from engine.timing import Returning, Stopwatch
 from hub import fine_tunes, inventory
-from hub.checkpoint import fingerprint
+from hub.checkpoint import fingerprint, flat
 from images.cache import Controls
 from images.preprocess import Control
 
@@ -135,6 +136,7 @@ class LocalWorker:
         self.plan: MemoryPlan | None = None
         self.forecast = estimate.Forecast()
         self.controls = Controls()
+        self._read: dict[Path, tuple[int, int]] = {}  # size and time of each file that the pipeline was loaded from
         self._tighter = 0  # how many plans were given up because the memory did not suffice
         self._begun, self._beginning = False, threading.Lock()  # whether a warm-up or a request has begun
         self._warming = threading.Thread(target=self._warm_up, name="warm-up")
@@ -290,6 +292,7 @@ class LocalWorker:
             OutOfMemory: the weights cannot be used on this machine at all.
             RequestError: a picture of this size and number of steps is hopeless here.
         """
+        self._drop_what_changed(job.chosen)
         yield from self._build(job.request.mode, job.chosen)
         assert self.pipeline is not None  # they were built just now
         assert self.device is not None
@@ -301,6 +304,19 @@ class LocalWorker:
             yield Stage("estimating", expected.text)
         yield from self.pipeline.load(job.chosen, job.request.model)
         return self.pipeline
+
+    def _drop_what_changed(self, chosen: inventory.Chosen) -> None:
+        """Drop the pipeline where a file that it was loaded from has changed; mapped weights change with theirs."""
+        now = {}
+        for path in (path for files in chosen.files.values() for path in flat(files)):
+            with contextlib.suppress(OSError):  # loading it says why
+                status = path.stat()
+                now[path] = status.st_size, status.st_mtime_ns
+        changed = [path.name for path, seen in now.items() if self._read.get(path, seen) != seen]
+        if changed:
+            log.warning("loading again, for these files have changed: %s", ", ".join(changed))
+            self.drop()
+        self._read |= now
 
     def refuse_hopeless(self, work: estimate.Work, on: Device, plan: MemoryPlan) -> estimate.Estimate:
         """Return what a request will take.

@@ -1,6 +1,7 @@
 """The engine: one way through for every front, on the real miniature."""
 
 import io
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,22 @@ def test_fault_inside_is_an_event_and_the_next_request_works(
     assert isinstance(failure, Failure)
     assert (failure.code, failure.exit_code) == ("internal", 1)
     assert engine.draw(ask()).png == before
+
+
+def test_weights_that_changed_on_disk_are_loaded_again() -> None:
+    engine = Engine(Settings(weights="mini", device="cpu"))
+    before, loaded = engine.draw(ask(steps=1)).png, pipeline_of(engine)
+    file = engine.weights_in_use("generate", "turbo").files["turbo"][0]
+    status = file.stat()
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000_000))
+    try:
+        assert engine.draw(ask(steps=1)).png == before
+        again = pipeline_of(engine)
+        assert again is not loaded
+        assert engine.draw(ask(steps=1)).png == before
+        assert pipeline_of(engine) is again
+    finally:
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def test_unknown_device_is_refused() -> None:
