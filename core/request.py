@@ -83,41 +83,14 @@ def _unguided_at_zero(value: Any) -> Any:
         return value
 
 
-class Request(BaseModel):
-    """What every request has in common. Instances are frozen, picklable and JSON-serialisable.
-
-    Attributes:
-        mode: the request's name, everywhere: command, endpoint, metadata.
-        help: the mode in a few words.
-        files: the fields that name an image file of the user's.
-        model: which transformer draws: a field or, where there is no choice, a class variable.
-        weights: which kind of weights is asked for.
-    """
+class Checked(BaseModel):
+    """Fields that are checked once; a refusal says in words what a field takes. Instances are frozen."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    mode: ClassVar[str]
-    help: ClassVar[str]
-    files: ClassVar[tuple[str, ...]] = ()
-
-    if TYPE_CHECKING:  # each request declares them in the order in which its fields are shown
-
-        @property
-        def model(self) -> Model: ...
-        @property
-        def weights(self) -> WeightsChoice: ...
-
     @classmethod
-    def usual_model(cls) -> Model:
-        """Return the model that draws where none is asked for."""
-        if "model" in cls.model_fields:
-            model: Model = cls.model_fields["model"].default
-            return model
-        return next(vars(base)["model"] for base in cls.__mro__ if "model" in vars(base))
-
-    @classmethod
-    def parse(cls, **values: Any) -> Self:
-        """Build a request from untrusted values.
+    def parse(cls, /, **values: Any) -> Self:
+        """Build an instance from untrusted values.
 
         Raises:
             RequestError: names the first field that is wrong, its value and what is allowed.
@@ -139,8 +112,8 @@ class Request(BaseModel):
             return Message("allowed", declared["allowed"])
         kinds = [kind for kind in declared.get("anyOf", [declared]) if kind.get("type") != "null"]
         kind = kinds[0]  # besides null, every field of ours has one type
-        if "enum" in kind:
-            return ", ".join(kind["enum"])
+        if values := kind.get("enum", [kind["const"]] if "const" in kind else []):
+            return ", ".join(values)
         if kind["type"] == "string":
             some = Message("text", "some text of up to {limit} characters", limit=kind["maxLength"])
             any_ = Message("text", "any text of up to {limit} characters", limit=kind["maxLength"])
@@ -165,6 +138,37 @@ class Request(BaseModel):
             ).validate_python(value)
         except pydantic.ValidationError:
             raise RequestError(name, value, cls.allowed(name)) from None
+
+
+class Request(Checked):
+    """What every request has in common. Instances are frozen, picklable and JSON-serialisable.
+
+    Attributes:
+        mode: the request's name, everywhere: command, endpoint, metadata.
+        help: the mode in a few words.
+        files: the fields that name an image file of the user's.
+        model: which transformer draws: a field or, where there is no choice, a class variable.
+        weights: which kind of weights is asked for.
+    """
+
+    mode: ClassVar[str]
+    help: ClassVar[str]
+    files: ClassVar[tuple[str, ...]] = ()
+
+    if TYPE_CHECKING:  # each request declares them in the order in which its fields are shown
+
+        @property
+        def model(self) -> Model: ...
+        @property
+        def weights(self) -> WeightsChoice: ...
+
+    @classmethod
+    def usual_model(cls) -> Model:
+        """Return the model that draws where none is asked for."""
+        if "model" in cls.model_fields:
+            model: Model = cls.model_fields["model"].default
+            return model
+        return next(vars(base)["model"] for base in cls.__mro__ if "model" in vars(base))
 
 
 MODES: dict[str, type[DrawRequest]] = {}  # by name, every request that a picture comes of
@@ -605,11 +609,11 @@ def random_seed() -> int:
     return random.SystemRandom().randint(1, SEED_MAX)
 
 
-def _only_fields(cls: type[Request]) -> Message:
+def _only_fields(cls: type[Checked]) -> Message:
     return Message("unknown_field", "only the fields {names}", names=list(cls.model_fields))
 
 
-def _as_request_error(cls: type[Request], first: Mapping[str, Any]) -> RequestError:
+def _as_request_error(cls: type[Checked], first: Mapping[str, Any]) -> RequestError:
     """Translate pydantic's first complaint into our one sentence. Judged by pydantic's error type, never its text."""
     name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
