@@ -19,6 +19,7 @@ from core.messages import plain
 from core.request import DrawRequest, Request
 from core.whole_file import replacing
 from engine import Engine
+from web.clients import caller
 from web.run import carry_out, unhurried
 
 # What an endpoint yields: its file, once there is one, and how far it is or what belongs to the file.
@@ -31,7 +32,7 @@ def stream(engine: Engine, mode: type[DrawRequest], visitor: gr.Request, fields:
     Raises:
         gr.Error: the sentence of a failed run, its code as the title.
     """
-    with closing(carry_out(engine, mode, visitor, fields)) as events:
+    with closing(carry_out(engine, mode, caller(visitor), fields)) as events:
         for event in events:
             match event:
                 case Result():

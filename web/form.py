@@ -20,6 +20,7 @@ from core.errors import RequestError
 from core.request import SEED_MAX, DrawRequest, Request
 from engine import Engine
 from hub import fine_tunes
+from web.clients import caller
 from web.drawer import Drawer
 from web.endpoints import uploaded
 from web.fields import COUNT, COUNTS, QUIET, Fields, Inputs, Update
@@ -126,7 +127,7 @@ class Form:
         def draw(inputs: Inputs, visitor: gr.Request) -> Iterator[Update]:
             values = self.values(inputs)
             count, past = values.pop(COUNT, 1), inputs[output.strip.past]
-            with closing(carry_out(engine, self.mode, visitor, values, count)) as events:
+            with closing(carry_out(engine, self.mode, caller(visitor), values, count)) as events:
                 stopped, say = stopping.begin(visitor), say_to(visitor)
                 yield from output.follow(events, stopped, past, say, count, values.get("image", ""))
 

@@ -22,7 +22,6 @@ from core.sizes import smaller
 from engine import Engine
 from engine.engine import POLL_SECONDS
 from hub import fine_tunes
-from web.clients import caller
 from web.language import say_to
 from web.readers import READERS
 from web.situation import Situation
@@ -92,11 +91,18 @@ def unhurried(listener: Callable[Given, Iterator[Shown]]) -> Callable[Given, Asy
 
 
 def carry_out(
-    engine: Engine, mode: type[DrawRequest], visitor: gr.Request, fields: dict[str, Any], count: int = 1
+    engine: Engine, mode: type[DrawRequest], asker: tuple[str, str], fields: dict[str, Any], count: int = 1
 ) -> Generator[Event, None, None]:
     """Carry out an unchecked form; a form that is wrong is a failure like any other. Closing it cancels the work.
 
     `count` pictures are drawn, one after the other, with consecutive seeds; a failure ends them.
+
+    Args:
+        engine: what draws.
+        mode: the form's request.
+        asker: who asks, and in which session, as `web.clients.caller`; the queue is fair among both.
+        fields: the form.
+        count: how many pictures.
     """
     try:
         if fields.get("checkpoint"):
@@ -107,7 +113,7 @@ def carry_out(
         return
     if count > 1 and not request.seed:
         request = request.model_copy(update={"seed": random_seed()})
-    turn, (client, session) = _turn.get(), caller(visitor)
+    turn, (client, session) = _turn.get(), asker
     patience = POLL_SECONDS if turn is None else 0
     for _ in range(count):
         failed = False

@@ -146,12 +146,10 @@ def test_a_space_on_zerogpu_draws_with_what_it_has_loaded(folder: Path) -> None:
 def test_visitors_choose_among_those_that_are_found(
     folder: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import gradio as gr
-
     from web.run import carry_out
 
     def last(**values: Any) -> Any:
-        *_, event = carry_out(engine, TextToImage, gr.Request(), {**ASKED, "weights": "auto", **values})
+        *_, event = carry_out(engine, TextToImage, "", {**ASKED, "weights": "auto", **values})
         return event
 
     named = str(folder / "icons_turbo.safetensors")
