@@ -56,7 +56,7 @@ AUTH_HELP = (
     "ask visitors for these; who else uses this machine can read them here, but not in --auth-file or Z_IMAGE_AUTH"
 )
 WAITING_HELP = (
-    "requests of one address that may wait at once, of 256 in all; 0 for as many as of all (default: %(default)s); "
+    "requests of one address that may wait at once, of 256 in all; 0 for as many as of all (default: 16); "
     "this machine's own are not counted, here and in the next two"
 )
 REQUESTS_HELP = "requests that one address may send in a minute; 0 for any number (default: 1200)"
@@ -95,7 +95,18 @@ def build_parser() -> Parser:
     serve.add_argument(
         "--auth-file", metavar="FILE", help="a file whose first line is USER:PASSWORD (also Z_IMAGE_AUTH)"
     )
-    serve.add_argument("--insecure", action="store_true", help="allow other machines without --auth")
+    serve.add_argument(
+        "--api-key",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="ask programs for this key, or one of several; others on this machine see it in the list of processes "
+        "(also Z_IMAGE_API_KEYS)",
+    )
+    serve.add_argument("--api-keys", metavar="FILE", help="ask programs for one of the keys in a file, one a line")
+    serve.add_argument(
+        "--insecure", action="store_true", help="allow other machines without --auth, and programs without a key"
+    )
     serve.add_argument(
         "--allow-host",
         metavar="NAME",
@@ -203,6 +214,8 @@ def _serve(args: argparse.Namespace) -> int:
         allow_hosts=args.allow_host,
         client_requests=args.client_requests,
         client_gb=args.client_gb,
+        api_keys=args.api_key,
+        api_keys_file=args.api_keys,
     )
     return 0
 

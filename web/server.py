@@ -24,8 +24,9 @@ from core.request import MODES
 from core.whole_file import check_writable
 from engine import Engine, worker_zerogpu, zerogpu
 from hub import links, parts
-from web import language, listening, logins, own_files, theme
+from web import language, listening, logins, own_files, programs, theme
 from web.allowed_hosts import AllowedHosts, checked, is_loopback
+from web.api_keys import ApiKeys
 from web.client_limits import ClientLimits, LimitsOfClients
 from web.first_paint import FirstPaint
 from web.logins import LoginLimits
@@ -38,6 +39,8 @@ from web.upload_limits import MAX_LORA, UploadLimits
 log = logging.getLogger(__name__)
 
 HOST, PORT = "127.0.0.1", 7860
+NO_KEYS = ApiKeys()
+PAGE_CLOSED = "This page is closed: start the server with --auth USER:PASSWORD. Programs may come in with an API key."
 
 
 def serve(
@@ -51,6 +54,8 @@ def serve(
     allow_hosts: Sequence[str] = (),
     client_requests: int | None = None,
     client_gb: float | None = None,
+    api_keys: Sequence[str] = (),
+    api_keys_file: str | None = None,
 ) -> None:
     """Serve the page until the process is stopped.
 
@@ -65,12 +70,15 @@ def serve(
             given and `host` is open to other machines, any name is answered: it cannot be known.
         client_requests: how many requests one address may send in a minute, 0 for any number; None for the usual.
         client_gb: how many GB it may upload in an hour, likewise.
+        api_keys: of which programs must show one, where there are any; those of Z_IMAGE_API_KEYS count too.
+        api_keys_file: a file with more of them, one a line.
 
     Raises:
-        RequestError: `auth`, a name, a limit, `host` or `port` is malformed or not to be had, `host` is open to other
-            machines without `auth`, or GRADIO_ROOT_PATH or GRADIO_TEMP_DIR has no possible value.
+        RequestError: `auth`, a key, a name, a limit, `host` or `port` is malformed or not to be had, `host` is open to
+            other machines without `auth` and keys, or GRADIO_ROOT_PATH or GRADIO_TEMP_DIR has no possible value.
     """
-    options = launch_options(host, port, logins.account(auth, auth_file), insecure, allow_hosts)
+    account, keys = logins.account(auth, auth_file), ApiKeys.collect(api_keys, api_keys_file)
+    options = launch_options(host, port, account, insecure, allow_hosts, keys)
     limits = ClientLimits.of(client_requests, client_gb)
     if not environment.on_space():
         options["server_name"], options["server_port"] = listening.place(host, port)
@@ -85,6 +93,8 @@ def serve(
         # Here, and only on ZeroGPU: `launch` packs what lies on "cuda" by then.
         engine.worker = worker_zerogpu.ZeroGpuWorker(engine.settings)
     page = build(engine)
+    closed = programs_closed(host, account, insecure, keys)
+    options["app_kwargs"]["routes"] += programs.routes(engine, keys, closed, options.get("root_path", ""))
     try:
         with environment.without_proxies():
             _, url, _ = page.launch(**options, share=False, quiet=True, prevent_thread_lock=True)
@@ -107,7 +117,12 @@ def link_preloaded() -> None:
 
 
 def launch_options(
-    host: str, port: int, auth: str | None, insecure: bool, allow_hosts: Sequence[str] = ()
+    host: str,
+    port: int,
+    auth: str | None,
+    insecure: bool,
+    allow_hosts: Sequence[str] = (),
+    api_keys: ApiKeys = NO_KEYS,
 ) -> dict[str, Any]:
     """Return the keyword arguments for `Blocks.launch`.
 
@@ -124,7 +139,7 @@ def launch_options(
         "app_kwargs": {
             "routes": theme.routes(),
             "middleware": [
-                Middleware(UploadLimits, folder=get_upload_folder),
+                Middleware(UploadLimits, folder=get_upload_folder, apart=programs.PREFIX),
                 Middleware(GZipMiddleware),
                 Middleware(FirstPaint),
             ],
@@ -146,11 +161,13 @@ def launch_options(
         return options  # its address, port and name come from its environment
     server_name = listening.in_url(host)
     if auth is None and not insecure and not is_loopback(host):
-        raise RequestError(
-            "host", host, f"{HOST} (this machine only); any other address together with --auth-file FILE (a line "
-            "USER:PASSWORD), --auth USER:PASSWORD or Z_IMAGE_AUTH, or with --insecure if everybody who reaches it may "
-            "use it"
-        )  # fmt: skip
+        if not api_keys:
+            raise RequestError(
+                "host", host, f"{HOST} (this machine only); any other address together with --auth-file FILE (a line "
+                "USER:PASSWORD), --auth USER:PASSWORD or Z_IMAGE_AUTH for the page, --api-key KEY for programs, or both, "
+                "or with --insecure if everybody who reaches it may use it"
+            )  # fmt: skip
+        options |= {"auth": lambda user, password: False, "auth_message": PAGE_CLOSED}
     root_path = _root_path()
     in_front = urlsplit(root_path).hostname
     middleware = [Middleware(Origins, names=[*names, in_front] if in_front else names)]
@@ -159,6 +176,13 @@ def launch_options(
         middleware.insert(0, Middleware(AllowedHosts, names=[*names, host]))
     options["app_kwargs"]["middleware"][:0] = middleware
     return options | {"server_name": server_name, "server_port": port, "root_path": root_path}
+
+
+def programs_closed(host: str, auth: str | None, insecure: bool, api_keys: ApiKeys) -> bool:
+    """Whether the routes for programs let nobody in: no key is asked for where the page is, or has to be, guarded."""
+    if api_keys or insecure:
+        return False
+    return auth is not None or not (environment.on_space() or is_loopback(host))
 
 
 def _root_path() -> str:

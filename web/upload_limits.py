@@ -34,15 +34,18 @@ class UploadLimits:
     Args:
         app: what is behind it.
         folder: returns where uploads are written.
+        apart: where the paths begin of routes that have limits of their own, and answer in their own way.
     """
 
-    def __init__(self, app: ASGIApp, folder: Callable[[], str]) -> None:
+    def __init__(self, app: ASGIApp, folder: Callable[[], str], apart: str) -> None:
         self._app = app
         self._folder = folder
+        self._apart = f"{apart}/"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        unread = scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS")
+        if unread or scope["path"].startswith(self._apart):
             await self._app(scope, receive, send)
             return
         body = _Body(receive, Headers(scope=scope))

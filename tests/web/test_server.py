@@ -63,6 +63,7 @@ def test_a_password_guards_everything_but_the_look() -> None:
     url = server("--auth", "ann:secret").url
     assert status_of(url + "config") == 401
     assert status_of(url + "gradio_api/info") == 401
+    assert status_of(url + "v1/models") == 403  # programs need a key
     assert status_of(url + theme.ASSETS_URL + "/inter-latin.woff2") == 200
 
 

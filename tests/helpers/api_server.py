@@ -1,0 +1,37 @@
+"""The routes for programs on a real server in the tests' own process, before an engine that tests can look into."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.applications import Starlette
+
+from engine import Engine
+from web.api_keys import ApiKeys
+from web.programs import routes
+
+
+@contextmanager
+def api_server(engine: Engine) -> Iterator[str]:
+    """Serve the routes of an engine while the block lasts; yield their address."""
+    app = Starlette(routes=routes(engine, ApiKeys(), closed=False))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def waiting(engine: Engine) -> int:
+    """Return how many requests an engine has in hand, waiting or worked on."""
+    turns = engine._turns
+    return len(turns._waiting) + (turns._working is not None)

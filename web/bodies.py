@@ -1,0 +1,157 @@
+"""What a program sends: JSON, or a form with files, read up to a limit and written where the engine finds files."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic import BaseModel
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.types import Message
+
+from core.errors import NotWritten, RequestError
+from web.api_errors import ApiError
+
+MAX_JSON = 4_000_000  # bytes: a prompt of the longest kind, or a picture of three million bytes as a data URL
+MAX_FORM = 100_000_000  # bytes: a picture as a phone or a scanner makes it, with room
+ONE, NO_FILE = "one", "no file"
+MAX_NAME = 200  # characters of a file's name; most systems take 255 bytes
+
+_DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?P<rest>(?:;[^;,]*)*);base64,", re.ASCII)
+_NAME_IN_URL = re.compile(r";name=([^;,]+)")
+
+
+def described(kinds: Mapping[str, type[BaseModel]], files: Collection[str] = ()) -> dict[str, Any]:
+    """Return how an OpenAPI document describes a route's body: by content type, the fields that are files as such."""
+    content = {}
+    for kind, model in kinds.items():
+        schema = model.model_json_schema()
+        for name, field in schema["properties"].items():
+            for ours in ("allowed", "flag", "metavar"):  # for the command line, and for sentences
+                field.pop(ours, None)
+            if name in files and kind == "multipart/form-data":
+                schema["properties"][name] = {
+                    "type": "string",
+                    "contentMediaType": "application/octet-stream",
+                    "description": field.get("description", ""),
+                }
+        content[kind] = {"schema": schema}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def read(request: Request, folder: Path, files: Collection[str], most: int = MAX_FORM) -> dict[str, Any]:
+    """Return what a program sends: its fields, those that are files as the paths where they lie now.
+
+    Args:
+        request: its body was not read yet.
+        folder: where files are written, each in a folder of its own so that it keeps its name.
+        files: the fields that are files: parts of a form, or data URLs. Whatever else stands there is refused.
+        most: bytes that a form with files may have.
+
+    Raises:
+        ApiError: it is too large, or neither JSON nor a form.
+        RequestError: a file is none.
+    """
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        return await _form(_limited(request, most), folder, files)
+    if kind != "application/json":
+        raise ApiError(415, f"{kind} is not read here; send application/json or multipart/form-data", "content_type")
+    return await _json(_limited(request, MAX_JSON), folder, files)
+
+
+def _limited(request: Request, most: int) -> Request:
+    """Return the request with a body that ends in a refusal where it is larger; one that says so is not begun."""
+    refused = ApiError(
+        413,
+        f"the request is larger than {most} bytes"
+        + ("; send a picture as a file, in multipart/form-data" if most == MAX_JSON else ""),
+        "too_large",
+        headers={"Connection": "close"},  # or the server would read what is still to come
+    )
+    announced = request.headers.get("content-length", "0")
+    if announced.isdigit() and int(announced) > most:
+        raise refused
+    arrived = 0
+
+    async def receive() -> Message:
+        nonlocal arrived
+        message = await request.receive()
+        arrived += len(message.get("body", b""))
+        if arrived > most:
+            raise refused
+        return message
+
+    return Request(request.scope, receive)
+
+
+async def _json(request: Request, folder: Path, files: Collection[str]) -> dict[str, Any]:
+    try:
+        fields = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, "the body is not JSON", "not_json") from error
+    if not isinstance(fields, dict):
+        raise ApiError(400, "the body is JSON, but no object with fields", "not_json")
+    for name in set(files) & fields.keys():
+        if fields[name]:
+            fields[name] = await asyncio.to_thread(_from_url, fields[name], name, folder)
+    return fields
+
+
+async def _form(request: Request, folder: Path, files: Collection[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    async with request.form(max_files=4, max_fields=64) as form:
+        for key, value in form.multi_items():
+            name = key.removesuffix("[]")  # clients write so what may be several
+            if name in fields:
+                raise RequestError(name, "more than one", ONE)
+            if isinstance(value, UploadFile):
+                if name not in files:
+                    raise RequestError(name, value.filename, NO_FILE)
+                fields[name] = await asyncio.to_thread(_placed, value.file, value.filename or "", name, folder)
+            else:
+                fields[name] = value
+                if name in files and value:
+                    fields[name] = await asyncio.to_thread(_from_url, value, name, folder)
+    return fields
+
+
+def _from_url(url: object, field: str, folder: Path) -> str:
+    """Write what a data URL holds; nothing else is opened, neither a file of this machine nor another address."""
+    allowed = "a file that comes with the request: a part of multipart/form-data, or a data URL in base64"
+    found = _DATA_URL.match(url) if isinstance(url, str) else None
+    if found is None or not isinstance(url, str):
+        raise RequestError(field, url, allowed)
+    try:
+        data = base64.b64decode(url[found.end() :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RequestError(field, url[:60], allowed) from error
+    named = _NAME_IN_URL.search(found["rest"])
+    subtype = (found["type"] or "").partition("/")[2].partition("+")[0]
+    name = named[1] if named else f"{field}.{subtype if subtype.isalnum() else 'bin'}"
+    with (folder / "data").open("w+b") as file:
+        file.write(data)
+        file.seek(0)
+        return _placed(file, name, field, folder)
+
+
+def _placed(file: BinaryIO, filename: str, field: str, folder: Path) -> str:
+    """Copy a file to where it keeps its name, which a picture remembers; return the path."""
+    bare = "".join(letter for letter in re.split(r"[/\\]", filename)[-1] if letter.isprintable())
+    name = bare[-MAX_NAME:].strip() if bare.strip(". ") else field
+    path = folder / field / name
+    try:
+        path.parent.mkdir()
+        with path.open("wb") as copy:
+            shutil.copyfileobj(file, copy)
+    except (OSError, ValueError) as error:
+        raise NotWritten(name, getattr(error, "strerror", None) or str(error)) from error
+    return str(path)

@@ -1,0 +1,130 @@
+"""The routes for programs, below /v1: one FastAPI app behind a guard; errors have the shape that OpenAI's have.
+
+It is attached to the app that Gradio's launch makes, and shares nothing with Gradio's own endpoints but the engine.
+"""
+
+from __future__ import annotations
+
+import logging
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI
+from gradio.route_utils import get_root_url
+from gradio.utils import get_upload_folder
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from core import metadata
+from core.errors import InternalError, StudioError
+from engine import Engine
+from web import openai
+from web.api_errors import ApiError, of_status
+from web.api_keys import ApiKeys
+from web.clients import client_of
+from web.following import ClientGone
+from web.kept_files import KeptFiles
+
+log = logging.getLogger(__name__)
+
+PREFIX = "/v1"
+
+CLOSED = "the routes for programs are closed on this server: start it with --api-key KEY, or with --insecure"
+NO_KEY = "this server asks for an API key: send one of its keys in the header Authorization: Bearer KEY"
+OTHER_SITE = "a web page may not ask here: these routes are for programs"
+
+
+def routes(engine: Engine, keys: ApiKeys, closed: bool, root_path: str = "") -> list[BaseRoute]:
+    """Return the routes for programs, which are matched before Gradio's own.
+
+    Args:
+        engine: what draws.
+        keys: of which a program has to show one, where there are any.
+        closed: whether nobody gets in, for want of keys.
+        root_path: where a proxy in front of us serves the page.
+    """
+    return [Mount(PREFIX, app=Guard(build(engine), keys, closed, root_path))]
+
+
+def build(engine: Engine) -> FastAPI:
+    """Return the app behind the doors."""
+    app = FastAPI(
+        title="Z-Image Studio",
+        version=metadata.APP_VERSION,
+        summary="Pictures with the Z-Image models, for programs.",
+        servers=[{"url": PREFIX}],
+        openapi_url="/openapi.json",
+        docs_url=None,  # they would fetch scripts from others
+        redoc_url=None,
+        root_path_in_servers=False,
+        redirect_slashes=False,
+    )
+    kept = KeptFiles(get_upload_folder())
+    app.include_router(openai.router(engine, kept))
+
+    @app.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> Response:
+        return error.response()
+
+    @app.exception_handler(StudioError)
+    async def failed(request: Request, error: StudioError) -> Response:
+        return ApiError.of(error).response()
+
+    @app.exception_handler(HTTPException)
+    async def not_answered(request: Request, error: HTTPException) -> Response:
+        return of_status(error.status_code, error.detail, error.headers).response()
+
+    @app.exception_handler(ClientGone)
+    async def gone(request: Request, error: ClientGone) -> Response:
+        return Response(status_code=499)  # which nobody reads
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        return ApiError.of(InternalError(type(error).__name__, str(error))).response()
+
+    return app
+
+
+class Guard:
+    """ASGI middleware that lets programs in that may come in, before anything of their request is read.
+
+    Pages of other sites may not: Gradio, which is around us, would let any of them read the answers where the server is
+    not called `localhost`.
+    """
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys, closed: bool, root_path: str) -> None:
+        self._app, self._keys, self._closed, self._root_path = app, keys, closed, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        headers = Headers(scope=scope)
+        owner: str | None = client_of((scope.get("client") or ("",))[0], headers)
+        refused = None
+        if "origin" in headers and _host(headers["origin"]) != headers.get("host", ""):
+            refused = ApiError(403, OTHER_SITE, "other_site")
+        elif self._closed:
+            refused = ApiError(403, CLOSED, "closed")
+        # Whoever has the address of a file may fetch it: it cannot be guessed.
+        elif self._keys and not scope["path"].startswith(scope.get("root_path", "") + "/files/"):
+            owner = self._keys.owner(headers.get("authorization", ""))
+            if owner is None:
+                refused = ApiError(401, NO_KEY, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        if refused:
+            refused.headers["Connection"] = "close"  # or the server would read the body that is still to come
+            await refused.response()(scope, receive, send)
+            return
+        asked = Request(scope)
+        root_url = get_root_url(asked, asked.url.path, self._root_path)
+        state = {**scope.get("state", {}), "client": owner, "root_url": root_url}
+        await self._app({**scope, "state": state}, receive, send)
+
+
+def _host(origin: str) -> str:
+    """Return the name and the port in an Origin; empty where it is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
