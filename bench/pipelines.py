@@ -353,7 +353,7 @@ def _twin(module: torch.nn.Module, config: Mapping[str, Any], dtype: str) -> tor
 
     Where ours computes in another dtype than the file's, DiffSynth wraps modules, whole ones too: each has a `module`.
     """
-    made = type(module.module) if isinstance(module, AutoWrappedModule) else type(module)
+    made: Callable[..., torch.nn.Module] = type(module.module if isinstance(module, AutoWrappedModule) else module)
     weights = {re.sub(r"(^|\.)module\.", r"\1", name): values for name, values in module.state_dict().items()}
     twin: torch.nn.Module = _with_weights(partial(made, **config), weights, dtype)
     return twin

@@ -23,7 +23,7 @@ from web.api_errors import ApiError
 MAX_JSON = 4_000_000  # bytes: a prompt of the longest kind, or a picture of three million bytes as a data URL
 MAX_FORM = 100_000_000  # bytes: a picture as a phone or a scanner makes it, with room
 ONE, NO_FILE = "one", "no file"
-MAX_NAME = 200  # characters of a file's name; most systems take 255 bytes
+MAX_NAME = 200  # bytes of a file's name; most systems take 255
 
 _DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?P<rest>(?:;[^;,]*)*);base64,", re.ASCII)
 _NAME_IN_URL = re.compile(r";name=([^;,]+)")
@@ -100,6 +100,8 @@ async def _json(request: Request, folder: Path, files: Collection[str]) -> dict[
         raise ApiError(400, "the body is not JSON", "not_json") from error
     if not isinstance(fields, dict):
         raise ApiError(400, "the body is JSON, but no object with fields", "not_json")
+    if strange := [name for name in fields if not name.isprintable()]:  # pydantic cannot name half a character
+        raise ApiError(400, f"there is no field {strange[0][:100]!a}", "unknown_field")
     for name in set(files) & fields.keys():
         if fields[name]:
             fields[name] = await asyncio.to_thread(_from_url, fields[name], name, folder)
@@ -146,7 +148,7 @@ def _from_url(url: object, field: str, folder: Path) -> str:
 def _placed(file: BinaryIO, filename: str, field: str, folder: Path) -> str:
     """Copy a file to where it keeps its name, which a picture remembers; return the path."""
     bare = "".join(letter for letter in re.split(r"[/\\]", filename)[-1] if letter.isprintable())
-    name = bare[-MAX_NAME:].strip() if bare.strip(". ") else field
+    name = bare.encode()[-MAX_NAME:].decode(errors="ignore").strip() if bare.strip(". ") else field
     path = folder / field / name
     try:
         path.parent.mkdir()

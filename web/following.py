@@ -41,12 +41,16 @@ def begin(
 
 
 async def follow(events: Generator[Event, None, None]) -> AsyncGenerator[Event, None]:
-    """Yield the events of a run, which works in a thread; closing it closes the run at its next event."""
+    """Yield the events of a run, which works in a thread; closing it closes the run at its next event.
+
+    Raises:
+        Exception: whatever the run raises, which is a fault of ours.
+    """
     loop = asyncio.get_running_loop()
-    arrived: asyncio.Queue[Event | None] = asyncio.Queue()
+    arrived: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
     closed = threading.Event()
 
-    def hand_over(event: Event | None) -> None:
+    def hand_over(event: Event | Exception | None) -> None:
         if not loop.is_closed():
             loop.call_soon_threadsafe(arrived.put_nowait, event)
 
@@ -57,12 +61,16 @@ async def follow(events: Generator[Event, None, None]) -> AsyncGenerator[Event, 
                     if closed.is_set():
                         return
                     hand_over(event)
-        finally:
+        except Exception as error:
+            hand_over(error)
+        else:
             hand_over(None)
 
     threading.Thread(target=work, name="run", daemon=True).start()
     try:
         while (event := await arrived.get()) is not None:
+            if isinstance(event, Exception):
+                raise event
             yield event
     finally:
         closed.set()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
+from gradio.route_utils import get_root_url
 from gradio.utils import get_upload_folder
 from pydantic import AfterValidator, BaseModel, Field
 from starlette.requests import Request
@@ -321,7 +322,8 @@ def _size(size: tuple[int, int]) -> str:
 
 def address(request: Request, path: str) -> str:
     """Return the address of one of our routes as the program reaches this server, also behind a proxy."""
-    return f"{request.state.root_url}/v1/{path}"
+    root = get_root_url(request, request.url.path, request.state.proxy_path)
+    return f"{root}/v1/{path}"
 
 
 def model_names(engine: Engine) -> dict[str, str]:

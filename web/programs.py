@@ -9,11 +9,10 @@ import logging
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
-from gradio.route_utils import get_root_url
 from gradio.utils import get_upload_folder
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -78,7 +77,8 @@ def build(engine: Engine) -> FastAPI:
         return of_status(error.status_code, error.detail, error.headers).response()
 
     @app.exception_handler(ClientGone)
-    async def gone(request: Request, error: ClientGone) -> Response:
+    @app.exception_handler(ClientDisconnect)  # before all of its body was here
+    async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # which nobody reads
 
     @app.exception_handler(Exception)
@@ -100,6 +100,9 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
+        if scope["type"] != "http":  # there are no websockets here, which the app says
+            await self._app(scope, receive, send)
+            return
         headers = Headers(scope=scope)
         owner: str | None = client_of((scope.get("client") or ("",))[0], headers)
         refused = None
@@ -116,9 +119,7 @@ class Guard:
             refused.headers["Connection"] = "close"  # or the server would read the body that is still to come
             await refused.response()(scope, receive, send)
             return
-        asked = Request(scope)
-        root_url = get_root_url(asked, asked.url.path, self._root_path)
-        state = {**scope.get("state", {}), "client": owner, "root_url": root_url}
+        state = {**scope.get("state", {}), "client": owner, "proxy_path": self._root_path}
         await self._app({**scope, "state": state}, receive, send)
 
 

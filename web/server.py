@@ -164,8 +164,8 @@ def launch_options(
         if not api_keys:
             raise RequestError(
                 "host", host, f"{HOST} (this machine only); any other address together with --auth-file FILE (a line "
-                "USER:PASSWORD), --auth USER:PASSWORD or Z_IMAGE_AUTH for the page, --api-key KEY for programs, or both, "
-                "or with --insecure if everybody who reaches it may use it"
+                "USER:PASSWORD), --auth USER:PASSWORD or Z_IMAGE_AUTH for the page, --api-key KEY for programs, or "
+                "both, or with --insecure if everybody who reaches it may use it"
             )  # fmt: skip
         options |= {"auth": lambda user, password: False, "auth_message": PAGE_CLOSED}
     root_path = _root_path()

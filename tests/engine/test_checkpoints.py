@@ -149,7 +149,7 @@ def test_visitors_choose_among_those_that_are_found(
     from web.run import carry_out
 
     def last(**values: Any) -> Any:
-        *_, event = carry_out(engine, TextToImage, "", {**ASKED, "weights": "auto", **values})
+        *_, event = carry_out(engine, TextToImage, ("", ""), {**ASKED, "weights": "auto", **values})
         return event
 
     named = str(folder / "icons_turbo.safetensors")

@@ -57,7 +57,8 @@ def test_axe_finds_no_violation(open_page: Open, size: tuple[int, int], language
     page.locator("#generate-status .working").wait_for()
     assert violations(page) == []
     finished(page)
-    page.locator("#generate-picture button").click()
+    expect(page.locator("#generate-enlarged .grid img")).to_have_count(2)  # which then covers the picture
+    page.locator("#generate-picture button").press("Enter")
     page.locator("dialog.viewer").wait_for()
     assert violations(page) == []
     page.keyboard.press("Escape")

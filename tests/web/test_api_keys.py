@@ -87,7 +87,7 @@ def test_a_server_with_keys_asks_for_one_and_never_writes_it_down() -> None:
     # Nothing of a request without a key is read: this one announces a body that never comes.
     connection = http.client.HTTPConnection("127.0.0.1", urlsplit(served.url).port)
     connection.putrequest("POST", "/v1/images/generations")
-    connection.putheader("Content-Length", "1000000000")
+    connection.putheader("Content-Length", "1000000")
     connection.endheaders()
     assert connection.getresponse().status == 401
     connection.close()

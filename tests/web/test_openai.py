@@ -87,7 +87,7 @@ def test_an_address_gives_the_picture_and_tells_nothing(client: openai.OpenAI, d
     assert len(picture.url.rpartition("/")[2]) > 32
     found = httpx.get(picture.url)
     assert (found.content, found.headers["content-type"]) == (draw(prompt=PROMPT, seed=7).png, "image/png")
-    for name in ("nothing.png", "..%2f..%2fapp.py", "."):
+    for name in ("nothing.png", "..%2f..%2fapp.py", ".", "a%00"):
         assert httpx.get(f"{server().url}v1/files/{name}").status_code == 404
 
 
@@ -202,7 +202,14 @@ def test_no_file_is_opened_that_does_not_come_with_the_request(image: object) ->
 
 def test_bodies_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"{server().url}v1/images/generations"
-    for content, status in ((b"{", 400), (b"[1]", 400), (b"[" * 100_000, 400), (b"9" * 5000, 400), (b"{}", 400)):
+    for content, status in (
+        (b"{", 400),
+        (b"[1]", 400),
+        (b"[" * 100_000, 400),
+        (b"9" * 5000, 400),
+        (b"{}", 400),
+        (b'{"\\ud800": 1}', 400),
+    ):
         answer = httpx.post(address, content=content, headers={"Content-Type": "application/json"})
         assert (answer.status_code, answer.json()["error"]["type"]) == (status, "invalid_request_error")
     assert httpx.post(address, data={"prompt": PROMPT}).status_code == 415
@@ -258,8 +265,8 @@ def test_a_run_that_fails_is_told_within_a_stream_and_without(small: Engine, mon
     failure = Failure("out_of_memory", Message("out_of_memory", "too little memory"), 4, 503)
     real = Engine.run
 
-    def run(self: Engine, request: TextToImage, client: str = "") -> Iterator[Any]:
-        events = real(self, request, client)
+    def run(self: Engine, request: TextToImage, *given: Any) -> Iterator[Any]:
+        events = real(self, request, *given)
         yield next(events)
         events.close()
         yield failure

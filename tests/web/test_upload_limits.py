@@ -132,7 +132,7 @@ def inside(tmp_path: Path) -> TestClient:
             raise OSError(errno.ENOSPC, "No space left on device", "/secret/place")
         return PlainTextResponse(str(len(body)))
 
-    limits = Middleware(UploadLimits, folder=lambda: str(tmp_path / "a"))
+    limits = Middleware(UploadLimits, folder=lambda: str(tmp_path / "a"), apart="/v1")
     return TestClient(Starlette(routes=[Route("/", page, methods=["POST"])], middleware=[limits]))
 
 
