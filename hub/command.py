@@ -9,9 +9,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 import hub.remote
 from core import console
@@ -20,12 +19,15 @@ from core.messages import Message, plain
 from core.request import MODELS
 from hub import download, fine_tunes, links, packing, verify
 from hub.inventory import COMFYUI, Found, fetch_command, find_all, weights_missing
-from hub.parts import PARTS, Part, needs, size_text
+from hub.parts import OFFICIAL, PARTS, REPACKAGED, Edition, Part, needs, size_text, weight
 
 ALL = "all"
 DEFAULT = needs("generate", "turbo")
 HELP = f"""parts of the real weights: {", ".join(PARTS)}, or {ALL}. Without any, `list` takes all, `verify` what
-is there, `download` what text to image with Turbo needs ({size_text(sum(PARTS[name].size for name in DEFAULT))})"""
+is there, `download` what text to image with Turbo needs ({size_text(weight(DEFAULT, OFFICIAL))})"""
+EDITION_HELP = f"""download: official, as published ({size_text(weight(DEFAULT, OFFICIAL))} for Turbo; the default),
+or repackaged, as Comfy-Org publishes Turbo, text encoder and VAE in bf16 ({size_text(weight(DEFAULT, REPACKAGED))}).
+Both draw the same way"""
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -34,6 +36,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", choices=list(_ACTIONS), default="list")
     parser.add_argument("parts", nargs="*", metavar="PART", help=HELP)
     parser.add_argument("--hub", choices=hub.remote.NAMES, default=hub.remote.NAMES[0], help="where to download from")
+    parser.add_argument("--edition", choices=get_args(Edition), help=EDITION_HELP)
     parser.add_argument("--repair", action="store_true", help="with download: first read what is there in full, too")
     parser.set_defaults(run=lambda args: _ACTIONS[args.action](args))
 
@@ -43,7 +46,7 @@ def inventory_lines(inventory: Sequence[Found] | None = None) -> list[str]:
     lines = []
     for found in find_all() if inventory is None else inventory:
         where = f"in the {found.source}" if found.present else "missing"
-        if found.source == COMFYUI:
+        if found.source == COMFYUI or found.edition == REPACKAGED:
             where += f" ({found.files[0].name}, {packing.stored(found.files).title})"
         if found.outdated:
             where = f"{found.files[0].name} in the {found.source}, an older release: {fetch_command([found])}"
@@ -68,7 +71,9 @@ def _list(args: argparse.Namespace) -> int:
         return 0
     print("\n".join(inventory_lines(inventory) + ([] if args.parts else checkpoint_lines())))
     if missing := [found for found in inventory if not found.present]:
-        _tell(f"To fetch what is missing ({_sum(missing)}): {fetch_command(missing)}")
+        less = sum(found.part.in_edition(REPACKAGED).size for found in missing)
+        also = f"; {size_text(less)} with --edition {REPACKAGED}" if size_text(less) != _sum(missing) else ""
+        _tell(f"To fetch what is missing ({_sum(missing)}{also}): {fetch_command(missing)}")
     return 0
 
 
@@ -103,8 +108,7 @@ def _facts(found: Found) -> dict[str, Any]:
 
 def _download(args: argparse.Namespace) -> int:
     parts = _parts(args.parts, DEFAULT)
-    if args.repair:
-        _drop_broken(parts)
+    broken = _drop_broken(parts) if args.repair else {}
     looked = find_all(parts=parts)
     missing = [found for found in looked if not found.present]
     if not _offline():
@@ -112,24 +116,13 @@ def _download(args: argparse.Namespace) -> int:
     elif missing:
         what = Message("offline", "offline (--offline or HF_HUB_OFFLINE), so nothing is fetched")
         raise weights_missing(missing, what)
-    fetched: list[str] = []
-    folder: Path | None = None
-    size = 0
+    facts: dict[str, Any] = {"fetched": [], "bytes": 0, "folder": None}
     if missing:
-        for event in download.fetch([found.part for found in missing], download.connect(args.hub)):
-            match event:
-                case download.Planned(files, total, left, free, folder):
-                    size = left
-                    _tell(
-                        f"Fetching {files} files, {size_text(total)} ({size_text(left)} still to come), into {folder} "
-                        f"({size_text(free)} free)"
-                    )
-                    meter = _Meter(total - left)
-                case download.Progress():
-                    meter.show(event)
-                case download.Fetched(file, path):
-                    fetched.append(str(path))
-                    _tell(f"{file.repo}/{file.name} is whole")
+        # What replaces a damaged file is of the same edition, unless another is asked for.
+        editions = [args.edition or broken.get(found.part.name, OFFICIAL) for found in missing]
+        _tell_choice(missing, editions)
+        wanted = [found.part.in_edition(edition) for found, edition in zip(missing, editions, strict=True)]
+        facts = _fetch(wanted, args.hub)
         if lacking := [found for found in find_all(parts=parts) if not found.present]:
             what = Message("not_as_expected", "the hub's files are here now, and not what they should be")
             raise weights_missing(lacking, what)
@@ -138,19 +131,60 @@ def _download(args: argparse.Namespace) -> int:
         if link.reason:
             _tell(f"{link.path}: {link.reason}")
     if args.json:
-        facts = {"fetched": fetched, "bytes": size, "folder": folder and str(folder)}
         _print(facts | {"links": [{"path": str(link.path), "action": link.action} for link in made]})
     else:
         print(f"{', '.join(part.name for part in parts)}: {'fetched and checked' if missing else 'here already'}")
     return 0
 
 
-def _drop_broken(parts: Sequence[Part]) -> None:
-    """Read what is there, and make room for what has to be fetched again."""
+def _tell_choice(missing: Sequence[Found], editions: Sequence[Edition]) -> None:
+    """Say what each edition weighs, where that differs."""
+    weights = {
+        edition: size_text(sum(found.part.in_edition(edition).size for found in missing))
+        for edition in get_args(Edition)
+    }
+    if len(set(weights.values())) > 1:
+        each = ", ".join(f"{size} {edition}" for edition, size in weights.items())
+        _tell(f"What is missing weighs {each} (--edition); fetching {' and '.join(dict.fromkeys(editions))}")
+
+
+def _fetch(parts: Sequence[Part], hub_name: str) -> dict[str, Any]:
+    """Fetch parts, showing how far it is; return what was fetched, the bytes, and where to."""
+    fetched: list[str] = []
+    plan: download.Planned | None = None
+    shown: _Bar | _Lines | None = None
+    try:
+        for event in download.fetch(parts, download.connect(hub_name)):
+            match event:
+                case download.Planned():
+                    plan = event
+                    _tell(
+                        f"Fetching {plan.files} files, {size_text(plan.total)} ({size_text(plan.left)} still to come), "
+                        f"into {plan.folder} ({size_text(plan.free)} free)"
+                    )
+                    shown = _Bar(plan) if sys.stderr.isatty() else _Lines()
+                case download.Progress():
+                    assert shown is not None  # the plan comes first
+                    shown.show(event)
+                case download.Fetched(file, path):
+                    assert shown is not None
+                    fetched.append(str(path))
+                    shown.tell(f"{file.repo}/{file.name} is whole")
+    finally:
+        if shown is not None:
+            shown.close()
+    assert plan is not None
+    return {"fetched": fetched, "bytes": plan.left, "folder": str(plan.folder)}
+
+
+def _drop_broken(parts: Sequence[Part]) -> Mapping[str, Edition]:
+    """Read what is there, and make room for what has to be fetched again; return the edition of each such part."""
+    editions: dict[str, Edition] = {}
     for verdict in _verdicts(parts):
         removed, left = download.drop(verdict.broken)
         for path in removed:
             _tell(f"removed {path}: it holds something else than the hub gave")
+            editions[verdict.found.part.name] = verdict.found.edition
         if left:
             raise DownloadError(
                 "{file} holds something else than the hub gave, and is not in the hub's cache: remove it, then run "
@@ -158,6 +192,7 @@ def _drop_broken(parts: Sequence[Part]) -> None:
                 file=str(left[0]),
                 files=[str(path) for path in left],
             )
+    return editions
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -217,24 +252,55 @@ def _verdict_facts(verdict: verify.Verdict) -> dict[str, Any]:
     }
 
 
-class _Meter:
-    """Shows how far a download is: at every full percent, but not more than once a second."""
+class _Bar:
+    """Shows how far a download is on a terminal: a bar with speed and time left."""
 
-    def __init__(self, had: int) -> None:
-        self._had, self._start, self._shown, self._percent = had, time.monotonic(), 0.0, -1
+    def __init__(self, plan: download.Planned) -> None:
+        from tqdm import tqdm
+
+        had = plan.total - plan.left
+        self._bar = tqdm(total=plan.total, initial=had, unit="B", unit_scale=True, dynamic_ncols=True, file=sys.stderr)
+
+    def show(self, progress: download.Progress) -> None:
+        """Move the bar."""
+        self._bar.set_description(f"{progress.files_done} of {progress.files} files", refresh=False)
+        self._bar.update(progress.done - self._bar.n)
+
+    def tell(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._bar.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()
+
+
+class _Lines:
+    """Shows how far a download is in a file or a pipe: a line at every full percent, not more than one a second."""
+
+    def __init__(self) -> None:
+        self._speed, self._shown, self._percent = download.Speed(), time.monotonic(), -1
 
     def show(self, progress: download.Progress) -> None:
         """Print a line, if it is time for one."""
+        self._speed.see(progress.done)
         percent, now = 100 * progress.done // max(progress.total, 1), time.monotonic()
         if percent == self._percent or now - self._shown < 1:
             return
         self._shown, self._percent = now, percent
-        speed = max(progress.done - self._had, 1) / max(now - self._start, 1e-3)
-        left = (progress.total - progress.done) / speed
+        left = self._speed.left(progress.total)
         _tell(
-            f"{size_text(progress.done)} of {size_text(progress.total)} ({percent} %), {size_text(round(speed))}/s, "
-            f"{left / 60:.0f} min left, {progress.files_done} of {progress.files} files"
+            f"{size_text(progress.done)} of {size_text(progress.total)} ({percent} %), "
+            f"{size_text(round(self._speed.per_second))}/s, {'?' if left is None else f'{left / 60:.0f}'} min left, "
+            f"{progress.files_done} of {progress.files} files"
         )
+
+    def tell(self, line: str) -> None:
+        """Print another line."""
+        _tell(line)
+
+    def close(self) -> None:
+        """Do nothing: every line is whole."""
 
 
 def _parts(names: Sequence[str], default: Sequence[str]) -> list[Part]:

@@ -11,6 +11,8 @@ import errno
 import queue
 import shutil
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ from hub.remote import Hub, RemoteFile
 
 WORKERS = 4  # files at once; one stream from a hub's servers seldom fills a fast line
 ROOM = 500_000_000  # bytes that are left free on the disk
+HEARD = 1.0  # seconds; a line that is silent for longer says so by a `Progress` like the one before
+LOOKED_BACK = 20.0  # seconds that a speed is the mean of: bytes come in blocks of 10 MB
 
 Given = TypeVarTuple("Given")
 Answer = TypeVar("Answer")
@@ -59,6 +63,34 @@ class Fetched:
 TransferEvent = Planned | Progress | Fetched
 
 
+class Speed:
+    """How fast bytes arrive: the mean of the last LOOKED_BACK seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def see(self, done: int) -> None:
+        """Note how many bytes are there now."""
+        now = self._clock()
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= LOOKED_BACK:
+            self._seen.popleft()
+
+    @property
+    def per_second(self) -> float:
+        """Bytes a second; 0 while that cannot be told."""
+        if len(self._seen) < 2:
+            return 0.0
+        (began, first), (now, last) = self._seen[0], self._seen[-1]
+        return max(last - first, 0) / max(now - began, 1e-3)
+
+    def left(self, total: int) -> float | None:
+        """Return the seconds until `total` bytes are there; None while that cannot be told."""
+        speed = self.per_second
+        return (total - self._seen[-1][1]) / speed if speed else None
+
+
 class _StoppedError(Exception):
     """The generator was closed; raised inside a transfer to end it."""
 
@@ -77,7 +109,7 @@ def connect(name: str) -> Hub:
 def fetch(
     parts: Sequence[Part], hub: Hub, *, workers: int = WORKERS, free: Callable[[Path], int] | None = None
 ) -> Iterator[TransferEvent]:
-    """Fetch parts: first a `Planned`, then `Progress` and `Fetched` as they come.
+    """Fetch parts: first a `Planned`, then `Progress` (one a second at least) and `Fetched` as they come.
 
     Args:
         parts: what to fetch; what is in the hub's cache already is not transferred again.
@@ -151,15 +183,14 @@ class _Transfers:
             thread.join(timeout=2)
 
     def next_event(self) -> int | Fetched:
-        """Wait for bytes that have arrived, or for a file that is whole; raise what ended a transfer."""
-        while True:
-            try:
-                event = self._events.get(timeout=1)  # without one, Ctrl+C does nothing on Windows
-            except queue.Empty:
-                continue
-            if isinstance(event, Exception):
-                raise event
-            return event
+        """Wait for bytes that have arrived, none in HEARD seconds, or a file that is whole; raise what ended one."""
+        try:
+            event = self._events.get(timeout=HEARD)
+        except queue.Empty:  # whoever reads may stop, and Ctrl+C works on Windows
+            return 0
+        if isinstance(event, Exception):
+            raise event
+        return event
 
     def _work(self) -> None:
         try:

@@ -26,8 +26,11 @@ from hub.parts import (
     FETCH,
     KNOWN_HASHES,
     MINI_ROOT,
+    OFFICIAL,
     ORIGINAL_VAE,
     PARTS,
+    REPACKAGED,
+    Edition,
     Part,
     all_of,
     controlnet_rank,
@@ -46,7 +49,8 @@ class Found:
     """What a look for one part gave.
 
     `files` is empty where the part is missing; for the tokenizer it is the folder. `source` names the place, `size` is
-    in bytes on disk. `problems` are sentences about what lay in the right place and could not be used.
+    in bytes on disk. `problems` are sentences about what lay in the right place and could not be used. `edition` is
+    how it was published, of what was fetched from a hub.
     """
 
     part: Part
@@ -54,6 +58,7 @@ class Found:
     source: str = ""
     size: int = 0
     problems: tuple[Message, ...] = ()
+    edition: Edition = OFFICIAL
 
     @property
     def present(self) -> bool:
@@ -275,6 +280,9 @@ def _find(part: Part, environ: Mapping[str, str], root: Path | None, places: Seq
         looked.append(_find_in_places(replace(part, pattern=name), environ, root, places))
         if looked[-1].present:
             break
+    if part.repackaged and not looked[-1].present:
+        again = _find_in_places(part.in_edition(REPACKAGED), environ, root, places)
+        looked.append(replace(again, edition=REPACKAGED))
     if places is PLACES and (part.older or not looked[-1].present):
         looked.append(_look_in_comfyui(part, environ, root))
     problems = tuple(dict.fromkeys(problem for found in looked for problem in found.problems))

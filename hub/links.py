@@ -51,20 +51,23 @@ def link(
     done: list[Link] = []
     for found in find_all(environ, parts=parts, places=places.CACHES):
         if found.present:
-            done += _link_part(found, places.models_root(environ) / found.part.repo, _cache_roots(environ), symlink)
+            done += _link_part(found, places.models_root(environ), _cache_roots(environ), symlink)
     return done
 
 
-def _link_part(found: Found, repo: Path, caches: Sequence[Path], symlink: Callable[[Path, Path], None]) -> list[Link]:
+def _link_part(found: Found, root: Path, caches: Sequence[Path], symlink: Callable[[Path, Path], None]) -> list[Link]:
+    part = found.part.in_edition(found.edition)
+    repo = root / part.repo
     if repo.is_symlink():
         return [Link(repo, found.files[0], "kept", Message("own_folder", "the whole folder is a link of yours"))]
-    folder = os.path.dirname(found.part.pattern)
+    folder = os.path.dirname(part.pattern)
     source = found.files[0] if found.files[0].is_dir() else found.files[0].parent
-    files = [path for path in entries(source) if path.is_file()] if folder else list(found.files)
+    whole_folder = folder and not part.alone
+    files = [path for path in entries(source) if path.is_file()] if whole_folder else list(found.files)
     here = repo / folder
     here.mkdir(parents=True, exist_ok=True)
     done = [change for file in files if (change := _set(here / file.name, file, caches, symlink))]
-    if folder:
+    if whole_folder:
         names = {file.name for file in files}
         for path in entries(here):
             if path.name not in names and _ours(path, caches):

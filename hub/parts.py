@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
+from typing import Literal
 
 from core.errors import RequestError
 from core.messages import Message
@@ -36,6 +37,25 @@ KNOWN_HASHES: Mapping[str, Message] = {
 }
 
 
+# How a part is published: by its authors, or once more by Comfy-Org, one file a part and Turbo's transformer in bf16.
+Edition = Literal["official", "repackaged"]
+OFFICIAL: Edition = "official"
+REPACKAGED: Edition = "repackaged"
+
+
+@dataclass(frozen=True)
+class Repackaged:
+    """The same part, published once more: one file `pattern` of `repo`, of about `size` bytes.
+
+    `hash` is the `model_hash` that it has where that is not the part's own.
+    """
+
+    repo: str
+    pattern: str
+    size: int
+    hash: str | None = None
+
+
 @dataclass(frozen=True)
 class Part:
     """One thing that a pipeline is made of.
@@ -44,7 +64,8 @@ class Part:
     is fetched and lies on disk, in bytes: tensors as published, without the headers' few kilobytes. `hash` is the
     `model_hash` that the files must have; a part without one is known by its size alone. `older` are names of files in
     `repo` that do in place of `pattern` where that is not here, the better first, and `other_hashes` what some of them
-    have.
+    have. `repackaged` is where it is published once more; `alone` is whether nothing beside the pattern's file belongs
+    to the part.
     """
 
     name: str
@@ -56,11 +77,30 @@ class Part:
     also: tuple[str, ...] = ()
     older: tuple[str, ...] = ()
     other_hashes: tuple[str, ...] = ()
+    repackaged: Repackaged | None = None
+    alone: bool = False
 
     @property
     def hashes(self) -> tuple[str | None, ...]:
         """Every `model_hash` that its files may have."""
         return self.hash, *self.other_hashes
+
+    def in_edition(self, edition: Edition) -> Part:
+        """Return the part as it is published in that way; itself where there is no such one."""
+        again = self.repackaged
+        if edition == OFFICIAL or again is None:
+            return self
+        hashes = (again.hash,) if again.hash else ()
+        return replace(
+            self,
+            repo=again.repo,
+            pattern=again.pattern,
+            size=again.size,
+            also=(),
+            other_hashes=hashes,
+            repackaged=None,
+            alone=True,
+        )
 
     @property
     def title(self) -> str:
@@ -87,6 +127,7 @@ def controlnet_rank(name: str) -> tuple[bool, int]:
 
 
 _TURBO, _BASE = "Tongyi-MAI/Z-Image-Turbo", "Tongyi-MAI/Z-Image"
+_COMFY = "Comfy-Org/z_image_turbo"  # on both hubs
 
 # Sizes: numbers of the official shapes x bytes each. The hub holds Turbo's transformer in fp32 (3 shards) and Base's
 # in bf16 (2 shards); both take 12.3 GB in memory as bf16. Upscaler: the published file. Tokenizer: the hub's listing.
@@ -100,11 +141,30 @@ PARTS: Mapping[str, Part] = {
             24_619_634_944,
             "text to image with Turbo, ControlNet, upscale",
             _TRANSFORMER,
+            repackaged=Repackaged(
+                _COMFY, "split_files/diffusion_models/z_image_turbo_bf16.safetensors", 12_309_817_472
+            ),
         ),
         Part("base", _BASE, "transformer/*.safetensors", 12_309_817_472, "text to image with Base", _TRANSFORMER),
-        Part("text_encoder", _TURBO, "text_encoder/*.safetensors", 8_044_936_192, "everything", _TEXT_ENCODER),
+        Part(
+            "text_encoder",
+            _TURBO,
+            "text_encoder/*.safetensors",
+            8_044_936_192,
+            "everything",
+            _TEXT_ENCODER,
+            repackaged=Repackaged(_COMFY, "split_files/text_encoders/qwen_3_4b.safetensors", 8_044_936_192),
+        ),
         # DiffSynth's model_configs.py names vae/vae/… in a comment; the repository has it here.
-        Part("vae", _TURBO, "vae/diffusion_pytorch_model.safetensors", 167_639_366, "everything", _VAE),
+        Part(
+            "vae",
+            _TURBO,
+            "vae/diffusion_pytorch_model.safetensors",
+            167_639_366,
+            "everything",
+            _VAE,
+            repackaged=Repackaged(_COMFY, "split_files/vae/ae.safetensors", 335_278_732, ORIGINAL_VAE),
+        ),
         Part("tokenizer", _TURBO, "tokenizer/*", 15_900_000, "everything"),
         Part(
             "controlnet",
@@ -128,6 +188,11 @@ PARTS: Mapping[str, Part] = {
         Part("upscaler", "lllyasviel/Annotators", "RealESRGAN_x4plus.pth", 67_040_989, "upscale"),
     )
 }
+
+
+def weight(names: Sequence[str], edition: Edition) -> int:
+    """Return what parts weigh in bytes, by their names, as they are published in that way."""
+    return sum(PARTS[name].in_edition(edition).size for name in names)
 
 
 def needs(mode: str, model: str) -> tuple[str, ...]:

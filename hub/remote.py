@@ -60,9 +60,10 @@ class Hub(Protocol):
 def wanted(part: Part, name: str) -> bool:
     """Whether a file of the part's repository is fetched for it: the pattern's whole folder, or the one file.
 
-    With the folder come configuration and index files: small, and other programs miss them.
+    With the folder come configuration and index files: small, and other programs miss them. Not where a repository
+    keeps the same model in other numbers beside it.
     """
-    folder = os.path.dirname(part.pattern)
+    folder = "" if part.alone else os.path.dirname(part.pattern)
     return str(PurePosixPath(name).parent) == folder if folder else name == part.pattern
 
 

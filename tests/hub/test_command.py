@@ -1,7 +1,9 @@
 """The command `models` in a process of its own, with the real registry, against a hub on loopback; and no network."""
 
+import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -107,6 +109,31 @@ def test_from_nothing_to_whole_to_damaged_to_fixed(hub: Hub, environ: dict[str, 
     facts = json.loads(models(environ, "download", "upscaler", "--repair", "--json").stdout)
     assert (len(facts["fetched"]), facts["bytes"]) == (1, SIZE)
     assert models(environ, "verify").stdout.startswith("upscaler: whole (")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX's")
+def test_a_terminal_gets_a_bar_and_each_edition_is_weighed(hub: Hub, environ: dict[str, str]) -> None:
+    """Nothing of the repackaged Turbo is at this hub, which is asked for the right repository."""
+    import termios
+
+    hub.repos = {REPO: {FILE: bytes(SIZE)}, "Comfy-Org/z_image_turbo": {}}
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    command = [sys.executable, "cli.py", "models", "download"]
+    with os.fdopen(ours, "rb", buffering=0) as screen:
+        with os.fdopen(theirs, "wb") as stderr:
+            code = subprocess.call([*command, "upscaler"], cwd=ROOT, env=environ, stderr=stderr, timeout=PATIENCE)
+        shown = screen.read(100_000).decode()
+        with contextlib.suppress(OSError):  # a terminal that nobody writes to any more ends with an error
+            while more := screen.read(100_000):
+                shown += more.decode()
+    assert code == 0
+    assert re.search(r"\r0 of 1 files:.*%\|.*67\.0M/67\.0M \[.*B/s\]", shown), shown
+
+    done = models(environ, "download", "--edition", "repackaged", code=1)
+    assert "What is missing weighs 32.8 GB official, 20.7 GB repackaged (--edition); fetching repackaged" in done.stderr
+    assert "Comfy-Org/z_image_turbo at http" in done.stderr
+    assert "20.7 GB with --edition repackaged): " in models(environ, "list", "turbo", *NEEDED.split()).stderr
 
 
 @pytest.mark.slow

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from core.errors import DownloadError
-from hub import checkpoint, download, inventory
+from hub import checkpoint, download, inventory, links
 from hub.download import Fetched, Planned, Progress
 from hub.huggingface import HuggingFace
-from hub.parts import Part
+from hub.parts import Part, Repackaged
 from tests.helpers.hub_server import COMMIT, Fault, Hub, digest
 from tests.helpers.proxying import Proxy, running
 from tests.helpers.sparse import write_sparse
@@ -184,6 +184,47 @@ def test_the_token_goes_to_the_hub_and_not_to_its_storage(
     storage = hub.asked("GET", "/storage")
     assert len(storage) == 3
     assert not any("authorization" in headers for headers in storage)
+
+
+def test_of_a_repackaged_part_one_file_is_fetched_found_and_linked(
+    hub: Hub, client: HuggingFace, parts: dict[str, Part], content: dict[str, bytes], environ: dict[str, str]
+) -> None:
+    name, again = "split_files/all/whole.safetensors", "other/again"
+    hub.repos = {REPO: content, again: {name: content[SHARDS[0]], "split_files/all/fp4.safetensors": b"not wanted"}}
+    known = inventory.identity({"a": (100_000,)})
+    part = dataclasses.replace(parts["model"], repackaged=Repackaged(again, name, 400_000, known))
+    assert part.in_edition("official") is part
+    events = list(download.fetch([part.in_edition("repackaged")], client))
+    assert [event.file.name for event in events if isinstance(event, Fetched)] == [name]
+    (there,) = inventory.find_all(environ, parts=[part])
+    assert (there.edition, there.part, there.files[0].name) == ("repackaged", part, "whole.safetensors")
+    (link,) = links.link(environ, [part])
+    assert link.path == Path(environ["DIFFSYNTH_MODEL_BASE_PATH"]) / again / name
+    assert links.link(environ, [part]) == []
+
+
+def test_a_silent_line_is_told_so_that_whoever_reads_can_stop(
+    hub: Hub, client: HuggingFace, parts: dict[str, Part], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "HEARD", 0.01)
+    hub.faults["single.pth"] = Fault("slow")
+    events = download.fetch([parts["single"]], client)
+    told = [next(events) for _ in range(4)]
+    hub.stop_waiting()
+    assert told[1:] == [Progress(0, 300_000, 0, 1)] * 3
+    assert isinstance(events, Generator)
+    events.close()
+
+
+def test_a_speed_is_that_of_the_last_seconds() -> None:
+    now = [0.0]
+    speed = download.Speed(lambda: now[0])
+    assert (speed.per_second, speed.left(100)) == (0, None)
+    for now[0], done in ((0, 0), (1, 900), (100, 1000), (120, 1200)):
+        speed.see(done)
+    assert (speed.per_second, speed.left(1300)) == (10, 10)
+    speed.see(0)  # what was wrong is thrown away
+    assert (speed.per_second, speed.left(1300)) == (0, None)
 
 
 # --- what goes wrong on the line

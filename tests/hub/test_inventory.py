@@ -778,6 +778,30 @@ def test_the_official_files_come_before_comfyuis(environ: dict[str, str], full_c
     assert found["turbo"] == found["vae"] == "Hugging Face cache"
 
 
+def write_repackaged(cache: Path) -> None:
+    """Write Comfy-Org's repository as it is fetched, in full length, and the official tokenizer."""
+    snapshot = cache / "models--Comfy-Org--z_image_turbo" / "snapshots" / COMMIT / "split_files"
+    write_sparse(snapshot / "diffusion_models/z_image_turbo_bf16.safetensors", comfyui.TRANSFORMER)
+    write_sparse(snapshot / "text_encoders/qwen_3_4b.safetensors", sparse.official_shapes("text_encoder"))
+    write_sparse(snapshot / "vae/ae.safetensors", comfyui.AUTOENCODER, "F32")
+    write_hub_snapshot(cache, TURBO, ["tokenizer"])
+
+
+def test_the_repackaged_files_do_where_the_official_ones_are_not(environ: dict[str, str], full_cache: Path) -> None:
+    write_repackaged(hub(environ))
+    chosen = inventory.choose("auto", "generate", "turbo", environ=environ)
+    assert (chosen.kind, chosen.source) == ("full", "Hugging Face cache")
+    assert chosen.files["turbo"][0].name == "z_image_turbo_bf16.safetensors"
+    for name in TURBO_PARTS:
+        there = found(environ, name)
+        assert there.edition == ("official" if name == "tokenizer" else "repackaged")
+        if name != "tokenizer":  # what is announced of a part is what it weighs, but for its header
+            assert 0 < there.size - parts.PARTS[name].in_edition("repackaged").size < 200_000
+    shutil.rmtree(hub(environ) / "models--Tongyi-MAI--Z-Image-Turbo")
+    copy_cache(full_cache, hub(environ), TURBO)
+    assert {found(environ, name).edition for name in TURBO_PARTS} == {"official"}
+
+
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "BF16"])
 def test_ggufs_are_found_beside_comfyuis_files(kind: str, environ: dict[str, str]) -> None:
     models = Path(environ["HOME"]) / "ComfyUI" / "models"
