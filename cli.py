@@ -118,6 +118,12 @@ def build_parser() -> Parser:
     serve.add_argument("--client-waiting", type=int, metavar="N", default=Settings.client_limit, help=WAITING_HELP)
     serve.add_argument("--client-requests", type=int, metavar="N", help=REQUESTS_HELP)
     serve.add_argument("--client-gb", type=float, metavar="GB", help=BYTES_HELP)
+    serve.add_argument(
+        "--manage-models",
+        action="store_true",
+        help="let every visitor fetch the real model from the page (default: those at this machine, of a server that "
+        "listens on it alone and answers to no other name)",
+    )
     serve.set_defaults(run=_serve)
 
     for request in MODES.values():
@@ -216,6 +222,7 @@ def _serve(args: argparse.Namespace) -> int:
         client_gb=args.client_gb,
         api_keys=args.api_key,
         api_keys_file=args.api_keys,
+        manage_models=args.manage_models,
     )
     return 0
 

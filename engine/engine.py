@@ -22,7 +22,7 @@ from core.upload import Upload
 from engine import drawing, mode_upscale
 from engine.fair_queue import FairQueue
 from engine.mode import Drawn
-from engine.worker import LocalWorker, Settings, Worker
+from engine.worker import LocalWorker, Outlook, Settings, Worker
 from hub import fine_tunes, inventory
 from images import preprocess
 
@@ -130,6 +130,10 @@ class Engine:
     def foresee(self, request: Upscale) -> mode_upscale.Foreseen:
         """Return what a request will give and take, as `Worker.foresee`."""
         return self.worker.foresee(request)
+
+    def outlook(self) -> Outlook:
+        """Return what a usual picture would take with the real weights, as `Worker.outlook`."""
+        return self.worker.outlook()
 
 
 def settled(request: DrawRequest) -> DrawRequest:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from core import environment
-from core.errors import InternalError, OutOfMemory, SpaceOutOfMemory, StudioError, WeightsMissing
+from core.errors import InternalError, OutOfMemory, RequestError, SpaceOutOfMemory, StudioError, WeightsMissing
 from core.events import Event, Stage
 from core.messages import Message
 from core.request import ControlNet, Model, Preprocess, Resolved, TextToImage, Upscale, WeightsChoice
@@ -68,6 +68,25 @@ class Settings:
     client_limit: int = CLIENT_LIMIT
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What drawing with the real weights would be like on this machine.
+
+    Attributes:
+        plan: what of them would stay in memory, and why.
+        size: width and height of the picture that is estimated, in pixels.
+        steps: its steps.
+        expected: what it would take.
+        refused: why it would not be drawn; None where it would.
+    """
+
+    plan: tuple[Message, ...]
+    size: tuple[int, int]
+    steps: int
+    expected: estimate.Estimate
+    refused: Message | None = None
+
+
 class Worker(Protocol):
     """What carries resolved requests out, one at a time, wherever it is."""
 
@@ -108,6 +127,10 @@ class Worker(Protocol):
             RequestError: the picture cannot be used.
             WeightsMissing: nothing could refine it.
         """
+        ...
+
+    def outlook(self) -> Outlook:
+        """Return what a usual picture would take with the real weights, wherever they are; imports torch."""
         ...
 
     def warm_up(self) -> None:
@@ -187,6 +210,19 @@ class LocalWorker:
         tiles, refined = mode_upscale.tiles_of(before, plan.upscaler_tile), work.tiles if work.steps else 0
         measured = expected.source == "measured"
         return mode_upscale.Foreseen(before, after, tiles, refined, expected.seconds, measured)
+
+    def outlook(self) -> Outlook:
+        """Return what a usual picture would take with the real weights, as `Worker.outlook`."""
+        device, plan = self.machine(TextToImage.mode, "full")
+        request = TextToImage.parse(prompt="an apple").resolved("full")
+        work = MODES[request.mode].work(request, "full", (request.width, request.height), plan)
+        refused = None
+        try:
+            estimate.check(work, plan, device.dtype, self.forecast.speed(work, device))
+        except RequestError as error:
+            refused = error.message.values["allowed"]
+        expected = self.forecast.estimate(work, device, plan)
+        return Outlook(plan.reasons, (work.width, work.height), work.steps, expected, refused)
 
     def warm_up(self) -> None:
         """Import the program, and load the miniature where that would draw, in a thread of its own; only once.

@@ -193,6 +193,7 @@ class ZeroGpuWorker:
         self.memory = self.packed.memory
         self.control_image = self.packed.control_image
         self.foresee = self.packed.foresee
+        self.outlook = self.packed.outlook
 
     def warm_up(self) -> None:
         """Do nothing: everything was loaded before the page was there."""

@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
@@ -108,7 +108,7 @@ def connect(name: str) -> Hub:
 
 def fetch(
     parts: Sequence[Part], hub: Hub, *, workers: int = WORKERS, free: Callable[[Path], int] | None = None
-) -> Iterator[TransferEvent]:
+) -> Generator[TransferEvent, None, None]:
     """Fetch parts: first a `Planned`, then `Progress` (one a second at least) and `Fetched` as they come.
 
     Args:
@@ -222,7 +222,7 @@ def _translated(hub: Hub, repo: str, call: Callable[[*Given], Answer], *argument
         if isinstance(error, NotWritten) and error.__cause__:  # a file of ours: the system's own error is behind it
             cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-            text = "the disk with {folder} is full: make room and run the same command again"
+            text = "the disk with {folder} is full: make room and try again"
             raise DownloadError(text, folder=str(hub.folder)) from cause
         if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise DownloadError(

@@ -154,7 +154,7 @@ class HuggingFace:
             text = "{where} is for those who accepted its terms: do so on that page, then {log_in}"
         elif isinstance(error, hub_errors.HfHubHTTPError):
             values["status"] = error.response.status_code
-            text = _MEANINGS.get(error.response.status_code, "{where} answers {status}; try again later")
+            text = MEANINGS.get(error.response.status_code, "{where} answers {status}; try again later")
         elif isinstance(error, hub_errors.OfflineModeIsEnabled):
             text = "{where} is not asked: offline (HF_HUB_OFFLINE or --offline)"
         elif isinstance(error, _UNREACHABLE):
@@ -189,7 +189,7 @@ _UNREACHABLE = (
     hub_errors.FileMetadataError,
 )
 _LOG_IN = Message("log_in", "set HF_TOKEN to a token that may read it (or run `hf auth login`)")
-_MEANINGS = {
+MEANINGS = {
     401: "{where} answers 401: it does not exist, or asks for another login; {log_in}",
     403: "{where} answers 403: this login may not read it; {log_in}",
     404: "{where} answers 404: it is not there; check HF_ENDPOINT if it names a mirror",

@@ -18,7 +18,7 @@ NAMES = ("huggingface", "modelscope")
 LONGEST = 255  # bytes of a file's name, without its folder; what common file systems take
 
 # What ends every sentence of `Hub.explain`.
-GOES_ON = "{what}. What has arrived is kept; the same command goes on from there"
+GOES_ON = "{what}. What has arrived is kept, and the next try goes on from there"
 
 Report = Callable[[int], None]  # bytes that arrived; fewer than none where some had to be thrown away
 

@@ -13,7 +13,7 @@ from core import metadata
 from core.errors import RequestError
 from core.request import MODES, Model, TextToImage
 from engine import Engine
-from web import dropped, own_files, situation, theme
+from web import dropped, own_files, real_model, situation, theme
 from web.endpoints import uploaded
 from web.fields import QUIET, REWORD_JS, Field, Update
 from web.form import RAW, Form
@@ -43,8 +43,13 @@ SPOKEN = {
 HEAD = f'''<meta name="color-scheme" content="dark"><script src="{theme.ASSETS_URL}/page.js" defer></script>'''
 
 
-def build(engine: Engine) -> gr.Blocks:
-    """Return the page. Nothing is loaded before a visitor's browser shows it, and nothing is drawn unasked."""
+def build(engine: Engine, manager: real_model.Manager | None = None) -> gr.Blocks:
+    """Return the page. Nothing is loaded before a visitor's browser shows it, and nothing is drawn unasked.
+
+    Args:
+        engine: what draws.
+        manager: who may fetch the real model from the page; nobody where there is none.
+    """
     # Pictures are copied to Gradio's cache to be served; they go after an hour, and when the server stops.
     page = gr.Blocks(title=theme.TITLE, analytics_enabled=False, delete_cache=(own_files.LOOK, own_files.KEEP))
     with page:
@@ -52,6 +57,7 @@ def build(engine: Engine) -> gr.Blocks:
             gr.HTML(
                 f'<h1>{theme.TITLE}<span class="stop">.</span></h1><p id="said" role="status"></p>', elem_id="brand"
             )
+            panel = real_model.lay_out() if manager else None
             weights_line = gr.HTML(js_on_load=WEIGHTS_JS, elem_id="weights", elem_classes=["weights"])
             restore, restored = lay_out()
             upload = dropped.lay_out()
@@ -71,6 +77,8 @@ def build(engine: Engine) -> gr.Blocks:
         _reword_weights(engine, weights_line, forms[TextToImage.mode].fields["model"], places)
         gr.on([page.load, spoken.input], _spoken, None, spoken, **QUIET)
         wire(page, restore, upload, restored, tabs, list(forms.values()), engine.warm_up)
+        if panel and manager:
+            real_model.wire(page, panel, manager, engine, forms[TextToImage.mode])
         for tab in TABS:
             tab.publish(engine)
     # The engine owns the one queue, which is fair and bounded; Gradio's own must not stand before it.

@@ -24,6 +24,7 @@ from core.request import MODES
 from core.whole_file import check_writable
 from engine import Engine, worker_zerogpu, zerogpu
 from hub import links, parts
+from hub.download_job import DownloadJob
 from web import language, listening, logins, own_files, programs, theme
 from web.allowed_hosts import AllowedHosts, checked, is_loopback
 from web.api_keys import ApiKeys
@@ -33,6 +34,7 @@ from web.logins import LoginLimits
 from web.origins import Origins
 from web.page import HEAD, build
 from web.readers import Reading
+from web.real_model import Manager
 from web.run import THREADS
 from web.upload_limits import MAX_LORA, UploadLimits
 
@@ -56,6 +58,7 @@ def serve(
     client_gb: float | None = None,
     api_keys: Sequence[str] = (),
     api_keys_file: str | None = None,
+    manage_models: bool = False,
 ) -> None:
     """Serve the page until the process is stopped.
 
@@ -72,6 +75,8 @@ def serve(
         client_gb: how many GB it may upload in an hour, likewise.
         api_keys: of which programs must show one, where there are any; those of Z_IMAGE_API_KEYS count too.
         api_keys_file: a file with more of them, one a line.
+        manage_models: let every visitor fetch the real model from the page; else only those at this machine may, where
+            nobody else is meant to come: `host` is this machine's alone, and no proxy is announced.
 
     Raises:
         RequestError: `auth`, a key, a name, a limit, `host` or `port` is malformed or not to be had, `host` is open to
@@ -92,7 +97,11 @@ def serve(
     if zerogpu.ACTIVE:
         # Here, and only on ZeroGPU: `launch` packs what lies on "cuda" by then.
         engine.worker = worker_zerogpu.ZeroGpuWorker(engine.settings)
-    page = build(engine)
+    manager = None
+    if manage_models or is_for_this_machine(host, allow_hosts):
+        manager = Manager(DownloadJob(), everybody=manage_models)
+        manager.job.restore()
+    page = build(engine, manager)
     closed = programs_closed(host, account, insecure, keys)
     options["app_kwargs"]["routes"] += programs.routes(engine, keys, closed, options.get("root_path", ""))
     try:
@@ -104,6 +113,11 @@ def serve(
     page.limiter = anyio.CapacityLimiter(THREADS)  # type: ignore[assignment]  # it may be one, or None for the usual
     print(f"{theme.TITLE} is at {url} (Ctrl+C stops it)", flush=True)
     own_files.until_stopped(page)
+
+
+def is_for_this_machine(host: str, allow_hosts: Sequence[str]) -> bool:
+    """Whether nobody but those at this machine is meant to use the page."""
+    return is_loopback(host) and not (allow_hosts or _root_path() or environment.on_space())
 
 
 def link_preloaded() -> None:

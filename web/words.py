@@ -74,7 +74,7 @@ def weights_sentence(now: Situation, say: Say = english) -> str:
     licence = say(LICENCE, licence=f'<a href="{url}" target="_blank" rel="noopener">{name}</a>')
     soon = ", ".join(f'<a href="{MODEL_ZOO}" target="_blank" rel="noopener">{model}</a>' for model in COMING_SOON)
     program = f'<a href="?view=api" target="_blank">{say("How programs use this page")}</a>'
-    why = escape(". ".join(_upper(say(text)) for text in now.texts))
+    why = escape(". ".join(upper(say(text)) for text in now.texts))
     about = (f"{sentence} {why}", licence, f"{say('Coming soon:')} {soon}", program)
     told = _known(now.kind, say) + "".join(f"<p>{text}</p>" for text in about)
     return f"<details><summary>{name_of_them}</summary><div>{told}</div></details>"
@@ -127,7 +127,7 @@ def underway(event: Queued | Stage | Step | TileDone, say: Say, left: float | No
         case Step(index, total):
             aside = say("step {index} of {total}", index=index, total=total)
             if left is not None and left >= LEFT_SHOWN:
-                aside += ", " + _time_left(left, say)
+                aside += ", " + time_left(left, say)
             return working(say(STAGES["denoising"]), aside, index / total)
         case TileDone(stage, index, total):
             return working(say(STAGES[stage]), say("tile {index} of {total}", index=index, total=total), index / total)
@@ -138,7 +138,8 @@ def retrying(note: Message, say: Say) -> str:
     return f'<p class="note" role="status">{escape(say(note))}</p>'
 
 
-def _time_left(seconds: float, say: Say) -> str:
+def time_left(seconds: float, say: Say) -> str:
+    """Return how long something still takes."""
     if seconds < 90:
         return say("about {seconds} s left", seconds=round(seconds))
     return say("about {minutes} min left", minutes=round(seconds / 60))
@@ -158,7 +159,7 @@ def failed(failure: Failure | StudioError, say: Say = english) -> str:
     facts = failure.values
     allowed = say(facts.get("allowed", ""))
     if failure.code != RequestError.code:
-        return f'<p class="failed">{_with_command(_upper(say(failure.message)), facts.get("command", ""), say)}</p>'
+        return f'<p class="failed">{_with_command(upper(say(failure.message)), facts.get("command", ""), say)}</p>'
     if facts["field"] == "image" and facts["value"] == "None":
         text = say("Choose an image first.")
     elif facts["allowed"] == IMAGE_FILE:
@@ -225,6 +226,6 @@ def parameters_of(text: str, say: Say = english) -> str:
     return f"<dl>{facts}</dl><details>{whole}</details>"
 
 
-def _upper(text: str) -> str:
+def upper(text: str) -> str:
     """Begin a text like a sentence; it may end with a command, so its end stays."""
     return text[:1].upper() + text[1:]

@@ -33,16 +33,18 @@ class Server:
 
 
 @functools.cache
-def server(*flags: str, root: Path = ROOT, environment: tuple[tuple[str, str], ...] = ()) -> Server:
+def server(
+    *flags: str, root: Path = ROOT, environment: tuple[tuple[str, str], ...] = (), program: str = "cli.py"
+) -> Server:
     """Start the server of the program in `root`, once for all tests; it stops when the tests end.
 
-    `environment` is what there is besides that of the tests.
+    `environment` is what there is besides that of the tests; `program` may be a script that ends in the program.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder = Path(tempfile.mkdtemp(prefix="studio-server-"))
-    command = [sys.executable, "cli.py", "serve", "--weights", "mini", "--device", "cpu", "--port", str(port), *flags]
+    command = [sys.executable, program, "serve", "--weights", "mini", "--device", "cpu", "--port", str(port), *flags]
     with open(folder / "log.txt", "wb") as log:
         process = subprocess.Popen(
             command, cwd=root, env=os.environ | dict(environment), stdout=log, stderr=subprocess.STDOUT

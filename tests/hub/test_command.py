@@ -143,7 +143,7 @@ def test_a_hub_that_stops_answering_is_given_up_with_a_sentence(hub: Hub, enviro
     error = json.loads(done.stdout)["error"]
     assert error["code"] == "download_failed"
     assert "stopped answering (ReadTimeout)" in error["message"]
-    assert "the same command goes on from there" in error["message"]
+    assert "the next try goes on from there" in error["message"]
 
 
 @pytest.mark.slow

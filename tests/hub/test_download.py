@@ -468,7 +468,7 @@ def test_where_the_commit_cannot_be_noted_it_is_told(
     refs.parent.mkdir(parents=True)
     refs.mkdir()
     (refs / "main").symlink_to("/dev/full")
-    with pytest.raises(DownloadError, match="is full: make room and run the same command again"):
+    with pytest.raises(DownloadError, match="is full: make room and try again"):
         run({"single": parts["single"]}, client)
 
 

@@ -22,9 +22,10 @@ from core.request import MODELS, MODES, PREPROCESSORS, UPSCALERS, Preprocess, Re
 from core.sizes import IMAGE_SIZES
 from diffusion.device import DeviceKind
 from diffusion.memory import memory_plan
+from hub import huggingface, remote
 from images import reading
 from mini.notes import EXAMPLES
-from web import language, words
+from web import language, real_model, words
 from web.words import failed, idle, underway
 
 ROOT = Path(__file__).parent.parent.parent
@@ -36,8 +37,7 @@ SOURCES = sorted(
 )
 # Their texts are for the command line and for those who run the server.
 NOT_ON_THE_PAGE = {
-    *("hub/command.py", "hub/download.py", "hub/huggingface.py", "hub/modelscope.py", "hub/remote.py"),
-    *("hub/links.py", "hub/places.py", "hub/space_cache.py", "hub/proxies.py", "hub/verify.py"),
+    *("hub/command.py", "hub/modelscope.py", "hub/links.py", "hub/places.py", "hub/space_cache.py", "hub/verify.py"),
     *(
         "web/listening.py",
         "diffusion/device.py",
@@ -98,6 +98,8 @@ def declared() -> Iterator[str]:
     for model in MODELS.values():
         yield f"LoRA for {model.title}"
     yield from words.STAGES.values()
+    yield from (real_model.TITLE, *real_model.EDITIONS.values())
+    yield from (remote.GOES_ON, *huggingface.MEANINGS.values())
     for texts in (*words.WEIGHTS.values(), words.WEIGHTS_MISSING):
         yield from texts
 

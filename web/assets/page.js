@@ -7,7 +7,7 @@ const sheet = () => {
   return open?.offsetWidth === document.documentElement.clientWidth ? open.previousElementSibling : null;
 };
 // What opened that which lies over the page, and closes it.
-const above = () => shown("#weights [open] > summary, .more > .open") ?? sheet();
+const above = () => shown("#weights [open] > summary, .more > .open, #real-model > .open") ?? sheet();
 
 // Ctrl or Cmd with Enter generates, Esc closes what lies over the page, else cancels, wherever the focus is.
 addEventListener("keydown", (event) => {
@@ -155,6 +155,7 @@ addEventListener("click", (event) => {
   const at = (selector) => event.target.closest?.(selector);
   // What lies over the page goes away with a press beside it.
   document.querySelectorAll("#weights details[open]").forEach((open) => { open.open = open.contains(event.target); });
+  if (!at("#real-model")) shown("#real-model > .open")?.click();
   // On a small screen the open drawer lies over the picture: a press beside it, or one that draws, closes it.
   if (at(".go") || !at(".controls")) sheet()?.click();
   if (at(".go")) {
