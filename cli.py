@@ -211,7 +211,7 @@ def _serve(args: argparse.Namespace) -> int:
     if args.client_waiting < 0:
         raise RequestError("client_waiting", args.client_waiting, "a whole number, 0 for as many as of all")
     server.serve(
-        Engine(replace(_engine(args).settings, client_limit=args.client_waiting)),
+        _engine(args, client_limit=args.client_waiting),
         host=args.host,
         port=args.port,
         auth=args.auth,
@@ -425,8 +425,9 @@ def _described(on: device.Device) -> str:
     return f"{on.name} ({on.kind}, {on.dtype}): {on.reason}"
 
 
-def _engine(args: argparse.Namespace) -> Engine:
-    return Engine(Settings(weights=args.weights, device=args.device, dtype=args.dtype, memory_gb=args.memory))
+def _engine(args: argparse.Namespace, **more: Any) -> Engine:
+    """Return an engine as the common flags have it; `more` are settings of one command alone."""
+    return Engine(Settings(weights=args.weights, device=args.device, dtype=args.dtype, memory_gb=args.memory, **more))
 
 
 def _follow(engine: Engine, request: DrawRequest) -> Result | Failure:

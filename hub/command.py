@@ -18,7 +18,7 @@ from core.errors import DownloadError, RequestError, WeightsMissing
 from core.messages import Message, plain
 from core.request import MODELS
 from hub import download, fine_tunes, links, packing, verify
-from hub.inventory import COMFYUI, Found, fetch_command, find_all, weights_missing
+from hub.inventory import COMFYUI, Found, check_fetched, fetch_command, find_all, weights_missing
 from hub.parts import OFFICIAL, PARTS, REPACKAGED, Edition, Part, needs, size_text, weight
 
 ALL = "all"
@@ -71,7 +71,7 @@ def _list(args: argparse.Namespace) -> int:
         return 0
     print("\n".join(inventory_lines(inventory) + ([] if args.parts else checkpoint_lines())))
     if missing := [found for found in inventory if not found.present]:
-        less = sum(found.part.in_edition(REPACKAGED).size for found in missing)
+        less = weight([found.part.name for found in missing], REPACKAGED)
         also = f"; {size_text(less)} with --edition {REPACKAGED}" if size_text(less) != _sum(missing) else ""
         _tell(f"To fetch what is missing ({_sum(missing)}{also}): {fetch_command(missing)}")
     return 0
@@ -123,9 +123,7 @@ def _download(args: argparse.Namespace) -> int:
         _tell_choice(missing, editions)
         wanted = [found.part.in_edition(edition) for found, edition in zip(missing, editions, strict=True)]
         facts = _fetch(wanted, args.hub)
-        if lacking := [found for found in find_all(parts=parts) if not found.present]:
-            what = Message("not_as_expected", "the hub's files are here now, and not what they should be")
-            raise weights_missing(lacking, what)
+        check_fetched(parts)
     made = links.link(parts=parts)
     for link in made:
         if link.reason:
@@ -139,10 +137,8 @@ def _download(args: argparse.Namespace) -> int:
 
 def _tell_choice(missing: Sequence[Found], editions: Sequence[Edition]) -> None:
     """Say what each edition weighs, where that differs."""
-    weights = {
-        edition: size_text(sum(found.part.in_edition(edition).size for found in missing))
-        for edition in get_args(Edition)
-    }
+    names = [found.part.name for found in missing]
+    weights = {edition: size_text(weight(names, edition)) for edition in get_args(Edition)}
     if len(set(weights.values())) > 1:
         each = ", ".join(f"{size} {edition}" for edition, size in weights.items())
         _tell(f"What is missing weighs {each} (--edition); fetching {' and '.join(dict.fromkeys(editions))}")

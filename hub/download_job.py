@@ -1,6 +1,6 @@
 """A download that belongs to a server: it runs in a thread, can be paused, and goes on after the server's next start.
 
-Whoever looks sees the same. What is being fetched is kept in a small file, so that a server that was stopped knows it.
+All pages see the same. What is being fetched is kept in a small file, so that a server that was stopped knows it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from core.errors import DownloadError, InternalError, NotWritten, StudioError
 from core.messages import Message
 from core.whole_file import write_whole
 from hub import download, links, places, remote
-from hub.inventory import find_all, weights_missing
+from hub.inventory import check_fetched, find_all
 from hub.parts import OFFICIAL, PARTS, Edition, Part
 
 log = logging.getLogger(__name__)
@@ -171,9 +171,7 @@ class DownloadJob:
         if missing := order.missing():
             if not all(self._set(turn, **change) for change in self._changes(order, missing)):
                 return False
-            if lacking := [found for found in find_all(parts=parts) if not found.present]:
-                what = Message("not_as_expected", "the hub's files are here now, and not what they should be")
-                raise weights_missing(lacking, what)
+            check_fetched(parts)
         with suppress(OSError):  # they are for other programs
             links.link(parts=parts)
         return True

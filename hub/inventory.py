@@ -522,6 +522,17 @@ def _missing_text(missing: Sequence[Found], what: Message) -> Message:
     )
 
 
+def check_fetched(parts: Sequence[Part]) -> None:
+    """Look for parts once more, all of which a hub has given.
+
+    Raises:
+        WeightsMissing: some are not what they should be.
+    """
+    if lacking := [found for found in find_all(parts=parts) if not found.present]:
+        what = Message("not_as_expected", "the hub's files are here now, and not what they should be")
+        raise weights_missing(lacking, what)
+
+
 def weights_missing(missing: Sequence[Found], what: Message = _NOT_COMPLETE) -> WeightsMissing:
     """Return the error that names missing parts, their size and the command that fetches them."""
     return WeightsMissing(_missing_text(missing, what))
