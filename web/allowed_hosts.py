@@ -40,7 +40,7 @@ class AllowedHosts:
 
     def _is_ours(self, host: str) -> bool:
         name = without_port(host)
-        return name is not None and (is_loopback(name) or name.endswith(".localhost") or name in self._names)
+        return name is not None and (is_local(name) or name in self._names)
 
 
 def without_port(host: str) -> str | None:
@@ -55,6 +55,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def is_local(name: str) -> bool:
+    """Whether a browser that asks for a name, as `without_port` spells it, asks this machine."""
+    return is_loopback(name) or name.endswith(".localhost")
 
 
 def checked(name: str) -> str:
@@ -83,11 +88,15 @@ def _address(name: str) -> str:
         return ""
 
 
+def shown(name: str) -> str:
+    """Return a refused name as a sentence repeats it: cut to SHOWN characters, and nothing but ASCII."""
+    return ascii(name) if len(name) <= SHOWN else ascii(name[:SHOWN]) + "..."
+
+
 def _refusal(hosts: list[str]) -> str:
     asked = " and ".join(hosts)
-    shown = ascii(asked) if len(asked) <= SHOWN else ascii(asked[:SHOWN]) + "..."
     name = without_port(hosts[0]) if len(hosts) == 1 and len(asked) <= SHOWN else None
     return (
-        f"This server does not answer to the name {shown}, which may be another site's trick. If the name is yours, "
-        f"start the server with --allow-host {name or 'NAME'}.\n"
+        f"This server does not answer to the name {shown(asked)}, which may be another site's trick. If the name is "
+        f"yours, start the server with --allow-host {name or 'NAME'}.\n"
     )

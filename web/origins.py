@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from web.allowed_hosts import SHOWN, without_port
+from web.allowed_hosts import SHOWN, shown, without_port
 
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}  # which change nothing; a page of another site cannot read the answers
 _PORTS = {"http": 80, "https": 443}
@@ -69,8 +69,7 @@ def _refusal(origin: str) -> str:
         name = without_port(urlsplit(origin).netloc)
     except ValueError:
         name = None
-    shown = ascii(origin) if len(origin) <= SHOWN else ascii(origin[:SHOWN]) + "..."
     return (
-        f"The page {shown} belongs to another site, and may not send anything to this server. If it is yours, start "
-        f"the server with --allow-host {name if name and len(origin) <= SHOWN else 'NAME'}.\n"
+        f"The page {shown(origin)} belongs to another site, and may not send anything to this server. If it is yours, "
+        f"start the server with --allow-host {name if name and len(origin) <= SHOWN else 'NAME'}.\n"
     )

@@ -1,7 +1,7 @@
 """The panel "Get the real model": what of it is on this machine, and fetching the rest by one press.
 
 The download belongs to the server, and every page that may see it sees the same. Only who sits at the machine may, as
-far as that can be told, or everybody where whoever started the server said so; each listener asks.
+far as that can be told, or everybody where the server was started so; each listener asks.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from engine import Engine
 from hub.download import disk_free
 from hub.download_job import DownloadJob, Look, Order
 from hub.inventory import Found, find_all
-from hub.parts import OFFICIAL, PARTS, REPACKAGED, Edition, needs, size_text
+from hub.parts import OFFICIAL, PARTS, REPACKAGED, Edition, needs, size_text, weight
 from hub.places import hub_cache
+from web.allowed_hosts import is_local as names_this_machine
 from web.allowed_hosts import is_loopback, without_port
 from web.fields import QUIET, REWORD_JS, Update
 from web.form import RAW, Form
@@ -30,9 +31,10 @@ from web.words import paragraph, time_left, upper, working_on
 
 TITLE = "Get the real model"
 PARTS_NEEDED = needs(TextToImage.mode, "turbo")
+HELD = ("paused", "failed")  # states from which a download goes on
 TICK = 1.0  # seconds between two looks while something is fetched
 
-# What a proxy adds to a request that it passes on: where one of these is, whoever asks is somewhere else.
+# What a proxy adds to a request that it passes on: where one of these is, the visitor is somewhere else.
 FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 
 EDITIONS: Mapping[Edition, str] = {
@@ -73,7 +75,7 @@ def is_local(visitor: gr.Request) -> bool:
     headers = {name.lower(): value for name, value in dict(visitor.headers).items()}
     client = visitor.client.host if visitor.client else ""
     name = without_port(headers.get("host", ""))
-    named_locally = name is not None and (is_loopback(name) or name.endswith(".localhost"))
+    named_locally = name is not None and names_this_machine(name)
     origin = headers.get("origin")
     same_site = origin is None or origin.partition("://")[2] == headers.get("host")
     return is_loopback(client) and named_locally and same_site and not any(name in headers for name in FORWARDED)
@@ -134,7 +136,7 @@ def lay_out() -> Panel:
 
 
 def wire(page: gr.Blocks, panel: Panel, manager: Manager, engine: Engine, form: Form) -> None:
-    """Wire the panel; when a download has ended, `form` is shown anew, with what the new weights can draw."""
+    """Wire the panel; when a download has ended, `form` is shown again, with what the new weights can draw."""
     job = manager.job
 
     def let_in(visitor: gr.Request) -> Say:
@@ -147,9 +149,12 @@ def wire(page: gr.Blocks, panel: Panel, manager: Manager, engine: Engine, form: 
     def arrive(visitor: gr.Request) -> Update:
         if not manager.may(visitor):
             return {panel.place: gr.skip()}
-        update = _followed(panel, job.look(), say_to(visitor))
-        update[panel.place] = gr.Accordion(label=_label(job.look(), say_to(visitor)), visible=True)
-        return update
+        now, say = job.look(), say_to(visitor)
+        return {  # the rest is filled in when it is opened
+            panel.place: gr.Accordion(label=_label(now, say), visible=True),
+            panel.timer: _timer(now),
+            panel.finished: now.finished,
+        }
 
     def follow(visitor: gr.Request) -> Update:
         return _followed(panel, job.look(), let_in(visitor))
@@ -157,8 +162,10 @@ def wire(page: gr.Blocks, panel: Panel, manager: Manager, engine: Engine, form: 
     def look(visitor: gr.Request) -> Iterator[Update]:
         """Show what is on this machine, and then what drawing would be like, which takes longer to tell."""
         say = let_in(visitor)
-        here = _here(say, engine)
-        yield {panel.facts: here + paragraph(say("Looking at this machine")), **_followed(panel, job.look(), say)}
+        found = _found()
+        here = _here(found, say, engine)
+        followed = _followed(panel, job.look(), say, found)
+        yield {panel.facts: here + paragraph(say("Looking at this machine")), **followed}
         yield {panel.facts: here + _outlook(engine, say)}
 
     def begin(edition: Edition, visitor: gr.Request) -> Update:
@@ -186,10 +193,10 @@ def wire(page: gr.Blocks, panel: Panel, manager: Manager, engine: Engine, form: 
         panel.finished.change(*form.refresh, **RAW)
 
 
-def _followed(panel: Panel, now: Look, say: Say) -> Update:
-    """Return what shows how far the download is, and what can be done."""
-    running, held = now.state == "running", now.state in ("paused", "failed")
-    missing = [] if running or held else [part for part in _found() if not part.present]
+def _followed(panel: Panel, now: Look, say: Say, found: Sequence[Found] | None = None) -> Update:
+    """Return what shows how far the download is, and what can be done; `found` is what is here, where that is known."""
+    running, held = now.state == "running", now.state in HELD
+    missing = [] if running or held else [part for part in found or _found() if not part.present]
     return {
         panel.place: gr.Accordion(label=_label(now, say)),
         panel.edition: gr.Radio(_choices(missing, say), visible=bool(missing)),
@@ -199,10 +206,14 @@ def _followed(panel: Panel, now: Look, say: Say) -> Update:
         panel.cancel: gr.Button(visible=running or held),
         panel.progress: _progress(now, say),
         panel.said: _said(now, say),
-        # Another page may go on with what is paused.
-        panel.timer: gr.Timer(active=running or held),
+        panel.timer: _timer(now),
         panel.finished: now.finished,
     }
+
+
+def _timer(now: Look) -> gr.Timer:
+    """Return what looks again, also while it is paused: another page may go on with it."""
+    return gr.Timer(active=now.state == "running" or now.state in HELD)
 
 
 def _found() -> list[Found]:
@@ -211,8 +222,8 @@ def _found() -> list[Found]:
 
 def _choices(missing: Sequence[Found], say: Say) -> list[tuple[str, str]]:
     """Return what can be chosen, each with what is missing of it weighs."""
-    sizes = {edition: sum(part.part.in_edition(edition).size for part in missing) for edition in EDITIONS}
-    return [(say(text, size=size_text(sizes[edition])), edition) for edition, text in EDITIONS.items()]
+    names = [part.part.name for part in missing]
+    return [(say(text, size=size_text(weight(names, edition))), edition) for edition, text in EDITIONS.items()]
 
 
 def _percent(now: Look) -> float:
@@ -225,7 +236,7 @@ def _label(now: Look, say: Say) -> str:
 
 
 def _said(now: Look, say: Say) -> str:
-    """Return how far it is, in tenths, so that it is not said each second anew."""
+    """Return how far it is, in tenths, so that a screen reader is not told each second."""
     return paragraph(_sentence(now, say, int(_percent(now)) // 10 * 10)) if now.state != "idle" else ""
 
 
@@ -261,9 +272,9 @@ def _progress(now: Look, say: Say) -> str:
     return working_on(say, sentence, aside, fraction)
 
 
-def _here(say: Say, engine: Engine) -> str:
+def _here(found: Sequence[Found], say: Say, engine: Engine) -> str:
     """Return what is on this machine of what is needed, and what room there is for the rest."""
-    found, folder = _found(), hub_cache()
+    folder = hub_cache()
     lines = []
     for part in found:
         name = upper(say(NAMES[part.part.name]))
