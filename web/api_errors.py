@@ -11,8 +11,8 @@ from starlette.responses import JSONResponse
 
 from core.errors import GpuBusy, GpuQuota, QueueFull, RequestError, StudioError
 from core.events import Failure
+from web.client_limits import QUEUE_SECONDS
 
-RETRY_SECONDS = 10  # about what a picture takes on a card; nobody knows how long a queue is
 _MAY_RETRY = {kind.code for kind in (QueueFull, GpuBusy, GpuQuota)}
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -61,7 +61,7 @@ class ApiError(Exception):
             failure = Failure.of(failure)
         field = failure.values.get("field") if failure.code == RequestError.code else None
         if failure.code in _MAY_RETRY:
-            headers = {"Retry-After": str(RETRY_SECONDS)}
+            headers = {"Retry-After": str(QUEUE_SECONDS)}
         else:  # a client tries again by itself where the status is 500 or more, and this would fail again
             headers = {"x-should-retry": "false"} if failure.http_status >= 500 else {}
         return cls(failure.http_status, failure.text, failure.code, field, headers)

@@ -47,7 +47,7 @@ class ApiKeys:
         return bool(self._digests)
 
     def owner(self, authorization: str) -> str | None:
-        """Return a name for whoever sends this Authorization header, the same for the same key; None for no such key.
+        """Return a name for who sends this Authorization header, the same for the same key; None for no such key.
 
         All keys are compared, each in constant time.
         """

@@ -17,11 +17,13 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.types import Message
 
+from core import bounded
 from core.errors import NotWritten, RequestError
 from web.api_errors import ApiError
+from web.clients import announced_length
+from web.upload_limits import MAX_PICTURE
 
 MAX_JSON = 4_000_000  # bytes: a prompt of the longest kind, or a picture of three million bytes as a data URL
-MAX_FORM = 100_000_000  # bytes: a picture as a phone or a scanner makes it, with room
 ONE, NO_FILE = "one", "no file"
 MAX_NAME = 200  # bytes of a file's name; most systems take 255
 
@@ -47,14 +49,13 @@ def described(kinds: Mapping[str, type[BaseModel]], files: Collection[str] = ())
     return {"requestBody": {"required": True, "content": content}}
 
 
-async def read(request: Request, folder: Path, files: Collection[str], most: int = MAX_FORM) -> dict[str, Any]:
+async def read(request: Request, folder: Path, files: Collection[str]) -> dict[str, Any]:
     """Return what a program sends: its fields, those that are files as the paths where they lie now.
 
     Args:
         request: its body was not read yet.
         folder: where files are written, each in a folder of its own so that it keeps its name.
         files: the fields that are files: parts of a form, or data URLs. Whatever else stands there is refused.
-        most: bytes that a form with files may have.
 
     Raises:
         ApiError: it is too large, or neither JSON nor a form.
@@ -62,7 +63,7 @@ async def read(request: Request, folder: Path, files: Collection[str], most: int
     """
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return await _form(_limited(request, most), folder, files)
+        return await _form(_limited(request, MAX_PICTURE), folder, files)
     if kind != "application/json":
         raise ApiError(415, f"{kind} is not read here; send application/json or multipart/form-data", "content_type")
     return await _json(_limited(request, MAX_JSON), folder, files)
@@ -77,8 +78,7 @@ def _limited(request: Request, most: int) -> Request:
         "too_large",
         headers={"Connection": "close"},  # or the server would read what is still to come
     )
-    announced = request.headers.get("content-length", "0")
-    if announced.isdigit() and int(announced) > most:
+    if announced_length(request.headers) > most:
         raise refused
     arrived = 0
 
@@ -95,8 +95,9 @@ def _limited(request: Request, most: int) -> Request:
 
 async def _json(request: Request, folder: Path, files: Collection[str]) -> dict[str, Any]:
     try:
-        fields = json.loads(await request.body())
-    except (ValueError, RecursionError) as error:
+        body = await request.body()
+        fields = bounded.loads(body.decode(json.detect_encoding(body)))
+    except ValueError as error:
         raise ApiError(400, "the body is not JSON", "not_json") from error
     if not isinstance(fields, dict):
         raise ApiError(400, "the body is JSON, but no object with fields", "not_json")

@@ -19,10 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.errors import RequestError
 from engine.fair_queue import UNLIMITED
-from web.clients import client_of
+from web.clients import announced_length, sender
 from web.origins import SAFE_METHODS
 
-QUEUE_SECONDS = 10  # after which another place may be free
+QUEUE_SECONDS = 10  # after which another place may be free: about what a picture takes on a card
 MOST_CLIENTS = 10_000  # that are remembered
 _CALL = re.compile(r"/gradio_api/call/(?:v2/)?(\w+)/?$")
 
@@ -73,8 +73,8 @@ class LimitsOfClients:
         """Serve one request."""
         if scope["type"] == "http" and scope["method"] not in SAFE_METHODS:
             headers = Headers(scope=scope)
-            client = client_of((scope.get("client") or ("",))[0], headers)
-            refused = self._refused(client, scope["path"], headers.get("content-length", ""))
+            client = sender(scope, headers)
+            refused = self._refused(client, scope["path"], announced_length(headers))
             if refused is not None:
                 seconds, text = refused
                 head = {"retry-after": str(math.ceil(seconds)), "connection": "close"}
@@ -94,14 +94,13 @@ class LimitsOfClients:
 
         return counting
 
-    def _refused(self, client: str, path: str, length: str) -> tuple[float, str] | None:
+    def _refused(self, client: str, path: str, announced: int) -> tuple[float, str] | None:
         """Return in how many seconds to ask again, and why; None where a request is not refused."""
         called = _CALL.search(path)
         if called and called[1] in self._modes and self._is_full(client):
             return QUEUE_SECONDS, "So many requests are waiting already; try again in a moment.\n"
         if client == UNLIMITED:
             return None
-        announced = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else 0
         if seconds := self._requests.seconds_for(client, 1):
             return seconds, "Too many requests have come from this address; try again in a moment.\n"
         if seconds := self._bytes.seconds_for(client, announced):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 import ipaddress
+import re
 
 import gradio as gr
 from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from core import bounded, environment
 from engine.fair_queue import UNLIMITED
@@ -16,8 +18,19 @@ from web.allowed_hosts import is_loopback
 MAX_TOKEN = 4096  # characters; the platform's have some hundred
 
 
+def sender(scope: Scope, headers: Headers) -> str:
+    """Return the name of the client that sent a request, as `client_of`."""
+    return client_of((scope.get("client") or ("",))[0], headers)
+
+
+def announced_length(headers: Headers) -> int:
+    """Return how many bytes of a body a request announces, by the first 19 digits; 0 where it gives no number."""
+    length = headers.get("content-length", "")
+    return int(length[:19]) if re.fullmatch(r"[0-9]+", length) else 0
+
+
 def client_of(address: str, headers: Headers) -> str:
-    """Return a name for whoever sent a request: their address, or on a Space the platform's user.
+    """Return a name for who sent a request: their address, or on a Space the platform's user.
 
     IPv6 addresses count by their first 64 bits, of which one household has all the rest. UNLIMITED is on this machine.
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 from typing import Literal
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from core import metadata
 from core.events import Preview
 
 Format = Literal["png", "jpeg", "webp"]
 
-_EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286  # CIPA DC-008: where A1111 and its kin put a JPEG's parameters
 _CELL = 8  # pixels of the picture, across and down, that one pixel of a preview stands for: the VAE's factor
 
 
@@ -34,15 +33,20 @@ def encoded(png: bytes, name: Format, quality: int = 100) -> bytes:
     with Image.open(io.BytesIO(png)) as picture:
         exif = Image.Exif()
         text = picture.info.get(metadata.PARAMETERS_CHUNK, "")
-        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+        # Where A1111 and its kin put a JPEG's parameters.
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + text.encode("utf-16-be")
         return _saved(picture.convert("RGB"), name, quality, exif)
 
 
-def emerging(preview: Preview, name: Format, quality: int = 100) -> bytes:
+def size_of(preview: Preview) -> tuple[int, int]:
+    """Return width and height of the picture that a preview is of, in pixels."""
+    return preview.width * _CELL, preview.height * _CELL
+
+
+def emerging(preview: Preview, name: Format) -> bytes:
     """Return a preview at the size of the picture that it will become."""
     small = Image.frombytes("RGB", (preview.width, preview.height), preview.rgb)
-    size = preview.width * _CELL, preview.height * _CELL
-    return _saved(small.resize(size, Image.Resampling.BICUBIC), name, quality)
+    return _saved(small.resize(size_of(preview), Image.Resampling.BICUBIC), name, 100)
 
 
 def _saved(picture: Image.Image, name: Format, quality: int, exif: Image.Exif | None = None) -> bytes:

@@ -33,7 +33,7 @@ class KeptFiles:
     """The files that are kept, in a folder of their own, which goes with them.
 
     Args:
-        folder: where that folder is made; the system's for temporary files where none is given.
+        folder: where that folder is made.
         seconds: how long a file is kept.
         most_bytes: how large all of them may be; above that the oldest go. The newest is always kept.
         clock: returns seconds since 1970.
@@ -41,12 +41,12 @@ class KeptFiles:
 
     def __init__(
         self,
-        folder: str | None = None,
+        folder: str,
         seconds: float = KEPT_SECONDS,
         most_bytes: int = KEPT_BYTES,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._parent: str | None = folder
+        self._parent = folder
         self._folder: Path | None = None
         self._changing = threading.Lock()
         self._seconds, self._most_bytes, self._clock = seconds, most_bytes, clock
@@ -73,23 +73,14 @@ class KeptFiles:
             self._sweep()
             return self._files.get(name)
 
-    def drop(self, name: str) -> None:
-        """Let a file go before its time."""
-        with self._changing:
-            self._drop(name)
-
     def _made(self) -> Path:
         if self._folder is None:
             try:
                 self._folder = Path(tempfile.mkdtemp(prefix="studio-", dir=self._parent))
             except OSError as error:
-                raise NotWritten(self._parent or tempfile.gettempdir(), error.strerror or str(error)) from error
+                raise NotWritten(self._parent, error.strerror or str(error)) from error
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         return self._folder
-
-    def _drop(self, name: str) -> None:
-        if kept := self._files.pop(name, None):
-            kept.path.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
         """Let go what is too old, or too much: the oldest first, the newest never."""
@@ -97,4 +88,5 @@ class KeptFiles:
         for name, kept in list(self._files.items()):
             if kept.expires <= now or (total > self._most_bytes and len(self._files) > 1):
                 total -= kept.size
-                self._drop(name)
+                del self._files[name]
+                kept.path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.errors import RequestError
 from web.client_limits import Allowance
-from web.clients import client_of
+from web.clients import sender
 
 VARIABLE = "Z_IMAGE_AUTH"
 FORM = "user:password"
@@ -82,7 +82,7 @@ class LoginLimits:
         if scope["type"] != "http" or scope["method"] != "POST" or not re.search(r"/login/?$", scope["path"]):
             await self._app(scope, receive, send)
             return
-        client = client_of((scope.get("client") or ("",))[0], Headers(scope=scope))
+        client = sender(scope, Headers(scope=scope))
         wait = self._own.seconds_for(client, 1)
         if not wait and (wait := self._all.seconds_for("", 1)):
             self._own.give_back(client, 1)

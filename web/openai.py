@@ -40,7 +40,7 @@ from hub import fine_tunes, parts
 from web import bodies
 from web.api_errors import RESPONSES, ApiError
 from web.following import begin, while_connected
-from web.image_formats import Format, emerging, encoded, media_type
+from web.image_formats import Format, emerging, encoded, media_type, size_of
 from web.kept_files import KeptFiles
 
 MOST_PICTURES = 10  # of one request, as OpenAI has it
@@ -171,7 +171,7 @@ USAGE = {
     "total_tokens": 0,
 }
 
-MASK = "a mask is not possible: no part of a picture is drawn anew here; the whole of it keeps the image's structure"
+MASK = "a mask is not possible: no part of a picture is drawn again here; the whole of it keeps the image's structure"
 
 
 def router(engine: Engine, kept: KeptFiles) -> APIRouter:
@@ -271,7 +271,7 @@ async def _streamed(
                         yield told
                     case Step(index, total, Preview() as preview) if _is_due(index, total, sent, asked.partial_images):
                         data = await asyncio.to_thread(emerging, preview, asked.output_format)
-                        size = _size((preview.width * 8, preview.height * 8))
+                        size = _size(size_of(preview))
                         yield _event(f"{kind}.partial_image", asked, data, size, partial_image_index=sent)
                         sent += 1
                     case Result():

@@ -23,7 +23,7 @@ from engine import Engine
 from web import openai
 from web.api_errors import ApiError, of_status
 from web.api_keys import ApiKeys
-from web.clients import client_of
+from web.clients import sender
 from web.following import ClientGone
 from web.kept_files import KeptFiles
 
@@ -104,13 +104,13 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        owner: str | None = client_of((scope.get("client") or ("",))[0], headers)
+        owner: str | None = sender(scope, headers)
         refused = None
         if "origin" in headers and _host(headers["origin"]) != headers.get("host", ""):
             refused = ApiError(403, OTHER_SITE, "other_site")
         elif self._closed:
             refused = ApiError(403, CLOSED, "closed")
-        # Whoever has the address of a file may fetch it: it cannot be guessed.
+        # The address of a file is enough to fetch it: it cannot be guessed.
         elif self._keys and not scope["path"].startswith(scope.get("root_path", "") + "/files/"):
             owner = self._keys.owner(headers.get("authorization", ""))
             if owner is None:

@@ -17,6 +17,8 @@ from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from web.clients import announced_length
+
 log = logging.getLogger(__name__)
 
 MAX_PICTURE = 100_000_000  # bytes
@@ -81,8 +83,7 @@ class _Body:
     def __init__(self, receive: Receive, headers: Headers) -> None:
         self._receive = receive
         self.with_files = headers.get("content-type", "").lower().startswith("multipart/")
-        length = headers.get("content-length", "")
-        self.announced = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else 0
+        self.announced = announced_length(headers)
         self.refused: tuple[int, str] | None = None
         self._limit, self._what = MAX_TEXT, "a request without files"
         self._come, self._ended = 0, False
