@@ -58,7 +58,7 @@ class Engine:
                 where they are not told apart.
             session: which of a client's sessions asks; the queue is fair among these too.
             patience: how long a waiting request waits for its turn in each step of the generator, in seconds; with 0
-                it returns at once, and whoever asks waits in a way of their own.
+                it returns at once, and the caller waits by its own means.
 
         Yields:
             `Queued` while waiting, `Stage` and `Step` while working, then one `Result` or one `Failure`.

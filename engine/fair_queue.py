@@ -95,7 +95,7 @@ class FairQueue:
             self._rounds[key] += 1
 
     def _forget(self, ticket: _Ticket) -> None:
-        """Forget the rounds of whoever has nothing in the queue any more."""
+        """Forget the rounds of a client and a session that have nothing in the queue any more."""
         here = [*self._waiting, *([self._working] if self._working else [])]
         if not any((other.client, other.session) == (ticket.client, ticket.session) for other in here):
             del self._rounds[ticket.client, ticket.session]

@@ -186,7 +186,7 @@ class _Transfers:
         """Wait for bytes that have arrived, none in HEARD seconds, or a file that is whole; raise what ended one."""
         try:
             event = self._events.get(timeout=HEARD)
-        except queue.Empty:  # whoever reads may stop, and Ctrl+C works on Windows
+        except queue.Empty:  # the reader may stop, and Ctrl+C works on Windows
             return 0
         if isinstance(event, Exception):
             raise event

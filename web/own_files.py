@@ -28,7 +28,7 @@ def settle() -> None:
     folder = Path(get_upload_folder())
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if os.environ.get("GRADIO_TEMP_DIR"):
-        return  # whoever chose it may keep other things in it
+        return  # it may hold other things too
     with contextlib.suppress(OSError):  # another user's
         folder.chmod(0o700)
     for path in folder.iterdir():

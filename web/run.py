@@ -69,7 +69,7 @@ def unhurried(listener: Callable[Given, Iterator[Shown]]) -> Callable[Given, Asy
                 return next(shown, end)
 
         def close() -> None:
-            with stepping:  # whoever cancels does not wait for the step that is under way
+            with stepping:  # a caller that cancels does not wait for the step that is under way
                 if isinstance(shown, Generator):
                     shown.close()
 

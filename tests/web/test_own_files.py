@@ -47,4 +47,4 @@ def test_what_a_killed_server_left_goes_and_nothing_else(tmp_path: Path, monkeyp
     left[1].write_text("x")
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     own_files.settle()
-    assert left[1].exists()  # whoever chose a folder may keep other things in it
+    assert left[1].exists()  # a folder that somebody chose may hold other things too
