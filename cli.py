@@ -19,9 +19,10 @@ import sys
 import tempfile
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NamedTuple, NoReturn, get_args
 
 import hub.command
 import lora.file
@@ -30,7 +31,7 @@ from core.errors import Cancelled, NotWritten, RequestError, StudioError
 from core.events import Event, Failure, Queued, Result, Retry, Stage, Step, TileDone
 from core.messages import Message, plain
 from core.parameters import LABELS, Parameters, finite
-from core.request import MODES, ControlNet, DrawRequest, Preprocess, Request, TextToImage
+from core.request import MODES, SEED_MAX, ControlNet, DrawRequest, Preprocess, Request, TextToImage, random_seed
 from core.sizes import WeightsKind
 from core.upload import Upload
 from core.whole_file import check_writable, replacing
@@ -52,6 +53,8 @@ DTYPE_HELP = (
     "(also Z_IMAGE_DTYPE)"
 )
 
+MAX_COUNT = 9999  # pictures of a seed: a night's work
+
 AUTH_HELP = (
     "ask visitors for these; who else uses this machine can read them here, but not in --auth-file or Z_IMAGE_AUTH"
 )
@@ -61,6 +64,11 @@ WAITING_HELP = (
 )
 REQUESTS_HELP = "requests that one address may send in a minute; 0 for any number (default: 1200)"
 BYTES_HELP = "GB that one address may upload in an hour; 0 for any amount (default: 8)"
+
+COUNT_HELP = f"pictures of each seed, with consecutive seeds, from 1 to {MAX_COUNT} (default: 1)"
+OUT_DIR_HELP = "where to write {name}, for any number of pictures; those that are there are not drawn again"
+SEEDS_HELP = " May be given several times, for as many pictures."
+STDOUT = "-"  # as a file's name
 
 TOLD = 120  # characters of a value that a picture has and a request has no place for
 
@@ -187,7 +195,9 @@ def _add_fields(parser: Parser, request: type[Request]) -> None:
             if flag is None:  # a part of another flag's value
                 continue
             metavar = extra.get("metavar", flag.removeprefix("--").upper())
-            parser.add_argument(flag, dest=name, metavar=metavar, help=_help(request, name))
+            several: dict[str, Any] = {"action": "append"} if name == "seed" else {}
+            text = _help(request, name) + (SEEDS_HELP if several else "")
+            parser.add_argument(flag, dest=name, metavar=metavar, help=text, **several)
 
 
 def _add_mode(commands: Any, common: Parser, request: type[DrawRequest]) -> None:
@@ -195,8 +205,10 @@ def _add_mode(commands: Any, common: Parser, request: type[DrawRequest]) -> None
     parser = commands.add_parser(request.mode, parents=[common], help=request.help)
     _add_fields(parser, request)
     parser.add_argument("--from", dest="replay", metavar="FILE", help="take what is not given from a picture")
+    parser.add_argument("--count", default="1", metavar="N", help=COUNT_HELP)
     name = f"{request.stem}-SEED.png"
-    parser.add_argument("--out", type=Path, metavar="FILE.png", help=f"where to write (default: {name})")
+    parser.add_argument("--out", metavar="FILE.png", help=f"where to write; - is standard output (default: {name})")
+    parser.add_argument("--out-dir", type=Path, metavar="FOLDER", help=OUT_DIR_HELP.format(name=name))
     parser.set_defaults(run=_draw, request=request)
 
 
@@ -228,30 +240,131 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _draw(args: argparse.Namespace) -> int:
-    request, left_out = _asked(args)
+    """Draw the pictures of a command, one after the other with one engine; the first failure ends it."""
+    asked, left_out, again = _asked(args)
+    requests = _requests(args, asked)
+    several = len(requests) > 1 or args.out_dir is not None
+    _check_target(args, requests)
     if left_out:
         told = ", ".join(" ".join(f"{name}: {value}".split())[:TOLD] for name, value in left_out.items())
         _to_stderr(str(Message("not_restored", "Not restored: {names}", names=told)))
-    out = args.out or _free_name(request.stem)  # what it is called by default shows later, with the seed
-    _check_out(out, metadata.sidecar_path(out))
-    result = _follow(_engine(args), request)
-    if isinstance(result, Failure):
-        return _fail(result, args.json)
-
-    out = args.out or _free_name(metadata.file_stem(result.request))
-    try:
-        sidecar = metadata.save(result, out)
-    except NotWritten as error:
-        return _fail(_kept_elsewhere(result, error), args.json)
-    for note in result.notes:
-        _to_stderr(str(note))
+    skipped = [path for request in requests if (path := _named(args, request)) and path.exists()]
+    for path in skipped:
+        _to_stderr(f"skipped: {path} is there")
+    due = [request for request in requests if _named(args, request) not in skipped]
+    drawn: list[dict[str, Any]] = []
+    failure: Failure | None = None
+    engine = _engine(args)
+    with closing(_Progress(len(due))) as progress:
+        for request in due:
+            last = _follow(engine, request, progress)
+            saved = last if isinstance(last, Failure) else _save(args, last, progress)
+            if isinstance(saved, Failure):
+                failure = saved
+                break
+            if again and isinstance(last, Result):
+                saved |= _compared(again, last)
+            drawn.append(saved)
+    if failure and several:
+        _to_stderr(f"{len(drawn)} of {len(due)} pictures are drawn.")
+    facts = {"pictures": drawn, "skipped": [str(path) for path in skipped]} if several else dict(*drawn)
+    if failure:
+        return _fail(failure, args.json, **facts)
     if args.json:
-        facts = {"file": str(out), "json": str(sidecar), "seed": result.request.seed, **result.sidecar}
         _print_json(facts | ({"not_restored": left_out} if left_out else {}))
-    else:
-        print(out)
-        _to_stderr(f"seed {result.request.seed}, {result.seconds['total']:.1f} s. {result.weights_note}")
     return 0
+
+
+def _requests(args: argparse.Namespace, asked: DrawRequest) -> list[DrawRequest]:
+    """Return what is to be drawn: as often as `--seed` and `--count` say, each seed once.
+
+    Raises:
+        RequestError: a seed or the count is not possible.
+    """
+    if not args.count.isascii() or not args.count.isdigit() or not 1 <= int(args.count[:9]) <= MAX_COUNT:
+        raise RequestError("count", args.count, f"a whole number from 1 to {MAX_COUNT}")
+    count, firsts = int(args.count), [asked.check("seed", seed) for seed in args.seed or [asked.seed]]
+    if len(firsts) == count == 1 and args.out_dir is None:
+        return [asked]  # the engine picks a seed where there is none
+    firsts = [first or random_seed() for first in firsts]
+    seeds = dict.fromkeys((first + more - 1) % SEED_MAX + 1 for first in firsts for more in range(count))
+    return [asked.model_copy(update={"seed": seed}) for seed in seeds]
+
+
+def _named(args: argparse.Namespace, request: DrawRequest) -> Path | None:
+    """Return where a picture is to lie in `--out-dir`, if that is given."""
+    return None if args.out_dir is None else args.out_dir / f"{metadata.file_stem(request)}.png"
+
+
+def _check_target(args: argparse.Namespace, requests: Sequence[DrawRequest]) -> None:
+    """Refuse, before any work is done, what the pictures could not be written to; make the folder that is asked for.
+
+    Raises:
+        RequestError: it is no name for so many pictures, or it cannot be written to.
+    """
+    if args.out is not None and args.out_dir is not None:
+        raise RequestError("out", args.out, "not given where --out-dir is")
+    if args.out is not None and len(requests) > 1:
+        raise RequestError("out", args.out, f"for one picture, not for {len(requests)}; --out-dir takes any number")
+    if args.out == STDOUT:
+        if args.json:
+            raise RequestError("out", STDOUT, "a file where --json is given: both would write to standard output")
+        if sys.stdout.isatty():
+            raise RequestError("out", STDOUT, "for a pipe or a file, as in --out - > fox.png")
+        return
+    if args.out_dir is not None:
+        try:
+            args.out_dir.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            wanted = f"a folder that can be made ({getattr(error, 'strerror', None) or error})"
+            raise RequestError("out_dir", str(args.out_dir), wanted) from error
+    # What it is called by default shows later, with the seed.
+    out = Path(args.out) if args.out else _named(args, requests[0]) or _free_name(requests[0].stem)
+    _check_out(out, metadata.sidecar_path(out))
+
+
+def _save(args: argparse.Namespace, result: Result, progress: _Progress) -> dict[str, Any] | Failure:
+    """Write a picture where it belongs and say so; return its facts."""
+    request = result.request
+    path = Path(args.out) if args.out else _named(args, request) or _free_name(metadata.file_stem(request))
+    facts: dict[str, Any] = {"seed": request.seed, **result.sidecar}
+    if args.out == STDOUT:
+        sys.stdout.buffer.write(result.png)
+        sys.stdout.flush()
+    else:
+        try:
+            sidecar = metadata.save(result, path)
+        except NotWritten as error:
+            return _kept_elsewhere(result, error)
+        facts = {"file": str(path), "json": str(sidecar), **facts}
+        if not args.json:
+            progress.print(str(path))
+    for note in result.notes:
+        progress.tell(str(note))
+    said = f" {result.weights_note}" if progress.is_first else ""
+    if not args.json:
+        progress.tell(f"seed {request.seed}, {result.seconds['total']:.1f} s.{said}")
+    return facts
+
+
+def _compared(again: _Again, result: Result) -> dict[str, Any]:
+    """Say whether a picture that is drawn again is the same, byte for byte, and if not, what is not as it was."""
+    same = again.data == result.png
+    differs = {} if same else metadata.differences(again.found, result)
+    if same:
+        told = Message("same_bytes", "The same as {name}, byte for byte.", name=again.name)
+    elif differs:
+        text = "Not the same as {name}, byte for byte. What is not as it was: {names}."
+        names = "; ".join(f"{name} ({before}, now {now})" for name, (before, now) in differs.items())
+        told = Message("other_bytes", text, name=again.name, names=names)
+    else:
+        text = (
+            "Not the same as {name}, byte for byte, though the request, the weights and the version are: another "
+            "device, processor or version of a library computes a little differently."
+        )
+        told = Message("other_machine", text, name=again.name)
+    _to_stderr(str(told))
+    return {"replay": {"of": again.name, "same_bytes": same, "differs": differs}}
 
 
 def _kept_elsewhere(result: Result, error: NotWritten) -> Failure:
@@ -273,19 +386,36 @@ def _kept_elsewhere(result: Result, error: NotWritten) -> Failure:
     return replace(failure, message=message, values={**failure.values, **values})
 
 
-def _asked(args: argparse.Namespace) -> tuple[DrawRequest, dict[str, str]]:
-    """Return what is asked for, and what of the picture that it is taken from has no place in it, by name."""
+class _Again(NamedTuple):
+    """A picture of ours that is drawn again as it is: its file's name and bytes, and its parameters."""
+
+    name: str
+    data: bytes
+    found: Parameters
+
+
+class _Asked(NamedTuple):
+    """What is asked for, what of a picture has no place in it, and the picture if it is drawn again as it is."""
+
+    request: DrawRequest
+    left_out: dict[str, str]
+    again: _Again | None
+
+
+def _asked(args: argparse.Namespace) -> _Asked:
     fields = args.request.model_fields
     given = {name: value for name in fields if (value := getattr(args, name, None)) is not None}
-    given |= _lora(given)
+    given |= _lora(given) | ({"seed": args.seed[0]} if args.seed else {})
     if not args.replay:
-        request: DrawRequest = args.request.parse(**given)
-        return request, {}
-    found = _replayed(args.request, Path(args.replay), given)
+        return _Asked(args.request.parse(**given), {}, None)
+    path = Path(args.replay)
+    found = _replayed(args.request, path, given)
     asked = {name: value for name, value in given.items() if (name, value) != ("weights", "auto")}
     instead = {LABELS.get(name, name) for name in asked}
     left_out = {name: value for name, value in found.not_restored.items() if name not in instead}
-    return found.request(**asked), left_out
+    changed = set(asked) - {*args.request.files, "lora", "lora_strength", "checkpoint"} or args.count != "1"
+    ours = found.source == metadata.REQUEST_CHUNK and not changed
+    return _Asked(found.request(**asked), left_out, _Again(path.name, path.read_bytes(), found) if ours else None)
 
 
 def _preprocess(args: argparse.Namespace) -> int:
@@ -430,15 +560,66 @@ def _engine(args: argparse.Namespace, **more: Any) -> Engine:
     return Engine(Settings(weights=args.weights, device=args.device, dtype=args.dtype, memory_gb=args.memory, **more))
 
 
-def _follow(engine: Engine, request: DrawRequest) -> Result | Failure:
-    """Run a request, showing on stderr how far it is; return its last event."""
-    shown = ""
+class _Progress:
+    """Shows on stderr how far a command is: lines, or on a terminal a bar over all pictures where there are several."""
+
+    def __init__(self, pictures: int) -> None:
+        self._pictures, self._done, self._line = pictures, 0, ""
+        self._bar: Any = None
+        if pictures > 1 and sys.stderr.isatty():
+            from tqdm import tqdm  # a tenth of a second
+
+            form = "{desc}|{bar}| {n:.1f} of {total} pictures [{elapsed}, {remaining} left]"
+            self._bar = tqdm(total=pictures, bar_format=form, dynamic_ncols=True, file=sys.stderr)
+
+    def show(self, event: Event) -> None:
+        """Show what happens to the picture that is being drawn."""
+        line = _progress(event)
+        if self._bar is not None:
+            self._bar.set_description_str(line + " ", refresh=False)
+            part = event.index / event.total if isinstance(event, Step) else 0
+            self._bar.update(max(self._done + part - self._bar.n, 0))
+        elif line != self._line:
+            self.tell(f"{self._done + 1} of {self._pictures}: {line}" if self._pictures > 1 else line)
+        self._line = line
+
+    def finish(self) -> None:
+        """Count a picture as drawn."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.update(self._done - self._bar.n)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether no more than one picture is drawn."""
+        return self._done <= 1
+
+    def tell(self, line: str) -> None:
+        """Print a line on stderr, above the bar."""
+        with self._aside():
+            _to_stderr(line)
+
+    def print(self, line: str) -> None:
+        """Print a line on stdout, which may be the same terminal."""
+        with self._aside():
+            print(line)
+
+    def _aside(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._bar is None else self._bar.external_write_mode(file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave a bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _follow(engine: Engine, request: DrawRequest, progress: _Progress) -> Result | Failure:
+    """Run a request, showing how far it is; return its last event."""
     for event in engine.run(request):
         if isinstance(event, Result | Failure):
+            progress.finish()
             return event
-        if (line := _progress(event)) != shown:
-            _to_stderr(line)
-            shown = line
+        progress.show(event)
     raise AssertionError("a run ends with a Result or a Failure")
 
 
@@ -457,11 +638,11 @@ def _progress(event: Event) -> str:
     raise AssertionError(f"no line for {event}")
 
 
-def _fail(failure: Failure, as_json: bool) -> int:
+def _fail(failure: Failure, as_json: bool, **facts: Any) -> int:
     _to_stderr(failure.text)
     if as_json:
         error = {"code": failure.code, "message": failure.text, **plain(failure.values)}
-        _print_json({"error": error})
+        _print_json({"error": error, **facts})
     return failure.exit_code
 
 

@@ -23,7 +23,7 @@ from core.events import Result
 from core.foreign import NEGATIVE
 from core.messages import Message
 from core.parameters import MINIATURE, Parameters, finite, json_of, shown
-from core.request import MODELS, MODES, Resolved, TextToImage
+from core.request import MODELS, MODES, DrawRequest, Resolved, TextToImage
 from core.sizes import WeightsKind
 from core.whole_file import write_together
 
@@ -145,7 +145,29 @@ def encode_png(image: Image.Image, request: Resolved, provenance: Provenance) ->
     return buffer.getvalue()
 
 
-def file_stem(request: Resolved) -> str:
+def differences(found: Parameters, result: Result) -> dict[str, tuple[str, str]]:
+    """Return what a picture of ours and a result were not both made of, by name: what it was there, and is here.
+
+    Args:
+        found: the picture's parameters, from our own chunk.
+        result: what its request was drawn to now.
+    """
+    now = _from_own_chunk(result.sidecar)
+    pairs = [
+        ({"version": found.made_by}, {"version": now.made_by}),
+        (found.fingerprints, now.fingerprints),
+        (found.inputs, now.inputs),
+        (found.values, now.values),
+    ]
+    return {
+        name: (shown(str(before.get(name, "none"))), shown(str(after.get(name, "none"))))
+        for before, after in pairs
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    }
+
+
+def file_stem(request: DrawRequest) -> str:
     """Return how a picture's file is called by default, without its ending."""
     return f"{request.stem}-{request.seed}"
 
@@ -190,7 +212,7 @@ def _from_own_chunk(chunk: Mapping[str, Any]) -> Parameters:
     known = {name: finite(value) for name, value in fields.items() if name in mode.model_fields}
     rest = {name: shown(str(value)) for name, value in fields.items() if name not in known}
     fingerprints, inputs = dict(chunk["weights"]["fingerprints"]), dict(chunk.get("inputs", {}))
-    return Parameters(REQUEST_CHUNK, str(chunk["mode"]), known, fingerprints, rest, inputs)
+    return Parameters(REQUEST_CHUNK, str(chunk["mode"]), known, fingerprints, rest, inputs, str(chunk.get("app", "")))
 
 
 def _quoted(value: Any) -> str:

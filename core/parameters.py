@@ -56,6 +56,7 @@ class Parameters:
         fingerprints: identities of the weights that drew it; empty for pictures of other programs.
         not_restored: what the picture names and a request has no place for, by the name it has there.
         inputs: digests of the user's files that it was made with, by field; the fields hold the files' bare names.
+        made_by: the name and version of the program that drew it, of pictures of ours.
     """
 
     source: str
@@ -64,6 +65,7 @@ class Parameters:
     fingerprints: Mapping[str, str]
     not_restored: Mapping[str, str]
     inputs: Mapping[str, str] = field(default_factory=dict)
+    made_by: str = ""
 
     @property
     def filled(self) -> dict[str, Any]:

@@ -97,6 +97,101 @@ def test_default_name_overwrites_nothing(made: Made, here: Command, tmp_path: Pa
     assert (tmp_path / "z-image-7.png").read_bytes() == b"mine"
 
 
+def test_a_replay_says_whether_it_is_the_same(made: Made, here: Command, tmp_path: Path) -> None:
+    folder, _ = made
+    with Image.open(folder / "apple.png") as image:
+        chunk = json.loads(image.info["z-image-studio"])
+    chunk["weights"]["fingerprints"]["vae"], chunk["app"] = "sha256:0", "Z-Image Studio 0.0"
+    pictures.png(tmp_path / "older.png", z_image_studio=json.dumps(chunk))
+
+    done = here("generate", "--from", folder / "apple.png", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["replay"] == {"of": "apple.png", "same_bytes": True, "differs": {}}
+    assert "The same as apple.png, byte for byte." in done.stderr
+    done = here("generate", "--from", "older.png", "--json", cwd=tmp_path)
+    replay = json.loads(done.stdout)["replay"]
+    assert (replay["same_bytes"], set(replay["differs"])) == (False, {"version", "vae"})
+    assert "vae (sha256:0, now sha256:" in done.stderr
+    assert "version (Z-Image Studio 0.0, now " in done.stderr
+    done = here("generate", "--from", "older.png", "--steps", 1, "--json", cwd=tmp_path)
+    assert "replay" not in json.loads(done.stdout)
+
+
+DRAWN_TWICE = ("generate", "a red fox", "--steps", 1, "--weights", "mini", "--out-dir", "drawn", "--json")
+
+
+def test_several_seeds_are_drawn_and_those_that_are_there_are_skipped(here: Command, tmp_path: Path) -> None:
+    first = here(*DRAWN_TWICE, "--seed", 12, "--seed", 7, "--count", 2, cwd=tmp_path)
+    assert [facts["seed"] for facts in json.loads(first.stdout)["pictures"]] == [12, 13, 7, 8], first.stderr
+    here("generate", "a red fox", "--steps", 1, "--weights", "mini", "--seed", 8, "--out", "alone.png", cwd=tmp_path)
+    kept = (tmp_path / "drawn" / "z-image-8.png").read_bytes()
+    assert kept == (tmp_path / "alone.png").read_bytes()
+
+    (tmp_path / "drawn" / "z-image-7.png").write_bytes(b"mine")
+    done = here(*DRAWN_TWICE, "--seed", 7, "--count", 3, cwd=tmp_path)
+    facts = json.loads(done.stdout)
+    assert [Path(picture["file"]).name for picture in facts["pictures"]] == ["z-image-9.png"]
+    assert [Path(path).name for path in facts["skipped"]] == ["z-image-7.png", "z-image-8.png"]
+    assert f"skipped: {Path('drawn/z-image-7.png')} is there" in done.stderr
+    assert (tmp_path / "drawn" / "z-image-7.png").read_bytes() == b"mine"
+
+
+def test_a_failure_in_the_middle_keeps_what_is_drawn(here: Command, tmp_path: Path) -> None:
+    (tmp_path / "drawn" / "z-image-8.json").mkdir(parents=True)
+    done = here(*DRAWN_TWICE, "--seed", 7, "--count", 3, cwd=tmp_path)
+    facts = json.loads(done.stdout)
+    assert (done.returncode, facts["error"]["code"]) == (1, "not_written")
+    assert [Path(picture["file"]).name for picture in facts["pictures"]] == ["z-image-7.png"]
+    assert "1 of 3 pictures are drawn." in done.stderr
+
+
+def test_count_without_a_seed_draws_consecutive_seeds(here: Command, tmp_path: Path) -> None:
+    here("generate", "a red fox", "--steps", 1, "--weights", "mini", "--count", 2, cwd=tmp_path)
+    seeds = sorted(int(path.stem.removeprefix("z-image-")) for path in tmp_path.glob("z-image-*.png"))
+    assert seeds[1] == seeds[0] + 1
+
+
+def test_out_takes_standard_output(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    drawn = ["generate", "a red fox", "--steps", "1", "--weights", "mini", "--seed", "7", "--out"]
+    assert cli.main([*drawn, str(tmp_path / "fox.png")]) == 0
+    capfdbinary.readouterr()
+    assert cli.main([*drawn, "-"]) == 0
+    assert capfdbinary.readouterr().out == (tmp_path / "fox.png").read_bytes()
+    assert cli.main([*drawn, "-", "--json"]) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="Windows has no pseudo-terminals to look at")
+def test_a_terminal_gets_a_bar_over_all_pictures_and_no_picture(
+    here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+    import struct
+    import termios
+
+    ours, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
+    shown: list[bytes] = []
+
+    def read() -> None:
+        while not shown or not shown[-1].endswith(b"!"):
+            shown.append(os.read(ours, 4096))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with open(terminal, "w") as stderr, monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", stderr)
+        here("generate", "a red fox", "--steps", 2, "--weights", "mini", "--count", 2, cwd=tmp_path)
+        patched.setattr(sys, "stdout", stderr)
+        assert here("generate", "a red fox", "--weights", "mini", "--out", "-", cwd=tmp_path).returncode == 2
+        stderr.write("!")
+        stderr.flush()
+        reader.join()
+    os.close(ours)
+    text = b"".join(shown).decode()
+    assert "0.0 of 2 pictures" in text
+    assert "2.0 of 2 pictures" in text
+    assert "z-image-" not in text  # that is standard output
+
+
 def test_inspect_reads_the_image(made: Made, here: Command) -> None:
     folder, _ = made
     facts = json.loads(here("inspect", "apple.png", "--json", cwd=folder).stdout)
@@ -134,6 +229,16 @@ def is_one_line(done: subprocess.CompletedProcess[str], code: int, reason: str, 
         (("serve", "--port", "many"), 2, "--port"),
         (("serve", "--host", "256.1.1.1"), 2, "host: '256.1.1.1'"),
         (("generate", "fox", "--speed", "9"), 2, "--speed"),
+        (("generate", "fox", "--seed", "7", "--seed", "x"), 2, "seed: 'x'"),
+        (("generate", "fox", "--count", "0"), 2, "count: '0'"),
+        (("generate", "fox", "--count", "²"), 2, "count: '²'"),
+        (
+            ("generate", "fox", "--count", "2", "--out", "fox.png"),
+            2,
+            "out: 'fox.png' is not possible; allowed: for one",
+        ),
+        (("generate", "fox", "--out-dir", "x", "--out", "fox.png"), 2, "out: 'fox.png'"),
+        (("generate", "fox", "--out-dir", "/dev/null/x"), 2, "out_dir: '/dev/null/x'"),
     ],
 )
 def test_bad_request_is_one_line_and_an_exit_code(
