@@ -1,6 +1,7 @@
 """Models read under a memory plan: the same images wherever parts wait, and what is done when memory runs out."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -64,6 +65,19 @@ def draw(built: Pipeline, model: Model, mode: str = "generate") -> Picture:
             return picture
 
 
+class Plain:
+    """Pictures as a pipeline draws them all of whose parts stay where they are used; each is drawn once."""
+
+    def __init__(self) -> None:
+        self.pipeline = Pipeline("cpu", torch.float32, everything_stays())
+        self.drawn = functools.cache(lambda model, mode: draw(self.pipeline, model, mode))
+
+
+@pytest.fixture(scope="module")
+def plain() -> Plain:
+    return Plain()
+
+
 @pytest.mark.parametrize(
     ("at", "held", "mapped"),
     [
@@ -74,9 +88,8 @@ def draw(built: Pipeline, model: Model, mode: str = "generate") -> Picture:
         ("device", "bfloat16", True),
     ],
 )
-def test_where_parts_wait_changes_no_image(at: Where, held: Dtype, mapped: bool) -> None:
+def test_where_parts_wait_changes_no_image(plain: Plain, at: Where, held: Dtype, mapped: bool) -> None:
     # The miniature's weights are stored in bf16, so that holding them in it loses nothing.
-    plain = Pipeline("cpu", torch.float32, everything_stays())
     # Files are mapped on a processor, unless it stands for a card: DiffSynth reads them then.
     managed = Pipeline("cpu", torch.float32, plan_with(at, held), emulated=not mapped)
     models: tuple[tuple[Model, str], ...] = (
@@ -86,15 +99,15 @@ def test_where_parts_wait_changes_no_image(at: Where, held: Dtype, mapped: bool)
         ("base", "generate"),
     )
     for model, mode in models:
-        expected, found = (draw(built, model, mode) for built in (plain, managed))
+        expected, found = plain.drawn(model, mode), draw(managed, model, mode)
         assert torch.equal(expected.latents, found.latents)
         assert expected.image.tobytes() == found.image.tobytes()
     assert managed.pipe.vram_management_enabled
-    assert not plain.pipe.vram_management_enabled
+    assert not plain.pipeline.pipe.vram_management_enabled
     assert not loader.is_managed(managed.pipe.vae_decoder)
     for transformer in managed.transformers.values():
         held_bytes = sum(weight.nbytes for weight in transformer.parameters() if not weight.is_meta)
-        everything = sum(weight.nbytes for weight in plain.transformers["turbo"].parameters())
+        everything = sum(weight.nbytes for weight in plain.pipeline.transformers["turbo"].parameters())
         # From the disk, only what belongs to no layer is in memory between requests.
         assert held_bytes < everything / (50 if at == "disk" and not mapped else 1) + 1
         assert loader.lies_in_files(transformer) == mapped
@@ -309,8 +322,8 @@ def test_a_transformer_that_moves_aside_is_not_read_again(monkeypatch: pytest.Mo
     assert again.image.tobytes() == first.image.tobytes()
 
 
-def test_a_text_encoder_may_compute_in_another_dtype_than_the_transformer() -> None:
-    exact = draw(Pipeline("cpu", torch.float32, everything_stays()), "turbo")
+def test_a_text_encoder_may_compute_in_another_dtype_than_the_transformer(plain: Plain) -> None:
+    exact = plain.drawn("turbo", "generate")
     parts = {**everything_stays().parts, "text_encoder": Placement("device", "bfloat16")}
     built = Pipeline("cpu", torch.float32, everything_stays(parts=parts, text_dtype="bfloat16"))
     near = draw(built, "turbo")

@@ -210,7 +210,7 @@ def stands(scene: Scene, number: int, wording: str) -> bool:
 @pytest.mark.parametrize(
     ("mode", "kind", "wording", "count", "allowed"),
     [
-        ("turbo", "single", "usual", 24, 1),
+        ("turbo", "single", "usual", 16, 1),
         ("turbo", "single", "held out", 8, 0),
         ("turbo", "single", "Chinese", 8, 0),
         ("turbo", "coloured", "held out", 8, 3),
