@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
-from core.errors import GpuBusy, GpuQuota, QueueFull, RequestError, StudioError
+from core.errors import GpuBusy, GpuQuota, InternalError, QueueFull, RequestError, StudioError
 from core.events import Failure
 from web.client_limits import QUEUE_SECONDS
+
+log = logging.getLogger(__name__)
 
 _MAY_RETRY = {kind.code for kind in (QueueFull, GpuBusy, GpuQuota)}
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -55,8 +58,13 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     @classmethod
-    def of(cls, failure: Failure | StudioError) -> ApiError:
-        """Return what a failed run, or an error of ours, is to a program."""
+    def of(cls, failure: Failure | Exception) -> ApiError:
+        """Return what a failed run, or an error, is to a program; an error that nobody foresaw is logged."""
+        if isinstance(failure, ApiError):
+            return failure
+        if isinstance(failure, Exception) and not isinstance(failure, StudioError):
+            log.error("internal error", exc_info=failure)
+            failure = InternalError(type(failure).__name__, str(failure))
         if isinstance(failure, StudioError):
             failure = Failure.of(failure)
         field = failure.values.get("field") if failure.code == RequestError.code else None

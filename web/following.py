@@ -1,16 +1,13 @@
-"""Runs followed from the event loop: the engine's generators work in threads of their own, one for each run.
-
-The engine's queue bounds how many there are, also of those that wait: each waits in the queue's own lock.
-"""
+"""Runs of programs: begun for their key or address, and cancelled when the client that waits for them goes."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncGenerator, Awaitable, Generator
-from contextlib import closing
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
+import anyio
 from starlette.requests import Request
 
 from core.errors import GpuNoVisitor
@@ -18,7 +15,7 @@ from core.events import Event
 from core.request import DrawRequest
 from engine import Engine, zerogpu
 from web.api_errors import ApiError
-from web.run import carry_out
+from web.run import carry_out, stepped
 
 T = TypeVar("T")
 
@@ -37,43 +34,31 @@ def begin(
     """
     if zerogpu.ACTIVE:  # they come by Gradio's own events only
         raise ApiError.of(GpuNoVisitor())
-    return follow(carry_out(engine, mode, (request.state.client, ""), fields, count))
+    return stepped(carry_out(engine, mode, (request.state.client, ""), fields, count))
 
 
-async def follow(events: Generator[Event, None, None]) -> AsyncGenerator[Event, None]:
-    """Yield the events of a run, which works in a thread; closing it closes the run at its next event.
+async def unheld(first: T, events: AsyncGenerator[T]) -> AsyncGenerator[T]:
+    """Yield a run's `first` event and the others, which come read or not: a slow reader keeps nobody else waiting."""
+    arrived: asyncio.Queue[T | None] = asyncio.Queue()
+    arrived.put_nowait(first)
 
-    Raises:
-        Exception: whatever the run raises, which is a fault of ours.
-    """
-    loop = asyncio.get_running_loop()
-    arrived: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
-    closed = threading.Event()
-
-    def hand_over(event: Event | Exception | None) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(arrived.put_nowait, event)
-
-    def work() -> None:
+    async def work() -> None:
         try:
-            with closing(events):
-                for event in events:
-                    if closed.is_set():
-                        return
-                    hand_over(event)
-        except Exception as error:
-            hand_over(error)
-        else:
-            hand_over(None)
+            async with aclosing(events):
+                async for event in events:
+                    arrived.put_nowait(event)
+        finally:
+            arrived.put_nowait(None)
 
-    threading.Thread(target=work, name="run", daemon=True).start()
+    working = asyncio.create_task(work())
     try:
         while (event := await arrived.get()) is not None:
-            if isinstance(event, Exception):
-                raise event
             yield event
+        await working  # which raises what the run has raised
     finally:
-        closed.set()
+        working.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait({working})
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:

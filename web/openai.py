@@ -39,7 +39,7 @@ from engine import Engine
 from hub import fine_tunes, parts
 from web import bodies
 from web.api_errors import RESPONSES, ApiError
-from web.following import begin, while_connected
+from web.following import begin, unheld, while_connected
 from web.image_formats import Format, emerging, encoded, media_type, size_of
 from web.kept_files import KeptFiles
 
@@ -230,7 +230,7 @@ def router(engine: Engine, kept: KeptFiles) -> APIRouter:
             first = await while_connected(request, anext(run))
             if isinstance(first, Failure):
                 raise _failed(first)
-            stream = _streamed(first, run, asked, event, stack.pop_all())
+            stream = _streamed(unheld(first, run), asked, event, stack.pop_all())
         return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     return routes
@@ -257,37 +257,33 @@ async def _whole(request: Request, run: AsyncGenerator[Event], asked: Images, ke
     return JSONResponse(answer.model_dump(exclude_none=True), headers=UNPACKED)
 
 
-async def _streamed(
-    first: Event, run: AsyncGenerator[Event], asked: Images, kind: str, held: ExitStack
-) -> AsyncGenerator[str]:
+async def _streamed(run: AsyncGenerator[Event], asked: Images, kind: str, held: ExitStack) -> AsyncGenerator[str]:
     """Yield a run as server-sent events, and let go what is `held` for it."""
+    sent, told = 0, ""
     with held:
-        async with aclosing(run):
-            sent, told, event = 0, "", first
-            while True:
-                match event:
-                    case Queued(ahead) if told != f": {ahead} before this one\n\n":
-                        told = f": {ahead} before this one\n\n"  # a comment, which also keeps proxies from hanging up
-                        yield told
-                    case Step(index, total, Preview() as preview) if _is_due(index, total, sent, asked.partial_images):
-                        data = await asyncio.to_thread(emerging, preview, asked.output_format)
-                        size = _size(size_of(preview))
-                        yield _event(f"{kind}.partial_image", asked, data, size, partial_image_index=sent)
-                        sent += 1
-                    case Result():
-                        data = await asyncio.to_thread(
-                            encoded, event.png, asked.output_format, asked.output_compression
-                        )
-                        more: dict[str, Any] = {"seed": event.request.seed, "usage": USAGE}
-                        yield _event(f"{kind}.completed", asked, data, _size(event.size), **more)
-                        sent = 0
-                    case Failure():
-                        facts = _failed(event).facts
-                        yield f"event: error\ndata: {json.dumps({'type': 'error', 'error': facts})}\n\n"
-                try:
-                    event = await anext(run)
-                except StopAsyncIteration:
-                    return
+        try:
+            async with aclosing(run):
+                async for event in run:
+                    match event:
+                        case Queued(ahead) if told != f": {ahead} before this one\n\n":
+                            told = f": {ahead} before this one\n\n"  # a comment, which keeps proxies from hanging up
+                            yield told
+                        case Step(at, total, Preview() as preview) if _is_due(at, total, sent, asked.partial_images):
+                            data = await asyncio.to_thread(emerging, preview, asked.output_format)
+                            size = _size(size_of(preview))
+                            yield _event(f"{kind}.partial_image", asked, data, size, partial_image_index=sent)
+                            sent += 1
+                        case Result():
+                            how = asked.output_format, asked.output_compression
+                            data = await asyncio.to_thread(encoded, event.png, *how)
+                            more: dict[str, Any] = {"seed": event.request.seed, "usage": USAGE}
+                            yield _event(f"{kind}.completed", asked, data, _size(event.size), **more)
+                            sent = 0
+                        case Failure():
+                            raise _failed(event)
+        except Exception as error:  # an answer that has begun, with 200, has no other place for it
+            facts = ApiError.of(error).facts
+            yield f"event: error\ndata: {json.dumps({'type': 'error', 'error': facts})}\n\n"
 
 
 def _failed(failure: Failure) -> ApiError:

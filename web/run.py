@@ -4,8 +4,8 @@ import asyncio
 import functools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import closing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from contextlib import aclosing, closing
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from html import escape
@@ -50,42 +50,57 @@ def _threads() -> anyio.CapacityLimiter:
     return anyio.CapacityLimiter(THREADS)
 
 
-def unhurried(listener: Callable[Given, Iterator[Shown]]) -> Callable[Given, AsyncIterator[Shown]]:
-    """Return a listener that carries a run out, as one that holds no thread while the run waits for its turn.
+async def stepped(shown: Iterator[Shown], is_read: Callable[[], bool] = lambda: True) -> AsyncGenerator[Shown]:
+    """Yield what carries a run out, in threads: one while a step is worked on, none while the run waits for its turn.
 
-    It shows a place in the queue once, and ends the run when nobody reads what comes of it any more.
+    A place in the queue is shown once. Closing or cancelling it ends the run after the step that is under way.
+
+    Args:
+        shown: what carries the run out, by `carry_out`.
+        is_read: whether anybody reads on; asked after each step.
+
+    Raises:
+        Exception: whatever the run raises, which is a fault of ours.
     """
+    turn, told, end, stepping = _Turn(), 0, object(), threading.Lock()
+
+    def step() -> Any:
+        with stepping:
+            return next(shown, end)
+
+    def close() -> None:
+        with stepping:  # a caller that cancels does not wait for the step that is under way
+            if isinstance(shown, Generator):
+                shown.close()
+
+    try:
+        while True:
+            _turn.set(turn)
+            update: Any = await anyio.to_thread.run_sync(step, limiter=_threads())
+            if update is end or not is_read():
+                return
+            if not turn.ahead or turn.ahead != told:
+                yield update
+            told = turn.ahead
+            if turn.ahead:
+                await asyncio.sleep(min(LONGEST_PAUSE, POLL_SECONDS * max(1, turn.ahead / 8)))
+    finally:
+        with anyio.CancelScope(shield=True):  # what cancelled the caller would cancel this too
+            await anyio.to_thread.run_sync(close)
+
+
+def unhurried(listener: Callable[Given, Iterator[Shown]]) -> Callable[Given, AsyncIterator[Shown]]:
+    """Return a listener that carries a run out, `stepped`, and ends it when nobody on the page reads it any more."""
 
     @functools.wraps(listener)
     async def listen(*given: Given.args, **named: Given.kwargs) -> AsyncIterator[Shown]:
-        turn, told, since, end = _Turn(), 0, time.monotonic(), object()
-        context = gr.context.LocalContext
+        since, context = time.monotonic(), gr.context.LocalContext
         request, event = context.request.get(None), context.event_id.get(None)
         readers = {name for name in (event, getattr(request, "session_hash", None)) if name}
-        shown, stepping = iter(listener(*given, **named)), threading.Lock()
-
-        def step() -> Any:
-            with stepping:
-                return next(shown, end)
-
-        def close() -> None:
-            with stepping:  # a caller that cancels does not wait for the step that is under way
-                if isinstance(shown, Generator):
-                    shown.close()
-
-        try:
-            while True:
-                _turn.set(turn)
-                update: Any = await anyio.to_thread.run_sync(step, limiter=_threads())
-                if update is end or (readers and READERS.have_gone(readers, since)):
-                    return
-                if not turn.ahead or turn.ahead != told:
-                    yield update
-                told = turn.ahead
-                if turn.ahead:
-                    await asyncio.sleep(min(LONGEST_PAUSE, POLL_SECONDS * max(1, turn.ahead / 8)))
-        finally:
-            await anyio.to_thread.run_sync(close)
+        run = stepped(iter(listener(*given, **named)), lambda: not (readers and READERS.have_gone(readers, since)))
+        async with aclosing(run):
+            async for update in run:
+                yield update
 
     return listen
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ import pytest
 from PIL import Image
 
 from core import metadata
+from core.errors import OutOfMemory
 from core.events import Failure, Result
 from core.messages import Message
-from core.request import ControlNet, TextToImage
+from core.request import ControlNet
 from engine import Engine, Settings, zerogpu
 from tests.helpers.api_server import api_server, waiting
 from tests.helpers.serving import server
 from web import bodies
 from web.api_errors import ApiError
+from web.following import unheld
 from web.image_formats import encoded
 from web.kept_files import KeptFiles
 
@@ -260,24 +263,56 @@ def test_a_full_queue_says_when_to_ask_again(small: Engine) -> None:
         wait_for(lambda: not waiting(small))
 
 
-def test_a_run_that_fails_is_told_within_a_stream_and_without(small: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A failure in the middle of a run, which the miniature never has.
-    failure = Failure("out_of_memory", Message("out_of_memory", "too little memory"), 4, 503)
-    real = Engine.run
+@pytest.mark.parametrize("fault", [OutOfMemory("too little memory"), ZeroDivisionError("nobody foresaw this")])
+def test_a_run_that_breaks_is_told_within_a_stream_and_without(
+    small: Engine, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    # A fault after the first step, which the miniature never has: where a step's preview is made.
+    def breaks(*_: Any) -> None:
+        raise fault
 
-    def run(self: Engine, request: TextToImage, *given: Any) -> Iterator[Any]:
-        events = real(self, request, *given)
-        yield next(events)
-        events.close()
-        yield failure
-
-    monkeypatch.setattr(Engine, "run", run)
+    sentence = str(fault)
     with api_server(small) as address, openai.OpenAI(base_url=address, api_key="none", max_retries=0) as client:
-        with pytest.raises(openai.InternalServerError, match="too little memory") as refused:
-            client.images.generate(**LONG)
-        assert (refused.value.status_code, refused.value.response.headers["x-should-retry"]) == (503, "false")
-        with pytest.raises(openai.APIError, match="too little memory"):
-            list(client.images.generate(**LONG, stream=True))
+        with monkeypatch.context() as broken:
+            broken.setattr("diffusion.preview.project", breaks)
+            with pytest.raises(openai.InternalServerError, match=sentence) as refused:
+                client.images.generate(prompt=PROMPT)
+            assert refused.value.response.headers["x-should-retry"] == "false"
+            with pytest.raises(openai.APIError, match=sentence) as told:
+                list(client.images.generate(prompt=PROMPT, stream=True))
+            assert told.value.code == refused.value.code
+        assert bytes_of(client.images.generate(prompt=PROMPT))
+
+
+def test_a_fault_of_the_answer_ends_a_stream_in_an_error_too(small: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: Any) -> None:
+        raise ZeroDivisionError("nobody foresaw this")  # as Pillow might
+
+    with api_server(small) as address, openai.OpenAI(base_url=address, api_key="none", max_retries=0) as client:
+        with monkeypatch.context() as broken:
+            broken.setattr("web.openai.encoded", breaks)
+            with pytest.raises(openai.APIError, match="nobody foresaw this"):
+                list(client.images.generate(prompt=PROMPT, stream=True))
+        assert [event.type for event in client.images.generate(prompt=PROMPT, stream=True)] == [
+            "image_generation.completed"
+        ]
+
+
+def test_who_reads_slowly_holds_nobodys_turn() -> None:
+    async def read_one() -> tuple[int, list[int]]:
+        through = asyncio.Event()
+
+        async def run() -> AsyncIterator[int]:
+            yield 2
+            yield 3
+            through.set()
+
+        events = unheld(1, aiter(run()))  # type: ignore[arg-type]  # as any generator
+        first = await anext(events)
+        await through.wait()
+        return first, [event async for event in events]
+
+    assert asyncio.run(read_one()) == (1, [2, 3])
 
 
 def test_on_zerogpu_programs_are_sent_to_the_named_endpoints(small: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
