@@ -82,7 +82,7 @@ class Result:
         notes: what the user should know.
     """
 
-    png: bytes
+    png: bytes = field(repr=False)
     sidecar: Mapping[str, Any]
     request: Resolved
     size: tuple[int, int]
@@ -90,6 +90,10 @@ class Result:
     weights_note: Message | str
     seconds: Mapping[str, float]
     notes: tuple[Message, ...] = ()
+
+    def _repr_png_(self) -> bytes:
+        """Return the picture, which a notebook shows for a result."""
+        return self.png
 
 
 @dataclass(frozen=True)
@@ -118,3 +122,20 @@ class Failure:
 
 
 Event = Queued | Stage | Step | TileDone | Retry | Result | Failure
+
+
+def progress_text(event: Event) -> str:
+    """Return how far a run is, in a few English words; empty for its last event."""
+    match event:
+        case Queued(ahead):
+            return f"waiting behind {ahead}"
+        case Stage(name, detail):
+            return f"{name} {detail}".strip()
+        case Step(index, total):
+            return f"step {index} of {total}"
+        case Retry(note):
+            return str(note)
+        case TileDone(stage, index, total):
+            return f"{stage} tile {index} of {total}"
+        case Result() | Failure():
+            return ""

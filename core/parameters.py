@@ -207,6 +207,13 @@ def finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def all_finite(value: Any) -> Any:
+    """Return a value with everything in it as `finite` has it, in objects and lists as JSON has them."""
+    if isinstance(value, Mapping):
+        return {str(name): all_finite(item) for name, item in value.items()}
+    return [all_finite(item) for item in value] if isinstance(value, list | tuple) else finite(value)
+
+
 def json_of(text: str) -> Any:
     """Return what a JSON text holds.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from core.request import DrawRequest, Model, Preprocess, Resolved, Upscale, Weig
 from core.upload import Upload
 from engine import drawing, mode_upscale
 from engine.fair_queue import FairQueue
+from engine.following import follow
 from engine.mode import Drawn
 from engine.worker import LocalWorker, Outlook, Settings, Worker
 from hub import fine_tunes, inventory
@@ -83,6 +84,13 @@ class Engine:
         except Exception as error:
             log.exception("internal error")
             yield Failure.of(InternalError(type(error).__name__, str(error)))
+
+    def arun(self, request: DrawRequest, client: str = "", session: str = "") -> AsyncGenerator[Event, None]:
+        """Carry out one request, as `run`, for `async for`: the work is done in a thread, and the event loop is free.
+
+        Closing it (`contextlib.aclosing`), or cancelling who waits for it, cancels the request within a step.
+        """
+        return follow(self.run(request, client, session))
 
     def draw(self, request: DrawRequest, client: str = "") -> Result:
         """Carry out one request and wait for its picture: `run` for notebooks and scripts.
