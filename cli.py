@@ -28,15 +28,15 @@ import hub.command
 import lora.file
 from core import console, environment, metadata
 from core.errors import Cancelled, NotWritten, RequestError, StudioError
-from core.events import Event, Failure, Queued, Result, Retry, Stage, Step, TileDone
+from core.events import Event, Failure, Result, Step, progress_text
 from core.messages import Message, plain
-from core.parameters import LABELS, Parameters, finite
+from core.parameters import LABELS, Parameters, all_finite
 from core.request import MODES, SEED_MAX, ControlNet, DrawRequest, Preprocess, Request, TextToImage, random_seed
 from core.sizes import WeightsKind
 from core.upload import Upload
 from core.whole_file import check_writable, replacing
 from diffusion import device, host_memory, measure, memory
-from engine import Engine, Settings
+from engine import Engine, Settings, inspection
 from hub import fine_tunes, inventory, parts
 from hub.checkpoint import fingerprint
 
@@ -69,6 +69,7 @@ COUNT_HELP = f"pictures of each seed, with consecutive seeds, from 1 to {MAX_COU
 OUT_DIR_HELP = "where to write {name}, for any number of pictures; those that are there are not drawn again"
 SEEDS_HELP = " May be given several times, for as many pictures."
 STDOUT = "-"  # as a file's name
+MCP_FOLDER_HELP = "where pictures are kept (default: z-image-studio in your folder Pictures, or in your home)"
 
 TOLD = 120  # characters of a value that a picture has and a request has no place for
 
@@ -133,6 +134,10 @@ def build_parser() -> Parser:
         "listens on it alone and answers to no other name)",
     )
     serve.set_defaults(run=_serve)
+
+    mcp = commands.add_parser("mcp", parents=[common], help="tools for an assistant that starts this (MCP)")
+    mcp.add_argument("--out-dir", type=Path, metavar="FOLDER", help=MCP_FOLDER_HELP)
+    mcp.set_defaults(run=_mcp)
 
     for request in MODES.values():
         _add_mode(commands, common, request)
@@ -236,6 +241,18 @@ def _serve(args: argparse.Namespace) -> int:
         api_keys_file=args.api_keys,
         manage_models=args.manage_models,
     )
+    return 0
+
+
+def _mcp(args: argparse.Namespace) -> int:
+    from web import mcp  # it takes longer to import than most commands run
+
+    folder = args.out_dir
+    if folder is None:
+        home = Path.home()
+        pictures = home / "Pictures"
+        folder = (pictures if pictures.is_dir() else home) / "z-image-studio"
+    mcp.serve_pipe(_engine(args), folder.absolute())
     return 0
 
 
@@ -496,27 +513,9 @@ def _check_same_checkpoint(found: Parameters) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    if args.file.suffix.lower() == lora.file.SUFFIX or os.path.isdir(args.file):
-        return _inspect_lora(args)
-    found = metadata.read_picture(args.file)
-    facts = {
-        "file": str(args.file),
-        "source": found.source,
-        "mode": found.mode,
-        "request": dict(found.values),
-        "fingerprints": dict(found.fingerprints),
-        "not_restored": dict(found.not_restored),
-    }
-    _print_facts(facts, args.json)
-    return 0
-
-
-def _inspect_lora(args: argparse.Namespace) -> int:
-    file = lora.file.read(args.file)
-    identity = lora.file.identify(file)
-    facts = {"file": str(args.file), **file.report.facts(), "hash": identity.hash, "sha256": identity.digest}
-    if not args.json:
-        facts["matched"] = f"{len(file.report.matched)} modules (--json lists them)"
+    facts = inspection.inspected(args.file)
+    if "matched" in facts and not args.json:
+        facts["matched"] = f"{len(facts['matched'])} modules (--json lists them)"
     _print_facts(facts, args.json)
     return 0
 
@@ -574,7 +573,7 @@ class _Progress:
 
     def show(self, event: Event) -> None:
         """Show what happens to the picture that is being drawn."""
-        line = _progress(event)
+        line = progress_text(event)
         if self._bar is not None:
             self._bar.set_description_str(line + " ", refresh=False)
             part = event.index / event.total if isinstance(event, Step) else 0
@@ -621,21 +620,6 @@ def _follow(engine: Engine, request: DrawRequest, progress: _Progress) -> Result
             return event
         progress.show(event)
     raise AssertionError("a run ends with a Result or a Failure")
-
-
-def _progress(event: Event) -> str:
-    match event:
-        case Queued(ahead):
-            return f"waiting behind {ahead}"
-        case Stage(name, detail):
-            return f"{name} {detail}".strip()
-        case Step(index, total):
-            return f"step {index} of {total}"
-        case Retry(note):
-            return str(note)
-        case TileDone(stage, index, total):
-            return f"{stage} tile {index} of {total}"
-    raise AssertionError(f"no line for {event}")
 
 
 def _fail(failure: Failure, as_json: bool, **facts: Any) -> int:
@@ -685,14 +669,8 @@ def _print_facts(facts: dict[str, Any], as_json: bool, indent: str = "") -> None
 
 def _print_json(facts: dict[str, Any]) -> None:
     """Print one JSON object on one line; what is no number in JSON (NaN, infinity) is a text."""
-    text = json.dumps(_finite(facts), ensure_ascii=not console.takes_any_letter(), allow_nan=False)
+    text = json.dumps(all_finite(facts), ensure_ascii=not console.takes_any_letter(), allow_nan=False)
     print("".join(json.dumps(letter)[1:-1] if _is_hidden(letter) else letter for letter in text))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _finite(item) for name, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else finite(value)
 
 
 def _visible(text: str) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 
 import cli
 from core import metadata
-from core.events import Event
+from core.events import Event, progress_text
 from tests.helpers import pictures
 from tests.helpers.command_line import Command
 
@@ -306,13 +306,13 @@ def test_a_picture_whose_folder_goes_while_it_is_drawn_is_kept(
     form: tuple[str, ...], here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "out").mkdir()
-    progress = cli._progress
+    progress = progress_text
 
     def removing(event: Event) -> str:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         return progress(event)
 
-    monkeypatch.setattr(cli, "_progress", removing)
+    monkeypatch.setattr(cli, "progress_text", removing)
     asked = ("generate", "fox", "--seed", 7, "--steps", 1, "--weights", "mini", "--out", "out/fox.png")
     done = here(*asked, *form, cwd=tmp_path)
     kept = tmp_path / "z-image-7.png"

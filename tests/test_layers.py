@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"core", "hub", "mini", "lora", "images", "upscaler", "diffusion"},
     "web": {"core", "engine", "hub", "diffusion.tokens"},
     "app": {"core", "hub", "engine", "web"},
-    "cli": {"core", "hub", "mini", "lora", "images", "upscaler", "diffusion", "engine", "app"},
+    "cli": {"core", "hub", "mini", "lora", "images", "upscaler", "diffusion", "engine", "app", "web.mcp"},
     "install": set(),
 }
 ROOMS = [name for name in MAY_IMPORT if (ROOT / name).is_dir()]
@@ -40,6 +40,7 @@ HEAVY: dict[str, tuple[set[str], set[str]]] = {
     "spaces": (set(), {"engine.zerogpu"}),
     "gguf": (set(), {"diffusion.convert"}),
     "huggingface_hub": ({"hub"}, set()),
+    "mcp": ({"web.mcp"}, set()),
     "modelscope_hub": ({"hub"}, set()),
 }
 

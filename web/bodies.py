@@ -25,6 +25,7 @@ from web.upload_limits import MAX_PICTURE
 
 MAX_JSON = 4_000_000  # bytes: a prompt of the longest kind, or a picture of three million bytes as a data URL
 ONE, NO_FILE = "one", "no file"
+WITH_REQUEST = "a file that comes with the request: a part of multipart/form-data, or a data URL in base64"
 MAX_NAME = 200  # bytes of a file's name; most systems take 255
 
 _DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?P<rest>(?:;[^;,]*)*);base64,", re.ASCII)
@@ -105,7 +106,7 @@ async def _json(request: Request, folder: Path, files: Collection[str]) -> dict[
         raise ApiError(400, f"there is no field {strange[0][:100]!a}", "unknown_field")
     for name in set(files) & fields.keys():
         if fields[name]:
-            fields[name] = await asyncio.to_thread(_from_url, fields[name], name, folder)
+            fields[name] = await asyncio.to_thread(from_data_url, fields[name], name, folder)
     return fields
 
 
@@ -123,13 +124,16 @@ async def _form(request: Request, folder: Path, files: Collection[str]) -> dict[
             else:
                 fields[name] = value
                 if name in files and value:
-                    fields[name] = await asyncio.to_thread(_from_url, value, name, folder)
+                    fields[name] = await asyncio.to_thread(from_data_url, value, name, folder)
     return fields
 
 
-def _from_url(url: object, field: str, folder: Path) -> str:
-    """Write what a data URL holds; nothing else is opened, neither a file of this machine nor another address."""
-    allowed = "a file that comes with the request: a part of multipart/form-data, or a data URL in base64"
+def from_data_url(url: object, field: str, folder: Path, allowed: str = WITH_REQUEST) -> str:
+    """Write what a data URL holds; nothing else is opened, neither a file of this machine nor another address.
+
+    Raises:
+        RequestError: it is none; `allowed` says what is.
+    """
     found = _DATA_URL.match(url) if isinstance(url, str) else None
     if found is None or not isinstance(url, str):
         raise RequestError(field, url, allowed)

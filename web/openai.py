@@ -41,7 +41,7 @@ from web import bodies
 from web.api_errors import RESPONSES, ApiError
 from web.following import begin, unheld, while_connected
 from web.image_formats import Format, emerging, encoded, media_type, size_of
-from web.kept_files import KeptFiles
+from web.kept_files import KEPT_SECONDS, KeptFiles
 
 MOST_PICTURES = 10  # of one request, as OpenAI has it
 MOST_PARTIAL = 3  # the same
@@ -161,6 +161,27 @@ class Pictures(BaseModel):
     background: Literal["opaque"] = "opaque"
 
 
+class Sent(Checked):
+    """A file that is sent once, and then named by its address."""
+
+    file: str = Field(max_length=4_096, description="A picture, or a LoRA file of up to 100 MB.")
+    purpose: str = Field("user_data", max_length=100, description="Taken as clients send it.")
+
+
+class SentFile(BaseModel):
+    """A file that was sent, as OpenAI has them, with its address."""
+
+    id: str
+    url: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: str
+    status: Literal["processed"] = "processed"
+
+
 _CALLED = {"steps": "num_inference_steps", "cfg": "guidance_scale", "width": "size", "height": "size"}
 
 # Its clients expect it; nothing is counted here.
@@ -215,6 +236,29 @@ def router(engine: Engine, kept: KeptFiles) -> APIRouter:
         if found is None:
             raise ApiError(404, "there is no file at this address: addresses hold for an hour", "file_not_found")
         return FileResponse(found.path, media_type=found.media_type)
+
+    @routes.post(
+        "/files",
+        summary="Send a file, which an address then stands for",
+        openapi_extra=bodies.described({"multipart/form-data": Sent}, files=("file",)),
+    )
+    async def send(request: Request) -> SentFile:
+        with tempfile.TemporaryDirectory(dir=get_upload_folder()) as folder:
+            fields = await bodies.read(request, Path(folder), ("file",))
+            path = Path(Sent.parse(**fields).file)
+            data = await asyncio.to_thread(path.read_bytes)
+        suffix = path.suffix.lower() if re.fullmatch(r"\.[a-z0-9]{1,12}", path.suffix.lower()) else ""
+        name = await asyncio.to_thread(kept.keep, data, suffix, "application/octet-stream")
+        now = int(time.time())
+        return SentFile(
+            id=name,
+            url=address(request, f"files/{name}"),
+            bytes=len(data),
+            created_at=now,
+            expires_at=now + KEPT_SECONDS,
+            filename=path.name,
+            purpose=fields.get("purpose") or "user_data",
+        )
 
     async def _answer(request: Request, taken: type[Images], mode: type[DrawRequest], event: str) -> Response:
         with ExitStack() as stack:

@@ -1,6 +1,7 @@
-"""The routes for programs, below /v1: one FastAPI app behind a guard; errors have the shape that OpenAI's have.
+"""The routes for programs: below /v1 one FastAPI app, at /mcp the MCP tools, each behind a guard.
 
-It is attached to the app that Gradio's launch makes, and shares nothing with Gradio's own endpoints but the engine.
+Errors have the shape that OpenAI's have. All is attached to the app that Gradio's launch makes, and shares nothing with
+Gradio's own endpoints but the engine.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Mount
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core import metadata
 from core.errors import InternalError, StudioError
 from engine import Engine
-from web import openai
+from web import mcp_http, openai
 from web.api_errors import ApiError, of_status
 from web.api_keys import ApiKeys
 from web.clients import sender
@@ -45,10 +46,15 @@ def routes(engine: Engine, keys: ApiKeys, closed: bool, root_path: str = "") -> 
         closed: whether nobody gets in, for want of keys.
         root_path: where a proxy in front of us serves the page.
     """
-    return [Mount(PREFIX, app=Guard(build(engine), keys, closed, root_path))]
+    kept = KeptFiles(get_upload_folder())
+    tools = Guard(mcp_http.Tools(engine, kept), keys, closed, root_path)
+    return [
+        Mount(PREFIX, app=Guard(build(engine, kept), keys, closed, root_path)),
+        Route(mcp_http.PATH, tools),
+    ]
 
 
-def build(engine: Engine) -> FastAPI:
+def build(engine: Engine, kept: KeptFiles) -> FastAPI:
     """Return the app behind the doors."""
     app = FastAPI(
         title="Z-Image Studio",
@@ -61,7 +67,6 @@ def build(engine: Engine) -> FastAPI:
         root_path_in_servers=False,
         redirect_slashes=False,
     )
-    kept = KeptFiles(get_upload_folder())
     app.include_router(openai.router(engine, kept))
 
     @app.exception_handler(ApiError)
