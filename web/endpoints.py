@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.components.api_component import Api
 from gradio.events import api
 from gradio.utils import get_upload_folder
 from PIL import Image
@@ -16,9 +17,11 @@ from core import metadata
 from core.errors import NotWritten, RequestError, StudioError
 from core.events import Failure, Result, Retry
 from core.messages import plain
+from core.parameters import all_finite
 from core.request import DrawRequest, Request
 from core.whole_file import replacing
 from engine import Engine
+from engine.inspection import inspected
 from web.clients import caller
 from web.run import carry_out, unhurried
 
@@ -101,15 +104,70 @@ def publish(mode: type[Request], description: str, answer: Callable[[gr.Request,
         files = [name for name in (*mode.files, "lora") if name in values]
         yield from answer(visitor, values | {name: uploaded(values[name], name) for name in files})
 
+    parameters = [_parameter(name, *_taken(mode, name)) for name in fields]
+    told = [_told(mode, name) for name in fields]
     # gr.api makes an output of each member of a returned tuple, and does not look inside Iterator.
-    parameters = [_parameter("visitor", gr.Request)]
-    parameters += [_parameter(name, *_taken(mode, name)) for name in fields]
-    signature = inspect.Signature(parameters, return_annotation=tuple[gr.FileData, dict[str, Any]])
+    returned = tuple[gr.FileData, dict[str, Any]]
+    _add(mode.mode, description, endpoint, parameters, returned, told, ["file", "parameters"])
+
+
+def publish_inspect() -> None:
+    """Add the endpoint `/inspect`, which says what a file holds."""
+
+    def endpoint(visitor: gr.Request, file: Any) -> Iterator[dict[str, Any]]:
+        path = Path(uploaded(file, "file"))
+        try:
+            yield all_finite(plain(inspected(path, path.name)))
+        except StudioError as error:
+            raise refusal(error) from error
+
+    parameters = [_parameter("file", gr.FileData)]
+    told = ["A picture, or a LoRA's .safetensors file. It is uploaded: gradio_client.handle_file(...)."]
+    _add("inspect", INSPECT, endpoint, parameters, dict[str, Any], told, ["facts"])
+
+
+INSPECT = """Say what a picture was made with, also by another program, or what a LoRA file would change.
+
+Returns what `cli.py inspect --json` prints. Nothing is decoded or loaded.
+"""
+
+
+def _add(
+    name: str,
+    description: str,
+    endpoint: Callable[..., Iterator[Any]],
+    parameters: list[inspect.Parameter],
+    returned: Any,
+    told: list[str],
+    outputs: list[str],
+) -> None:
+    """Add an endpoint that takes a visitor and then `parameters`, each of which is `told` about."""
+    parameters = [_parameter("visitor", gr.Request), *parameters]
+    signature = inspect.Signature(parameters, return_annotation=returned)
     endpoint.__signature__ = signature  # type: ignore[attr-defined]  # functions take it, other callables may not
     endpoint.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    endpoint.__annotations__["return"] = signature.return_annotation
+    endpoint.__annotations__["return"] = returned
     endpoint.__doc__ = description
-    api(unhurried(endpoint), api_name=mode.mode)
+    made = api(unhurried(endpoint), api_name=name)
+    page = gr.context.Context.root_block
+    assert page is not None
+    function = page.fns[made["id"]]
+    # gr.api has no place for these, and calls its components 1st, 2nd and so on.
+    for component, parameter, text in zip(function.inputs, parameters[1:], told, strict=True):
+        assert isinstance(component, Api)
+        component.label = parameter.name
+        component._api_info |= {"additional_description": text}
+    for component, label in zip(function.outputs, outputs, strict=True):
+        assert isinstance(component, Api)
+        component.label = label
+
+
+def _told(mode: type[Request], name: str) -> str:
+    """Return what a field is for, and what it takes."""
+    text = mode.model_fields[name].description or ""
+    if name in mode.files or name == "lora":
+        return f"{text} It is uploaded: gradio_client.handle_file(...)."
+    return f"{text} Takes {mode.allowed(name)}."
 
 
 def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:

@@ -14,7 +14,7 @@ from core.errors import RequestError
 from core.request import MODES, Model, TextToImage
 from engine import Engine
 from web import dropped, own_files, real_model, situation, theme
-from web.endpoints import uploaded
+from web.endpoints import publish_inspect, uploaded
 from web.fields import QUIET, REWORD_JS, Field, Update
 from web.form import RAW, Form
 from web.language import fixed, named, say_to
@@ -81,6 +81,7 @@ def build(engine: Engine, manager: real_model.Manager | None = None) -> gr.Block
             real_model.wire(page, panel, manager, engine, forms[TextToImage.mode])
         for tab in TABS:
             tab.publish(engine)
+        publish_inspect()
     # The engine owns the one queue, which is fair and bounded; Gradio's own must not stand before it.
     # Nor is there a way around it: Gradio's would begin a run and leave it, its turn held.
     page.queue(default_concurrency_limit=None, api_open=False)

@@ -21,6 +21,7 @@ from core.events import Result
 from core.request import MODELS, ControlNet, Preprocess, TextToImage, Upscale
 from engine import Engine
 from tests.helpers import loras
+from tests.helpers.command_line import Command
 from tests.helpers.serving import server
 from web.endpoints import as_file, stream
 
@@ -57,7 +58,7 @@ def component(config: dict[str, Any], label: str) -> dict[str, Any]:
 
 def test_public_endpoints_take_every_field(client: Client) -> None:
     endpoints = client.view_api(return_format="dict", print_info=False)
-    assert sorted(endpoints["named_endpoints"]) == ["/controlnet", "/generate", "/preprocess", "/upscale"]
+    assert sorted(endpoints["named_endpoints"]) == ["/controlnet", "/generate", "/inspect", "/preprocess", "/upscale"]
     assert not endpoints["unnamed_endpoints"]
     for request in (TextToImage, ControlNet, Preprocess, Upscale):
         parameters = endpoints["named_endpoints"][f"/{request.mode}"]["parameters"]
@@ -71,6 +72,28 @@ def test_public_endpoints_take_every_field(client: Client) -> None:
         assert [parameter["parameter_name"] for parameter in parameters] == required_first
         usual = {name: field.default for name, field in fields.items() if not field.is_required()}
         assert defaults == usual | ({"lora": None} if "lora" in fields else {})  # a file, which a program uploads
+
+
+def test_an_endpoint_says_what_each_field_is_for(client: Client) -> None:
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    for name, endpoint in endpoints.items():
+        assert endpoint["description"], name
+        assert all(parameter["python_type"]["description"] for parameter in endpoint["parameters"]), name
+    read = client.view_api(return_format="str", print_info=False)
+    assert "seed: int (not required, defaults to:   0)  (The same seed gives the same picture; 0 picks" in read
+    assert "-> (file, parameters)" in read
+
+
+def test_inspect_says_what_the_command_line_says(client: Client, command_here: Command, tmp_path: Path) -> None:
+    file, _ = client.predict(prompt=PROMPT, seed=7, steps=1, api_name="/generate")
+    lora = loras.write(tmp_path / "style.safetensors", loras.kohya(loras.random_pairs()))
+    for path in (Path(file), lora):
+        told = client.predict(file=handle_file(path), api_name="/inspect")
+        printed = json.loads(command_here("inspect", path, "--json", cwd=tmp_path).stdout)
+        assert told == printed | {"file": path.name}
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    with pytest.raises(AppError, match=r"^file: "):
+        client.predict(file=handle_file(tmp_path / "x.png"), api_name="/inspect")
 
 
 def test_endpoint_gives_the_very_file_that_the_engine_made(client: Client, draw: Callable[..., Result]) -> None:
