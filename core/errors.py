@@ -23,6 +23,7 @@ Every error carries a `Message`, which a front words in its reader's language; `
 
 from __future__ import annotations
 
+import os.path
 from typing import Any, ClassVar
 
 from core.messages import Message
@@ -93,7 +94,9 @@ class RequestError(UserError):
 
 
 def _shown(value: Any) -> str:
-    """Return a value for a sentence, cut to 80 characters."""
+    """Return a value for a sentence, cut to 80 characters; a long path to its last name."""
+    if isinstance(value, str) and len(value) > 78 and os.path.isabs(value):
+        value = f"\N{HORIZONTAL ELLIPSIS}/{os.path.basename(value)}"
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits, lists thousands deep in each other

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 from core.errors import GpuBusy, GpuQuota, InternalError, QueueFull, RequestError, StudioError
 from core.events import Failure
 from web.client_limits import QUEUE_SECONDS
+from web.names_only import names_only
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class ApiError(Exception):
             failure = InternalError(type(failure).__name__, str(failure))
         if isinstance(failure, StudioError):
             failure = Failure.of(failure)
+        failure = names_only(failure)
         field = failure.values.get("field") if failure.code == RequestError.code else None
         if failure.code in _MAY_RETRY:
             headers = {"Retry-After": str(QUEUE_SECONDS)}

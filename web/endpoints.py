@@ -23,6 +23,7 @@ from core.whole_file import replacing
 from engine import Engine
 from engine.inspection import inspected
 from web.clients import caller
+from web.names_only import names_only
 from web.run import carry_out, unhurried
 
 # What an endpoint yields: its file, once there is one, and how far it is or what belongs to the file.
@@ -47,15 +48,15 @@ def stream(engine: Engine, mode: type[DrawRequest], visitor: gr.Request, fields:
                 case Failure():
                     raise refusal(event)
                 case Retry(note):
-                    yield None, {"progress": "retry", "text": str(note)}
+                    yield None, {"progress": "retry", "text": str(names_only(note))}
                 case _:
-                    told = {name: plain(value) for name, value in vars(event).items() if name != "preview"}
+                    told = {name: plain(names_only(value)) for name, value in vars(event).items() if name != "preview"}
                     yield None, {"progress": type(event).__name__.lower(), **told}
 
 
 def refusal(failure: Failure | StudioError) -> gr.Error:
     """Return a failed run as what a program gets: the sentence, with the code as its title."""
-    return gr.Error(str(getattr(failure, "text", failure)), title=failure.code, print_exception=False)
+    return gr.Error(str(names_only(failure.message)), title=failure.code, print_exception=False)
 
 
 def uploaded(file: gr.FileData | dict[str, Any], field: str = "image") -> str:
@@ -66,7 +67,7 @@ def uploaded(file: gr.FileData | dict[str, Any], field: str = "image") -> str:
     """
     path = file.get("path") if isinstance(file, dict) else None
     folder = Path(get_upload_folder()).resolve()
-    if not isinstance(path, str) or not Path(path).resolve().is_relative_to(folder):
+    if not isinstance(path, str) or "\0" in path or not Path(path).resolve().is_relative_to(folder):
         raise refusal(RequestError(field, path, "a file that is uploaded with the request"))
     return path
 

@@ -16,6 +16,9 @@ import gradio as gr
 from gradio.i18n import I18nData
 
 from core.messages import Message
+from engine.fair_queue import UNLIMITED
+from web.clients import caller
+from web.names_only import names_only
 
 LOCALES = Path(__file__).parent / "locales"
 COOKIE = "studio-language"  # set by web/assets/page.js whenever the page's language changes
@@ -28,14 +31,18 @@ class Say:
     Attributes:
         texts: what that language has for English templates.
         tag: what it is called, as browsers do.
+        with_paths: whether its reader may learn where files lie: who sits at this machine may.
     """
 
     texts: Mapping[str, str]
     tag: str = "en"
+    with_paths: bool = False
 
     def __call__(self, text: str | Message, **values: object) -> str:
         """Return a message, or a template filled in with `values`, in this language."""
         message = text if isinstance(text, Message) else Message("page", text, **values)
+        if not self.with_paths:
+            message = names_only(message)
         return message.render(lambda template: self.texts.get(template, template))
 
 
@@ -74,16 +81,16 @@ def fixed(text: str) -> I18nData:
 
 
 @lru_cache(maxsize=64)  # tags come from visitors
-def say_in(tag: str) -> Say:
+def say_in(tag: str, with_paths: bool = False) -> Say:
     """Return what puts texts into a language; an unknown tag gets its main language, else English."""
     spoken = tag if tag in locales() else tag.split("-")[0]
-    return Say(locales()[spoken], spoken) if spoken in locales() else english
+    return Say(locales()[spoken], spoken, with_paths) if spoken in locales() else Say({}, with_paths=with_paths)
 
 
 def say_to(visitor: gr.Request | None) -> Say:
-    """Return what puts texts into the language that a visitor's page is shown in."""
+    """Return what puts texts into the language that a visitor's page is shown in, with paths if they sit here."""
     if visitor is None:
         return english
     chosen = dict(visitor.cookies).get(COOKIE)
     accepted = dict(visitor.headers).get("accept-language", "en").split(",")[0].split(";")[0].strip()
-    return say_in(chosen or accepted)
+    return say_in(chosen or accepted, caller(visitor)[0] == UNLIMITED)
