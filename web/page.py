@@ -18,6 +18,7 @@ from web.endpoints import publish_inspect, uploaded
 from web.fields import QUIET, REWORD_JS, Field, Update
 from web.form import RAW, Form
 from web.language import fixed, named, say_to
+from web.malformed import CheckedBlocks
 from web.output import Output
 from web.restore import lay_out, wire
 from web.tabs import TABS
@@ -51,7 +52,7 @@ def build(engine: Engine, manager: real_model.Manager | None = None) -> gr.Block
         manager: who may fetch the real model from the page; nobody where there is none.
     """
     # Pictures are copied to Gradio's cache to be served; they go after an hour, and when the server stops.
-    page = gr.Blocks(title=theme.TITLE, analytics_enabled=False, delete_cache=(own_files.LOOK, own_files.KEEP))
+    page = CheckedBlocks(title=theme.TITLE, analytics_enabled=False, delete_cache=(own_files.LOOK, own_files.KEEP))
     with page:
         with gr.Row(elem_id="top"):
             gr.HTML(

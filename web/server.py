@@ -31,6 +31,7 @@ from web.api_keys import ApiKeys
 from web.client_limits import ClientLimits, LimitsOfClients
 from web.first_paint import FirstPaint
 from web.logins import LoginLimits
+from web.malformed import Malformed
 from web.origins import Origins
 from web.page import HEAD, build
 from web.readers import Reading
@@ -156,6 +157,7 @@ def launch_options(
                 Middleware(UploadLimits, folder=get_upload_folder, apart=programs.PREFIX),
                 Middleware(GZipMiddleware),
                 Middleware(FirstPaint),
+                Middleware(Malformed, apart=programs.PREFIX),
             ],
         },
         "max_file_size": MAX_LORA,
