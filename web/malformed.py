@@ -13,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 import httpx
-from gradio.blocks import BlockFunction
+from gradio.block_function import BlockFunction
 from gradio.route_utils import FnIndexInferError
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse

@@ -217,4 +217,4 @@ def test_requests(mode: type[TextToImage | ControlNet | Upscale], data: st.DataO
     VALUES | st.text(max_size=80).map("data:image/png;base64,{}".format) | st.text(max_size=60).map("data:{}".format)
 )
 def test_data_urls(tmp_path_factory: pytest.TempPathFactory, url: Any) -> None:
-    refused_or(lambda: bodies._from_url(url, "image", tmp_path_factory.getbasetemp()), RequestError, NotWritten)
+    refused_or(lambda: bodies.from_data_url(url, "image", tmp_path_factory.getbasetemp()), RequestError, NotWritten)

@@ -53,10 +53,10 @@ READ = (
     *("static/%00", "assets/%ff", "svelte/%00", "%00", "?deep_link=..%2f..", "config?page=x", "pwa_icon/%00"),
     *("v1/models/%00", "v1/files/..%2f..%2fx", "v1/files/%ff", "v1/%00"),
 )
-HEADERS: tuple[dict[str, bytes], ...] = (
+HEADERS: tuple[dict[bytes, bytes], ...] = (
     {},
-    {"cookie": b"\xff", "accept-language": b",;" + b"x" * 3000},
-    {"range": b"bytes=-" + b"9" * 5000, "x-forwarded-for": b"\xff,,,", "x-forwarded-host": b"["},
+    {b"cookie": b"\xff", b"accept-language": b",;" + b"x" * 3000},
+    {b"range": b"bytes=-" + b"9" * 5000, b"x-forwarded-for": b"\xff,,,", b"x-forwarded-host": b"["},
 )
 
 _FILE = {"meta": {"_type": "gradio.FileData"}}
@@ -111,7 +111,7 @@ def test_what_makes_no_sense_is_refused(route: str, client: httpx.Client, told: 
 
 
 @pytest.mark.parametrize("headers", HEADERS, ids=["", "cookies", "numbers"])
-def test_what_is_not_there_is_refused(headers: dict[str, bytes], client: httpx.Client, told: list[str]) -> None:
+def test_what_is_not_there_is_refused(headers: dict[bytes, bytes], client: httpx.Client, told: list[str]) -> None:
     for route in READ:
         with client.stream("GET", route, headers=headers) as answer:  # some would never end
             assert answer.status_code < 500, route
