@@ -1,4 +1,4 @@
-"""Writes docs/reference.md: every command, flag, field and endpoint, from the code that reads them.
+"""Writes docs/reference.md: every command, flag, field, endpoint and route, from the code that reads them.
 
     .venv/bin/python docs/reference.py
 
@@ -11,13 +11,16 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # started as a script, Python looks beside it alone
     sys.path.insert(0, str(ROOT))
 
 from cli import build_parser
-from core.request import MODES, Preprocess, Request
+from core.request import MODES, SEED_MAX, Preprocess, Request
+from engine import Engine
+from web import programs
 
 PAGE = ROOT / "docs" / "reference.md"
 
@@ -33,7 +36,7 @@ weights in use.
 
 def reference() -> str:
     """Return the page's text."""
-    return "\n".join([INTRO, *_requests(), *_commands()]).rstrip() + "\n"
+    return "\n".join([INTRO, *_requests(), *_routes(), *_commands()]).rstrip() + "\n"
 
 
 def _requests() -> Iterator[str]:
@@ -66,6 +69,67 @@ def _field(request: type[Request], name: str) -> tuple[str, ...]:
     field = request.model_fields[name]
     default = "required" if field.is_required() else "*usual*" if field.default is None else f"`{field.default!r}`"
     return f"`{name}`", f"`{_flag(request, name)}`", str(request.allowed(name)), default, field.description or ""
+
+
+def _routes() -> Iterator[str]:
+    """What programs ask for below /v1, by the OpenAPI document that the server gives them."""
+    document = programs.build(Engine()).openapi()
+    yield "## Routes for programs\n"
+    yield f"Below `{programs.PREFIX}`; the server gives the same as `{programs.PREFIX}/openapi.json`.\n"
+    operations = {
+        f"{method.upper()} {path}": operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    rows = ((f"`{name}`", operation["summary"], _statuses(operation)) for name, operation in operations.items())
+    yield from _table(("route", "", "answers"), rows)
+    for name, operation in operations.items():
+        for schema in _bodies(operation):
+            if "mode" in schema["properties"]:  # whose fields stand above
+                continue
+            yield f"`{name}` takes:\n"
+            fields = schema["properties"].items()
+            rows = ((f"`{field}`", *_described(field, facts, schema["required"])) for field, facts in fields)
+            yield from _table(("field", "takes", "default", ""), rows)
+        if any("mode" in schema["properties"] for schema in _bodies(operation)):
+            modes = ", ".join(f"`{schema['title']}`" for schema in _bodies(operation))
+            yield f"`{name}` takes `mode`, which is {modes}, and the fields of that mode as above.\n"
+    yield "A job is told as:\n"
+    facts = document["components"]["schemas"]["JobFacts"]["properties"]
+    rows = ((f"`{name}`", _kind(facts[name]), facts[name].get("description", "")) for name in facts)
+    yield from _table(("field", "is", ""), rows)
+
+
+def _statuses(operation: dict[str, Any]) -> str:
+    return ", ".join(sorted(status for status in operation["responses"] if status != "422"))  # which is never given
+
+
+def _bodies(operation: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the types that a route takes, once each, whatever they are sent as."""
+    content = operation.get("requestBody", {}).get("content", {})
+    schemas = [body["schema"] for body in content.values()][:1]
+    return [kind for schema in schemas for kind in schema.get("oneOf", [schema])]
+
+
+def _described(name: str, facts: dict[str, Any], required: list[str]) -> tuple[str, str, str]:
+    default = facts.get("default")
+    shown = "required" if name in required else "*usual*" if default is None else f"`{default!r}`"
+    return _kind(facts), shown, facts.get("description", "")
+
+
+def _kind(facts: dict[str, Any]) -> str:
+    """Return what a field takes, or is, by its schema."""
+    kinds = [kind for kind in facts.get("anyOf", [facts]) if kind.get("type") != "null"]
+    kind = kinds[0]
+    if "contentMediaType" in kind:
+        return "a file"
+    if values := kind.get("enum", [kind["const"]] if "const" in kind else []):
+        return ", ".join(map(str, values))
+    if "$ref" in kind:
+        return "an object"
+    low, high = kind.get("minimum"), kind.get("maximum")
+    bounds = f" from {low:g} to {high:g}" if low is not None and high is not None and high < SEED_MAX else ""
+    return f"{kind['type']}{bounds}"
 
 
 def _commands() -> Iterator[str]:

@@ -8,7 +8,7 @@ import binascii
 import json
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +21,7 @@ from core import bounded
 from core.errors import NotWritten, RequestError
 from web.api_errors import ApiError
 from web.clients import announced_length
-from web.upload_limits import MAX_PICTURE
+from web.upload_limits import KEPT_FREE, MAX_PICTURE
 
 MAX_JSON = 4_000_000  # bytes: a prompt of the longest kind, or a picture of three million bytes as a data URL
 ONE, NO_FILE = "one", "no file"
@@ -32,39 +32,61 @@ _DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?P<rest>(?:;[^;,]*)*)
 _NAME_IN_URL = re.compile(r";name=([^;,]+)")
 
 
-def described(kinds: Mapping[str, type[BaseModel]], files: Collection[str] = ()) -> dict[str, Any]:
-    """Return how an OpenAPI document describes a route's body: by content type, the fields that are files as such."""
+def described(kinds: Mapping[str, Sequence[type[BaseModel]]], files: Collection[str] = ()) -> dict[str, Any]:
+    """Return how an OpenAPI document describes a route's body: by content type, one of some types.
+
+    A type with a `mode` has it as a field; `files` are the fields that are files.
+    """
     content = {}
-    for kind, model in kinds.items():
-        schema = model.model_json_schema()
-        for name, field in schema["properties"].items():
-            for ours in ("allowed", "flag", "metavar"):  # for the command line, and for sentences
-                field.pop(ours, None)
-            if name in files and kind == "multipart/form-data":
-                schema["properties"][name] = {
-                    "type": "string",
-                    "contentMediaType": "application/octet-stream",
-                    "description": field.get("description", ""),
-                }
-        content[kind] = {"schema": schema}
-    return {"requestBody": {"required": True, "content": content}}
+    for kind, models in kinds.items():
+        schemas = [_schema(model, files, kind == "multipart/form-data") for model in models]
+        content[kind] = {"schema": schemas[0] if len(schemas) == 1 else {"oneOf": schemas}}
+    refused = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
+    responses = {
+        "415": {"description": "A body of this kind is not read here.", "content": refused},
+        "507": {"description": "There is no room for its files.", "content": refused},
+    }
+    return {"requestBody": {"required": True, "content": content}, "responses": responses}
 
 
-async def read(request: Request, folder: Path, files: Collection[str]) -> dict[str, Any]:
+def _schema(model: type[BaseModel], files: Collection[str], form: bool) -> dict[str, Any]:
+    schema = model.model_json_schema()
+    for name, field in schema["properties"].items():
+        for ours in ("allowed", "flag", "metavar"):  # for the command line, and for sentences
+            field.pop(ours, None)
+        if name in files:
+            text = field.get("description", "")
+            if form:
+                field = {"contentMediaType": "application/octet-stream", "description": text}
+            else:
+                field = {"pattern": "^data:.*;base64,", "description": f"{text} In a data URL."}
+            schema["properties"][name] = {"type": "string"} | field
+    if mode := getattr(model, "mode", None):
+        schema["title"] = mode
+        schema["properties"] = {"mode": {"const": mode, "type": "string"}} | schema["properties"]
+        schema["required"] = ["mode", *schema.get("required", ())]
+    return schema
+
+
+async def read(request: Request, folder: Path, files: Collection[str], most: int = MAX_PICTURE) -> dict[str, Any]:
     """Return what a program sends: its fields, those that are files as the paths where they lie now.
 
     Args:
         request: its body was not read yet.
         folder: where files are written, each in a folder of its own so that it keeps its name.
         files: the fields that are files: parts of a form, or data URLs. Whatever else stands there is refused.
+        most: how many bytes a form may have; each file but a LoRA may have MAX_PICTURE.
 
     Raises:
         ApiError: it is too large, or neither JSON nor a form.
+        NotWritten: there is no room for it.
         RequestError: a file is none.
     """
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return await _form(_limited(request, MAX_PICTURE), folder, files)
+        if announced_length(request.headers) > max(MAX_PICTURE, shutil.disk_usage(folder).free - KEPT_FREE):
+            raise NotWritten("the request", "there is no room")
+        return await _form(_limited(request, most), folder, files)
     if kind != "application/json":
         raise ApiError(415, f"{kind} is not read here; send application/json or multipart/form-data", "content_type")
     return await _json(_limited(request, MAX_JSON), folder, files)
@@ -120,6 +142,8 @@ async def _form(request: Request, folder: Path, files: Collection[str]) -> dict[
             if isinstance(value, UploadFile):
                 if name not in files:
                     raise RequestError(name, value.filename, NO_FILE)
+                if name != "lora" and (value.size or 0) > MAX_PICTURE:
+                    raise ApiError(413, f"{name} is larger than {MAX_PICTURE} bytes", "too_large", name)
                 fields[name] = await asyncio.to_thread(_placed, value.file, value.filename or "", name, folder)
             else:
                 fields[name] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from typing import Literal
 
@@ -47,6 +48,12 @@ def emerging(preview: Preview, name: Format) -> bytes:
     """Return a preview at the size of the picture that it will become."""
     small = Image.frombytes("RGB", (preview.width, preview.height), preview.rgb)
     return _saved(small.resize(size_of(preview), Image.Resampling.BICUBIC), name, 100)
+
+
+def small(preview: Preview) -> str:
+    """Return a preview as it is, small, as the data URL of a JPEG."""
+    image = Image.frombytes("RGB", (preview.width, preview.height), preview.rgb)
+    return f"data:image/jpeg;base64,{base64.b64encode(_saved(image, 'jpeg', 91)).decode()}"
 
 
 def _saved(picture: Image.Image, name: Format, quality: int, exif: Image.Exif | None = None) -> bytes:

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gradio.route_utils import get_root_url
+from starlette.requests import Request
+
 from core.errors import NotWritten
 from core.whole_file import write_whole
 
@@ -27,6 +30,12 @@ class Kept:
     media_type: str
     size: int
     expires: float
+
+
+def address(request: Request, path: str) -> str:
+    """Return the address of one of our routes as the program reaches this server, also behind a proxy."""
+    root = get_root_url(request, request.url.path, request.state.proxy_path)
+    return f"{root}/v1/{path}"
 
 
 class KeptFiles:
@@ -72,6 +81,18 @@ class KeptFiles:
         with self._changing:
             self._sweep()
             return self._files.get(name)
+
+    def names(self) -> set[str]:
+        """Return the names of all that is kept."""
+        with self._changing:
+            self._sweep()
+            return set(self._files)
+
+    def drop(self, name: str) -> None:
+        """Remove the file of a name, where it is still there."""
+        with self._changing:
+            if kept := self._files.pop(name, None):
+                kept.path.unlink(missing_ok=True)
 
     def _made(self) -> Path:
         if self._folder is None:

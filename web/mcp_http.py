@@ -24,8 +24,7 @@ from engine import Engine
 from web import bodies
 from web.api_errors import ApiError
 from web.following import begin
-from web.kept_files import KeptFiles
-from web.openai import address
+from web.kept_files import KeptFiles, address
 
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from gradio.route_utils import get_root_url
 from gradio.utils import get_upload_folder
 from pydantic import AfterValidator, BaseModel, Field
 from starlette.requests import Request
@@ -41,7 +40,7 @@ from web import bodies
 from web.api_errors import RESPONSES, ApiError
 from web.following import begin, unheld, while_connected
 from web.image_formats import Format, emerging, encoded, media_type, size_of
-from web.kept_files import KEPT_SECONDS, KeptFiles
+from web.kept_files import KEPT_SECONDS, KeptFiles, address
 
 MOST_PICTURES = 10  # of one request, as OpenAI has it
 MOST_PARTIAL = 3  # the same
@@ -216,7 +215,7 @@ def router(engine: Engine, kept: KeptFiles) -> APIRouter:
         "/images/generations",
         summary="Draw a picture of a prompt",
         response_model=Pictures,
-        openapi_extra=bodies.described({"application/json": Generation}),
+        openapi_extra=bodies.described({"application/json": [Generation]}),
     )
     async def generations(request: Request) -> Response:
         return await _answer(request, Generation, TextToImage, "image_generation")
@@ -225,7 +224,7 @@ def router(engine: Engine, kept: KeptFiles) -> APIRouter:
         "/images/edits",
         summary="Draw a picture that keeps the structure of another",
         response_model=Pictures,
-        openapi_extra=bodies.described({"multipart/form-data": Edit}, files=("image",)),
+        openapi_extra=bodies.described({"multipart/form-data": [Edit]}, files=("image",)),
     )
     async def edits(request: Request) -> Response:
         return await _answer(request, Edit, ControlNet, "image_edit")
@@ -358,12 +357,6 @@ def _event(name: str, asked: Images, data: bytes, size: str, **more: Any) -> str
 
 def _size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
-
-
-def address(request: Request, path: str) -> str:
-    """Return the address of one of our routes as the program reaches this server, also behind a proxy."""
-    root = get_root_url(request, request.url.path, request.state.proxy_path)
-    return f"{root}/v1/{path}"
 
 
 def model_names(engine: Engine) -> dict[str, str]:

@@ -7,6 +7,7 @@ Gradio's own endpoints but the engine.
 from __future__ import annotations
 
 import logging
+import re
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
@@ -21,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from core import metadata
 from core.errors import InternalError, StudioError
 from engine import Engine
-from web import mcp_http, openai
+from web import jobs, mcp_http, openai
 from web.api_errors import ApiError, of_status
 from web.api_keys import ApiKeys
 from web.clients import sender
@@ -37,7 +38,7 @@ NO_KEY = "this server asks for an API key: send one of its keys in the header Au
 OTHER_SITE = "a web page may not ask here: these routes are for programs"
 
 
-def routes(engine: Engine, keys: ApiKeys, closed: bool, root_path: str = "") -> list[BaseRoute]:
+def routes(engine: Engine, keys: ApiKeys, closed: bool, root_path: str = "", private: bool = False) -> list[BaseRoute]:
     """Return the routes for programs, which are matched before Gradio's own.
 
     Args:
@@ -45,17 +46,17 @@ def routes(engine: Engine, keys: ApiKeys, closed: bool, root_path: str = "") -> 
         keys: of which a program has to show one, where there are any.
         closed: whether nobody gets in, for want of keys.
         root_path: where a proxy in front of us serves the page.
+        private: whether nobody but those at this machine is meant to come.
     """
     kept = KeptFiles(get_upload_folder())
     tools = Guard(mcp_http.Tools(engine, kept), keys, closed, root_path)
-    return [
-        Mount(PREFIX, app=Guard(build(engine, kept), keys, closed, root_path)),
-        Route(mcp_http.PATH, tools),
-    ]
+    mount = Mount(PREFIX, app=Guard(build(engine, kept, private), keys, closed, root_path))
+    mount.path_regex = re.compile(f"^{PREFIX}/(?P<path>.*)$", re.DOTALL)  # else what has a new line in it is not ours
+    return [mount, Route(mcp_http.PATH, tools)]
 
 
-def build(engine: Engine, kept: KeptFiles) -> FastAPI:
-    """Return the app behind the doors."""
+def build(engine: Engine, kept: KeptFiles, private: bool = False) -> FastAPI:
+    """Return the app behind the doors, as `routes`."""
     app = FastAPI(
         title="Z-Image Studio",
         version=metadata.APP_VERSION,
@@ -68,6 +69,7 @@ def build(engine: Engine, kept: KeptFiles) -> FastAPI:
         redirect_slashes=False,
     )
     app.include_router(openai.router(engine, kept))
+    app.include_router(jobs.router(engine, kept, private))
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:
@@ -109,8 +111,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        owner: str | None = sender(scope, headers)
-        refused = None
+        client, owner, refused = sender(scope, headers), None, None
         if "origin" in headers and _host(headers["origin"]) != headers.get("host", ""):
             refused = ApiError(403, OTHER_SITE, "other_site")
         elif self._closed:
@@ -118,13 +119,14 @@ class Guard:
         # The address of a file is enough to fetch it: it cannot be guessed.
         elif self._keys and not scope["path"].startswith(scope.get("root_path", "") + "/files/"):
             owner = self._keys.owner(headers.get("authorization", ""))
+            client = owner or client
             if owner is None:
                 refused = ApiError(401, NO_KEY, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         if refused:
             refused.headers["Connection"] = "close"  # or the server would read the body that is still to come
             await refused.response()(scope, receive, send)
             return
-        state = {**scope.get("state", {}), "client": owner, "proxy_path": self._root_path}
+        state = {**scope.get("state", {}), "client": client, "owner": owner, "proxy_path": self._root_path}
         await self._app({**scope, "state": state}, receive, send)
 
 

@@ -104,7 +104,8 @@ def serve(
         manager.job.restore()
     page = build(engine, manager)
     closed = programs_closed(host, account, insecure, keys)
-    options["app_kwargs"]["routes"] += programs.routes(engine, keys, closed, options.get("root_path", ""))
+    private, root_path = is_for_this_machine(host, allow_hosts), options.get("root_path", "")
+    options["app_kwargs"]["routes"] += programs.routes(engine, keys, closed, root_path, private)
     try:
         with environment.without_proxies():
             _, url, _ = page.launch(**options, share=False, quiet=True, prevent_thread_lock=True)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from PIL import Image
 
 from core.errors import RequestError, StudioError
 from core.events import Failure, Preview, Queued, Result, Stage, Step, TileDone
@@ -17,6 +13,7 @@ from core.messages import Message
 from core.sizes import WeightsKind
 from core.upload import IMAGE_FILE
 from engine.mode_generate import known_things
+from web.image_formats import small
 from web.language import Say, english, fixed
 
 if TYPE_CHECKING:
@@ -147,10 +144,7 @@ def time_left(seconds: float, say: Say) -> str:
 
 def emerging(preview: Preview) -> str:
     """Return how a picture looks so far, shown over the last one. A screen reader gets how far it is instead."""
-    buffer = io.BytesIO()
-    image = Image.frombytes("RGB", (preview.width, preview.height), preview.rgb)
-    image.save(buffer, format="JPEG", quality=85, subsampling=0)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return f'<img alt="" src="{small(preview)}">'
 
 
 def failed(failure: Failure | StudioError, say: Say = english) -> str:

@@ -16,9 +16,9 @@ from web.programs import routes
 
 
 @contextmanager
-def api_server(engine: Engine) -> Iterator[str]:
+def api_server(engine: Engine, keys: ApiKeys | None = None) -> Iterator[str]:
     """Serve the routes of an engine while the block lasts; yield their address."""
-    app = Starlette(routes=routes(engine, ApiKeys(), closed=False))
+    app = Starlette(routes=routes(engine, keys or ApiKeys(), closed=False))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()
