@@ -239,7 +239,7 @@ def router(engine: Engine, kept: KeptFiles) -> APIRouter:
     @routes.post(
         "/files",
         summary="Send a file, which an address then stands for",
-        openapi_extra=bodies.described({"multipart/form-data": Sent}, files=("file",)),
+        openapi_extra=bodies.described({"multipart/form-data": [Sent]}, files=("file",)),
     )
     async def send(request: Request) -> SentFile:
         with tempfile.TemporaryDirectory(dir=get_upload_folder()) as folder:

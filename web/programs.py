@@ -55,8 +55,9 @@ def routes(engine: Engine, keys: ApiKeys, closed: bool, root_path: str = "", pri
     return [mount, Route(mcp_http.PATH, tools)]
 
 
-def build(engine: Engine, kept: KeptFiles, private: bool = False) -> FastAPI:
-    """Return the app behind the doors, as `routes`."""
+def build(engine: Engine, kept: KeptFiles | None = None, private: bool = False) -> FastAPI:
+    """Return the app behind the doors, as `routes`; `kept` are the files that programs fetch by address."""
+    kept = kept or KeptFiles(get_upload_folder())
     app = FastAPI(
         title="Z-Image Studio",
         version=metadata.APP_VERSION,

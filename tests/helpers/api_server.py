@@ -35,3 +35,11 @@ def waiting(engine: Engine) -> int:
     """Return how many requests an engine has in hand, waiting or worked on."""
     turns = engine._turns
     return len(turns._waiting) + (turns._working is not None)
+
+
+def wait_until_idle(engine: Engine) -> None:
+    """Wait until an engine has nothing in hand: its worker is shared, and serves one engine at a time."""
+    deadline = time.monotonic() + 60
+    while waiting(engine):
+        assert time.monotonic() < deadline, "a run goes on"
+        time.sleep(0.01)

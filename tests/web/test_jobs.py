@@ -18,7 +18,7 @@ from PIL import Image
 from core.events import Result
 from core.request import ControlNet, Preprocess, Upscale
 from engine import Engine, Settings
-from tests.helpers.api_server import api_server, waiting
+from tests.helpers.api_server import api_server, wait_until_idle, waiting
 from tests.helpers.serving import ROOT, server
 from web import jobs
 from web.api_keys import ApiKeys
@@ -210,6 +210,7 @@ def test_a_job_is_seen_by_its_own_key_alone(small: Engine) -> None:
         assert mine.get("/jobs", headers=other).json()["data"] == []
         assert [facts["id"] for facts in mine.get("/jobs").json()["data"]] == [job["id"]]
         mine.delete(f"/jobs/{job['id']}")
+        wait_until_idle(small)
     with api_server(small) as address:  # where nothing tells callers apart
         assert httpx.get(f"{address}/jobs").json()["error"]["code"] == "not_listed"
 

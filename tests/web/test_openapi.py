@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,12 +18,11 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from engine import Engine, Settings
-from tests.helpers.api_server import api_server
-from web.kept_files import KeptFiles
+from tests.helpers.api_server import api_server, wait_until_idle
 from web.programs import build
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-DOCUMENT: dict[str, Any] = build(Engine(), KeptFiles(tempfile.gettempdir())).openapi()
+DOCUMENT: dict[str, Any] = build(Engine()).openapi()
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
 OPERATIONS = [
     (path, method.upper(), mode)
@@ -69,5 +67,6 @@ def test_what_is_answered_is_as_documented(engine: Engine) -> None:
             case = SCHEMA[path][method].Case(path_parameters={"id": sent.json()["id"]})
             answer = case.call_and_validate(base_url=address, checks=CHECKS, timeout=60)
             assert answer.status_code == 200
+        wait_until_idle(small)
         for path in ("/jobs", "/models"):
             SCHEMA[path]["GET"].Case().call_and_validate(base_url=address, checks=CHECKS, timeout=60)
