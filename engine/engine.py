@@ -20,6 +20,7 @@ from core.messages import Message
 from core.request import DrawRequest, Model, Preprocess, Resolved, Upscale, WeightsChoice
 from core.upload import Upload
 from engine import drawing, mode_upscale
+from engine.bar import with_bar
 from engine.fair_queue import FairQueue
 from engine.following import follow
 from engine.mode import Drawn
@@ -92,13 +93,19 @@ class Engine:
         """
         return follow(self.run(request, client, session))
 
-    def draw(self, request: DrawRequest, client: str = "") -> Result:
+    def draw(self, request: DrawRequest, client: str = "", bar: bool = False) -> Result:
         """Carry out one request and wait for its picture: `run` for notebooks and scripts.
+
+        Args:
+            request: a validated request of any mode.
+            client: who asks, as in `run`.
+            bar: show a progress bar.
 
         Raises:
             StudioError: what `run` yields as a `Failure`.
         """
-        *_, last = self.run(request, client)
+        events = self.run(request, client)
+        *_, last = with_bar(events) if bar else events
         if isinstance(last, Failure):
             raise last.error()
         assert isinstance(last, Result)  # a run ends with one of the two
