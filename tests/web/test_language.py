@@ -40,6 +40,8 @@ NOT_ON_THE_PAGE = {
     *("hub/command.py", "hub/modelscope.py", "hub/links.py", "hub/places.py", "hub/space_cache.py", "hub/verify.py"),
     *(
         "web/listening.py",
+        "web/mcp.py",
+        "web/mcp_http.py",
         "diffusion/device.py",
         "diffusion/measure.py",
         "web/allowed_hosts.py",
