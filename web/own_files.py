@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import gradio as gr
@@ -37,8 +38,9 @@ def settle() -> None:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def until_stopped(page: gr.Blocks) -> None:
-    """Serve a page until SIGINT or SIGTERM, then remove its files; the process ends by SIGTERM as it usually would."""
+@contextlib.contextmanager
+def gone_at_the_end(page: gr.Blocks) -> Iterator[None]:
+    """Serve a page within this block: its files go when the block ends, by SIGTERM too, which then ends the process."""
     terminated = False
 
     def stop(*_: object) -> None:
@@ -49,10 +51,10 @@ def until_stopped(page: gr.Blocks) -> None:
     with contextlib.suppress(ValueError):  # only a main thread is told
         signal.signal(signal.SIGTERM, stop)
     try:
-        page.block_thread()
+        yield
     finally:
         # Gradio does so too, but not while a stream is open.
         delete_files_created_by_app(page, None)
-    if terminated:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if terminated:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -106,15 +106,16 @@ def serve(
     closed = programs_closed(host, account, insecure, keys)
     private, root_path = is_for_this_machine(host, allow_hosts), options.get("root_path", "")
     options["app_kwargs"]["routes"] += programs.routes(engine, keys, closed, root_path, private)
-    try:
-        with environment.without_proxies():
-            _, url, _ = page.launch(**options, share=False, quiet=True, prevent_thread_lock=True)
-    except OSError as error:  # Gradio's way of saying so; nothing else is opened before the port
-        raise RequestError("port", port, listening.PORTS) from error
-    # Of listeners other than runs, which have threads of their own.
-    page.limiter = anyio.CapacityLimiter(THREADS)  # type: ignore[assignment]  # it may be one, or None for the usual
-    print(f"{theme.TITLE} is at {url} (Ctrl+C stops it)", flush=True)
-    own_files.until_stopped(page)
+    with own_files.gone_at_the_end(page):
+        try:
+            with environment.without_proxies():
+                _, url, _ = page.launch(**options, share=False, quiet=True, prevent_thread_lock=True)
+        except OSError as error:  # Gradio's way of saying so; nothing else is opened before the port
+            raise RequestError("port", port, listening.PORTS) from error
+        # Of listeners other than runs, which have threads of their own.
+        page.limiter = anyio.CapacityLimiter(THREADS)  # type: ignore[assignment]  # it may be one, or None for the usual
+        print(f"{theme.TITLE} is at {url} (Ctrl+C stops it)", flush=True)
+        page.block_thread()
 
 
 def is_for_this_machine(host: str, allow_hosts: Sequence[str]) -> bool:
