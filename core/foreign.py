@@ -230,12 +230,12 @@ def _from_fields(source: str, fields: Mapping[str, Any]) -> Parameters:
     for name in ("prompt", "negative_prompt", "model"):
         found[name] = _text_of(found.get(name))
     for spelling in ("size", "resolution"):
-        if "width" not in found and (sides := _sides(fields.get(plain.get(spelling, "")))):
+        if "width" not in found and spelling in plain and (sides := _sides(fields[plain[spelling]])):
             found["width"], found["height"] = sides
             read.add(plain[spelling])
     of_loras = {key for spelling, key in plain.items() if re.fullmatch("loras?|loracombined[0-9]{1,2}", spelling)}
     # Fooocus says them twice.
-    once = {plain["loras"]} if fields.get(plain.get("loras", "")) else of_loras
+    once = {plain["loras"]} if "loras" in plain and fields[plain["loras"]] else of_loras
     found["loras"] = [lora for key in sorted(once) for lora in _loras_of(fields[key], fields.get("loraweights"))]
     named = [key for spelling, key in plain.items() if spelling not in _NO_PART and key not in read | of_loras]
     return restored(source, found, {key: fields[key] for key in named})
