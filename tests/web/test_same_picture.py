@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from gradio_client import Client, handle_file
@@ -75,6 +76,15 @@ def by_mcp(mode: str, fields: Fields, folder: Path) -> bytes:
     return asyncio.run(drawn())
 
 
+def by_job(mode: str, fields: Fields, folder: Path) -> bytes:
+    given = {name: as_url(value) if isinstance(value, Path) else value for name, value in fields.items()}
+    with httpx.Client(base_url=f"{server().url}v1", timeout=60) as client:
+        facts = client.post("/jobs", json={"mode": mode, **given}).json()
+        while facts["state"] in ("queued", "running"):
+            facts = client.get(f"/jobs/{facts['id']}").json()
+        return client.get(facts["files"][0]["url"]).content
+
+
 def as_url(file: Path) -> str:
     return f"data:image/png;name={file.name};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
@@ -86,6 +96,7 @@ WAYS: dict[str, tuple[Way, set[str]]] = {  # and the modes that can be asked for
     "command line": (by_command_line, set(REQUESTS)),
     "openai": (by_openai, {TextToImage.mode, ControlNet.mode}),
     "mcp": (by_mcp, set(REQUESTS)),
+    "job": (by_job, set(REQUESTS)),
 }
 
 
