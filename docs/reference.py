@@ -89,15 +89,15 @@ def _routes() -> Iterator[str]:
                 continue
             yield f"`{name}` takes:\n"
             fields = schema["properties"].items()
-            rows = ((f"`{field}`", *_described(field, facts, schema["required"])) for field, facts in fields)
-            yield from _table(("field", "takes", "default", ""), rows)
+            taken = ((f"`{field}`", *_described(field, facts, schema["required"])) for field, facts in fields)
+            yield from _table(("field", "takes", "default", ""), taken)
         if any("mode" in schema["properties"] for schema in _bodies(operation)):
             modes = ", ".join(f"`{schema['title']}`" for schema in _bodies(operation))
             yield f"`{name}` takes `mode`, which is {modes}, and the fields of that mode as above.\n"
     yield "A job is told as:\n"
     facts = document["components"]["schemas"]["JobFacts"]["properties"]
-    rows = ((f"`{name}`", _kind(facts[name]), facts[name].get("description", "")) for name in facts)
-    yield from _table(("field", "is", ""), rows)
+    told = ((f"`{name}`", _kind(facts[name]), str(facts[name].get("description", ""))) for name in facts)
+    yield from _table(("field", "is", ""), told)
 
 
 def _statuses(operation: dict[str, Any]) -> str:

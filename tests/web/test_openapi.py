@@ -51,7 +51,7 @@ def test_no_request_breaks_a_route(address: str, path: str, method: str, mode: G
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    def ask(case: schemathesis.Case) -> None:
+    def ask(case: schemathesis.Case[Any]) -> None:
         case.call_and_validate(base_url=address, checks=CHECKS, timeout=60)
 
     ask()
