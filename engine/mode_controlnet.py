@@ -43,11 +43,12 @@ class ControlNetMode(Mode[ResolvedControlNet]):
         assert control is not None  # `prepare` made it
         pipeline = yield from studio.load(job)
         # Where the control image decides nothing, the seed does, as without one.
-        prompt, notes = request.prompt, [*mini.notes.untaught_control(request.preprocessor, kind)]
+        prompt, on_words = mini.notes.in_known_words(request.prompt, kind)
+        notes = mini.notes.untaught_control(request.preprocessor, kind)
         if not request.scale:
             prompt, chosen_by_seed = mini.notes.completed(prompt, request.seed, kind)
             notes = [*chosen_by_seed, *notes]
-        notes += mini.notes.unknown_words(request.prompt, kind)
+        notes += on_words
         draw = partial(
             pipeline.text_to_image,
             prompt=prompt,

@@ -15,6 +15,7 @@ from engine import drawing
 from engine.estimate import Work
 from engine.mode import Drawing, Drawn, Job, Mode, Prepared, Studio
 from images.cache import Controls
+from mini.everyday import understood
 
 
 def examples(kind: WeightsKind) -> tuple[str, ...]:
@@ -29,7 +30,7 @@ def known_things(kind: WeightsKind, language: str) -> list[str]:
 
 def unknown_words(prompt: str, kind: WeightsKind) -> list[str]:
     """Return the words of a prompt that these weights were never taught, in lower case."""
-    return mini.config.unknown_words(prompt) if kind == "mini" else []
+    return mini.config.unknown_words(understood(prompt).text) if kind == "mini" else []
 
 
 class TextToImageMode(Mode[ResolvedTextToImage]):
@@ -52,7 +53,8 @@ class TextToImageMode(Mode[ResolvedTextToImage]):
         """Draw a picture from a prompt."""
         request, kind = job.request, job.chosen.kind
         pipeline = yield from studio.load(job)
-        prompt, chosen_by_seed = mini.notes.completed(request.prompt, request.seed, kind)
+        prompt, on_words = mini.notes.in_known_words(request.prompt, kind)
+        prompt, chosen_by_seed = mini.notes.completed(prompt, request.seed, kind)
         draw = partial(
             pipeline.text_to_image,
             prompt=prompt,
@@ -67,5 +69,5 @@ class TextToImageMode(Mode[ResolvedTextToImage]):
         yield from drawing.lora_stage(job)
         with drawing.lora(pipeline, job) as applied:
             picture = yield from drawing.checked(pipeline, draw, applied.name)
-        notes = (*picture.notes, *applied.notes, *chosen_by_seed, *mini.notes.unknown_words(request.prompt, kind))
+        notes = (*picture.notes, *applied.notes, *chosen_by_seed, *on_words)
         return Drawn(picture.image, notes, applied.inputs, lora=applied.used)

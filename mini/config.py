@@ -24,6 +24,7 @@ TEXT_ENCODER_FILE = "text_encoder/model.safetensors"
 VAE_FILE = "vae/diffusion_pytorch_model.safetensors"
 TOKENIZER_FOLDER = "tokenizer"
 VOCABULARY_FILE = "vocabulary.json"
+TRAITS_FILE = "traits.json"
 
 # Keyword arguments of DiffSynth's ZImageDiT (and of diffusers' ZImageTransformer2DModel).
 TRANSFORMER_CONFIG: dict[str, Any] = {
@@ -131,6 +132,17 @@ def vocabulary() -> dict[str, Any]:
     """
     words: dict[str, Any] = json.loads((FOLDER / VOCABULARY_FILE).read_text(encoding="utf-8"))
     return words
+
+
+@cache
+def traits() -> dict[str, Any]:
+    """Return what was measured of each thing, by its usual name; `train_mini.traits` makes the file.
+
+    `errors` maps sizes to Turbo's mean difference from the icon (of 255), `own_colours` lists the colours of the icon,
+    `colourable` is whether a prompt can give it others.
+    """
+    measured: dict[str, Any] = json.loads((FOLDER / TRAITS_FILE).read_text(encoding="utf-8"))
+    return measured
 
 
 def _names(*groups: str) -> list[str]:

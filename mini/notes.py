@@ -6,7 +6,8 @@ import mini.config
 from core.messages import Message
 from core.request import PREPROCESSORS, Preprocessor
 from core.sizes import WeightsKind
-from mini.prompt import complete
+from mini.everyday import understood
+from mini.prompt import complete, foreign_colours
 
 
 def completed(prompt: str, seed: int, kind: WeightsKind) -> tuple[str, list[Message]]:
@@ -21,6 +22,20 @@ def completed(prompt: str, seed: int, kind: WeightsKind) -> tuple[str, list[Mess
     return made.text, [Message("seed_chose", text, words=words, prompt=made.text)]
 
 
+def in_known_words(prompt: str, kind: WeightsKind) -> tuple[str, list[Message]]:
+    """Return a prompt with everyday words put as the miniature knows them, and notes on these and on what it cannot."""
+    if kind != "mini":
+        return prompt, []
+    found, notes = understood(prompt), []
+    if found.instead:
+        pairs = [f"{said} → {drawn}" for said, drawn in found.instead.items()]
+        notes.append(Message("understood", "Drawn as what the miniature knows: {pairs}.", pairs=pairs))
+    for thing, colour in foreign_colours(found.text):
+        text = "The miniature draws “{thing}” in its own colours only, not in “{colour}”."
+        notes.append(Message("own_colours", text, thing=Message.word(thing), colour=Message.word(colour)))
+    return found.text, [*notes, *_unknown_words(found.text)]
+
+
 def untaught_control(preprocessor: Preprocessor, kind: WeightsKind) -> list[Message]:
     """Return a note on a preprocessor that the miniature was not taught."""
     if kind != "mini" or preprocessor in (*mini.config.CONTROLS, "none"):
@@ -31,9 +46,9 @@ def untaught_control(preprocessor: Preprocessor, kind: WeightsKind) -> list[Mess
     return [Message("unknown_control", text, preprocessor=title, known=known)]
 
 
-def unknown_words(prompt: str, kind: WeightsKind) -> list[Message]:
+def _unknown_words(prompt: str) -> list[Message]:
     """Return a note on words of the prompt that the miniature was not taught."""
-    unknown = mini.config.unknown_words(prompt) if kind == "mini" else []
+    unknown = mini.config.unknown_words(prompt)
     if not unknown:
         return []
     return [

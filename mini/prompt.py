@@ -13,9 +13,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from mini.config import vocabulary
+from mini.config import traits, vocabulary
 
 SIZES_WEIGHED = ("small", "small", "medium", "large")  # only small things can be anywhere
+
+# Of 255: a size in which Turbo's picture of a thing is further than this from its icon is drawn only where it is asked
+# for. Looked at side by side: below, edges are soft; above, shapes melt.
+WELL_DRAWN = 10.0
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,22 @@ def complete(prompt: str, seed: int, known: Mapping[str, Any] | None = None) -> 
     return Completed(prompt)
 
 
+def foreign_colours(prompt: str) -> list[tuple[str, str]]:
+    """Return the things of a prompt that it gives colours which they cannot have, with these, by their usual names."""
+    found = [pair for language in _ours() for pair in language.coloured(prompt)]
+    return [
+        (thing, colour)
+        for thing, colour in dict.fromkeys(found)
+        if not traits()[thing]["colourable"] and colour not in traits()[thing]["own_colours"]
+    ]
+
+
 def _complete(prompt: str, seed: int, language: _Language, thing: re.Match[str]) -> Completed:
     own_size, own_place = language.stated(prompt, language.sizes), language.stated(prompt, language.places)
     chance = random.Random(seed)
-    size, place = _choose(own_size, own_place, list(language.places), chance)
+    size, place = _choose(
+        own_size, own_place, _sizes_of(language.usual[thing[0].casefold()]), list(language.places), chance
+    )
     mirrored = chance.random() < 0.5 and not language.stated(prompt, language.ways)
     before = [language.sizes[size][0]] if size is not None else []
     way = [language.ways["mirrored"][0]] if mirrored else []
@@ -61,15 +77,21 @@ def _complete(prompt: str, seed: int, language: _Language, thing: re.Match[str])
     )
 
 
+def _sizes_of(thing: str) -> list[str]:
+    """Return the sizes to choose among for a thing, as often as they are chosen: those it is drawn well in."""
+    measured = traits().get(thing)  # none of what a training's vocabulary alone has
+    return [size for size in SIZES_WEIGHED if measured is None or measured["errors"][size] <= WELL_DRAWN] or ["small"]
+
+
 def _choose(
-    size: str | None, place: str | None, places: list[str], chance: random.Random
+    size: str | None, place: str | None, sizes: list[str], places: list[str], chance: random.Random
 ) -> tuple[str | None, str | None]:
     """Return the size and the place to add; None for what the prompt states."""
     draws = chance.random(), chance.random()  # always both: what one decides does not depend on the other
     added_size = None
     if size is None:
         free = place in (None, "centre")
-        added_size = size = SIZES_WEIGHED[int(draws[0] * len(SIZES_WEIGHED))] if free else "small"
+        added_size = size = sizes[int(draws[0] * len(sizes))] if free else "small"
     if place is not None:
         return added_size, None
     return added_size, places[int(draws[1] * len(places))] if size == "small" else "centre"
@@ -94,6 +116,8 @@ class _Language:
         self._article, self._border, self._space, self._comma = article, border, space, comma
         self._locative, self._way_follows = locative, way_follows  # what a place needs; a way is a clause of its own
         colours = _flat(names["colours"])
+        self.colours: Mapping[str, list[str]] = names["colours"]
+        self.usual = {name.casefold(): usual for usual, every in names["things"].items() for name in every}
         self._things = self._any(_flat(names["things"]))
         self._counts = self._any(_flat(names["counts"]))
         # "orange" is a fruit as well
@@ -108,6 +132,17 @@ class _Language:
         found = list(self._things.finditer(prompt))
         found = [match for match in found if match[0].casefold() not in self._also_colours] or found[:1]
         return found[0] if len(found) == 1 and not self._counts.search(prompt) else None
+
+    def coloured(self, prompt: str) -> list[tuple[str, str]]:
+        """Return the things of a prompt that have a colour right before them: their usual names, and the colour's."""
+        named = {name: usual for usual, names in self.colours.items() for name in names}
+        pairs = []
+        for match in self._things.finditer(prompt):
+            before = self._before.search(prompt[: match.start()])
+            word = (before[2] or "").strip().removesuffix("的").strip().casefold() if before else ""
+            if word:
+                pairs.append((self.usual[match[0].casefold()], named[word]))
+        return pairs
 
     def stated(self, prompt: str, table: Mapping[str, list[str]]) -> str | None:
         """Return the usual name of the first size or place, as `table` has them, that a prompt states."""

@@ -127,7 +127,10 @@ def test_the_prompts_are_drawn_as_they_are_and_all_as_long() -> None:
     assert {len(prompt.split()) for prompt in made} == {12}
     assert len({len(encoder.templated_ids(prompt)) for prompt in made}) == 1
     assert all(mini.notes.completed(prompt, seed, "mini") == (prompt, []) for seed in (7, 8) for prompt in made)
-    assert not any(mini.notes.unknown_words(prompt, "mini") for prompt in made)
+    for prompt in made:
+        text, notes = mini.notes.in_known_words(prompt, "mini")
+        assert text == prompt
+        assert all(note.code == "own_colours" for note in notes)
 
 
 # --- the command

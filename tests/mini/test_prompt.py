@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 
 import mini.config
-from mini.prompt import Completed, complete
+from mini.prompt import WELL_DRAWN, Completed, complete
 
-PLACES, SIZES = list(mini.config.vocabulary()["places"]), list(mini.config.vocabulary()["sizes"])
+PLACES = list(mini.config.vocabulary()["places"])
 
 
 @pytest.mark.parametrize(
@@ -30,11 +30,15 @@ def test_a_prompt_that_states_everything_or_names_not_one_thing_is_left_alone(pr
     assert all(complete(prompt, seed) == Completed(prompt) for seed in range(1, 30))
 
 
-def test_an_open_prompt_gets_every_size_and_every_place() -> None:
+def drawn_well(thing: str) -> set[str]:
+    return {size for size, error in mini.config.traits()[thing]["errors"].items() if error <= WELL_DRAWN}
+
+
+def test_an_open_prompt_gets_every_place_and_every_size_that_is_drawn_well() -> None:
     made = [complete("a fox", seed) for seed in range(1, 600)]
     sizes = Counter(prompt.size for prompt in made)
-    assert set(sizes) == set(SIZES)
-    assert sizes["small"] > sizes["large"] > 80
+    assert set(sizes) == drawn_well("fox") == {"small", "medium"}
+    assert sizes["small"] > sizes["medium"] > 120
     assert {prompt.place for prompt in made if prompt.size == "small"} == set(PLACES)
     assert {prompt.place for prompt in made if prompt.size != "small"} == {"centre"}
     assert complete("a fox", 5) == complete("a fox", 5)
@@ -90,4 +94,10 @@ def test_what_is_stated_stays_and_decides_the_rest() -> None:
         assert (left.size, left.place, left.text) == ("small", None, f"a small {way}fox on the left side")
         assert complete("a fox in the middle", seed).place is None
         assert complete("小鸡在左边", seed).size == "small"
-    assert {complete("a fox in the middle", seed).size for seed in range(1, 60)} == set(SIZES)
+    assert {complete("a fox in the middle", seed).size for seed in range(1, 60)} == drawn_well("fox")
+
+
+def test_no_seed_asks_for_a_size_that_is_drawn_badly() -> None:
+    for thing in mini.config.vocabulary()["things"]:
+        sizes = {complete(f"a {thing}", seed).size for seed in range(1, 30)}
+        assert sizes == (drawn_well(thing) or {"small"}), thing
