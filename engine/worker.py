@@ -31,7 +31,7 @@ from engine.mode import Drawing, Drawn, Job, Prepared
 from engine.modes import MODES
 from engine.timing import Returning, Stopwatch
 from hub import fine_tunes, inventory
-from hub.checkpoint import fingerprint, flat
+from hub.checkpoint import Mark, fingerprint, flat, mark
 from images.cache import Controls
 from images.preprocess import Control
 
@@ -159,7 +159,7 @@ class LocalWorker:
         self.plan: MemoryPlan | None = None
         self.forecast = estimate.Forecast()
         self.controls = Controls()
-        self._read: dict[Path, tuple[int, int]] = {}  # size and time of each file that the pipeline was loaded from
+        self._read: dict[Path, Mark] = {}  # of each file that the pipeline was loaded from
         self._tighter = 0  # how many plans were given up because the memory did not suffice
         self._begun, self._beginning = False, threading.Lock()  # whether a warm-up or a request has begun
         self._warming = threading.Thread(target=self._warm_up, name="warm-up")
@@ -343,11 +343,12 @@ class LocalWorker:
 
     def _drop_what_changed(self, chosen: inventory.Chosen) -> None:
         """Drop the pipeline where a file that it was loaded from has changed; mapped weights change with theirs."""
+        if self.pipeline is None:
+            self._read.clear()
         now = {}
         for path in (path for files in chosen.files.values() for path in flat(files)):
             with contextlib.suppress(OSError):  # loading it says why
-                status = path.stat()
-                now[path] = status.st_size, status.st_mtime_ns
+                now[path] = mark(path)
         changed = [path.name for path, seen in now.items() if self._read.get(path, seen) != seen]
         if changed:
             log.warning("loading again, for these files have changed: %s", ", ".join(changed))

@@ -613,6 +613,21 @@ def test_a_tokenizers_folder_has_a_fingerprint_of_its_files(tmp_path: Path) -> N
     )
 
 
+def test_a_file_that_changes_in_place_keeps_no_mark_and_no_fingerprint(tmp_path: Path) -> None:
+    file = tmp_path / "model.bin"
+    file.write_bytes(b"x" * (checkpoint.MARKED * checkpoint.PAGE))
+    status, mark, fingerprint = file.stat(), checkpoint.mark(file), checkpoint.fingerprint([file])
+    with file.open("r+b") as opened:
+        opened.seek(7 * checkpoint.PAGE)
+        opened.write(b"y")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert file.stat().st_mtime_ns == status.st_mtime_ns
+    assert checkpoint.mark(file) != mark
+    assert checkpoint.fingerprint([file]) != fingerprint
+    file.write_bytes(b"")
+    assert checkpoint.mark(file).size == 0
+
+
 def test_importing_the_module_loads_nothing_heavy() -> None:
     code = (
         "import sys, hub.inventory; print([n for n in ('torch', 'diffsynth', 'huggingface_hub') if n in sys.modules])"
