@@ -185,6 +185,7 @@ def save(result: Result, path: Path) -> Path:
     """
     sidecar = sidecar_path(path)
     described = json.dumps(result.sidecar, indent=2, ensure_ascii=False) + "\n"
+    # The PNG takes its place last: where it is, a batch that was killed takes the picture for done.
     write_together({path: result.png, sidecar: described.encode()})
     return sidecar
 

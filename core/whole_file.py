@@ -29,7 +29,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_together(files: Mapping[Path, bytes]) -> None:
-    """Write several files that belong together: none takes its place before all are written.
+    """Write several files that belong together: none takes its place before all are written, and the first the last.
 
     Raises:
         NotWritten: as `write_whole`. Unless it was the moving that failed, no file has changed.
@@ -40,7 +40,7 @@ def write_together(files: Mapping[Path, bytes]) -> None:
             with target.reporting():
                 target.file.write(data)
                 target.finish()
-        for target in written:
+        for target in reversed(written):
             with target.reporting():
                 target.place()
 

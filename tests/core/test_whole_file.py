@@ -218,10 +218,10 @@ def test_a_kill_before_the_first_move_leaves_the_old_files(tmp_path: Path) -> No
 
 @POSIX
 def test_a_kill_between_the_moves_leaves_each_file_whole(tmp_path: Path) -> None:
-    (tmp_path / "fox.json").write_bytes(b"{}")
+    (tmp_path / "fox.png").write_bytes(b"old")
     assert python(KILLED_AT.format(2) + SAVE, tmp_path / "fox.png", 1).returncode == -signal.SIGKILL
-    assert (tmp_path / "fox.png").read_bytes() == b"new"  # which holds all that the other one does
-    assert (tmp_path / "fox.json").read_bytes() == b"{}"
+    assert json.loads((tmp_path / "fox.json").read_text()) == {"new": True}
+    assert (tmp_path / "fox.png").read_bytes() == b"old"  # where the new one is, the JSON is too
 
 
 @pytest.fixture
