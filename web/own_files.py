@@ -1,41 +1,89 @@
-"""The files that a server keeps for its visitors: only its user reads them, and none outlives it for long."""
+"""The files that a server keeps for its visitors: only its user reads them, and none outlives it for long.
+
+Each server has a folder of its own for all that is temporary, below one of its user's, and holds a lock in it while it
+runs. The next one to start removes the folders whose locks nobody holds: those of servers that were killed.
+"""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import errno
 import os
-import re
 import shutil
 import signal
-import time
+import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import gradio as gr
+from filelock import FileLock
 from gradio.route_utils import delete_files_created_by_app
-from gradio.utils import get_upload_folder
 
 LOOK, KEEP = 60, 3600  # seconds: how often Gradio looks for files that are too old, and how old that is
-LEFT_OVER = 2 * KEEP  # no server that runs has files so old
-_OURS = re.compile(r"[0-9a-f]{64}|tmp[a-z0-9_]{8}")  # Gradio's folders by digest, and uploads under way
+LOCK = "lock"  # in a server's folder, held while it runs; and beside all of them, held while one is made or removed
+WAIT = 60  # seconds for another server that starts; removing what was left takes a moment
+
+_held: tuple[Path, FileLock] | None = None
 
 
 def settle() -> None:
-    """Make the folder, for its owner alone where it is not one that somebody chose, and remove what was left in it.
+    """Make this process's folder, for its owner alone, let temporary files lie in it, and remove what was left.
+
+    Gradio's uploads and pictures lie in it too, unless GRADIO_TEMP_DIR names another place: that one keeps its
+    permissions and all that is in it.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be made, or a folder of somebody else is in its place.
     """
-    folder = Path(get_upload_folder())
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if os.environ.get("GRADIO_TEMP_DIR"):
-        return  # it may hold other things too
-    with contextlib.suppress(OSError):  # another user's
-        folder.chmod(0o700)
-    for path in folder.iterdir():
-        with contextlib.suppress(OSError):
-            if _OURS.fullmatch(path.name) and time.time() - path.lstat().st_ctime > LEFT_OVER:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    global _held
+    if _held is None:
+        servers = _of_this_user()
+        with FileLock(servers / LOCK, timeout=WAIT):
+            _remove_left(servers)
+            folder = Path(tempfile.mkdtemp(dir=servers))
+            lock = FileLock(folder / LOCK, thread_local=False)
+            lock.acquire()
+        _held = folder, lock
+        tempfile.tempdir = str(folder)
+        atexit.register(_remove)
+
+
+def _of_this_user() -> Path:
+    """Return the folder that this user's servers have theirs in; others cannot read it, nor have made it."""
+    folder = Path(tempfile.gettempdir()).resolve() / "z-image-studio"
+    if not hasattr(os, "getuid"):  # Windows, whose folder for temporary files is a user's own
+        folder.mkdir(exist_ok=True)
+        return folder
+    folder = folder.with_name(f"{folder.name}-{os.getuid()}")
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "somebody else's", str(folder))
+    folder.chmod(0o700)
+    return folder
+
+
+def _remove_left(servers: Path) -> None:
+    """Remove the folders of servers that run no more."""
+    for folder in servers.iterdir():
+        if folder.is_dir():
+            with contextlib.suppress(OSError):
+                with FileLock(folder / LOCK, timeout=0):
+                    pass  # nobody holds it, and nobody will: a server takes the lock of a new folder only
+                shutil.rmtree(folder)
+
+
+def _remove() -> None:
+    """Remove this process's folder with all that is in it."""
+    global _held
+    if _held is not None:
+        (folder, lock), _held = _held, None
+        tempfile.tempdir = None
+        lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -55,6 +103,7 @@ def gone_at_the_end(page: gr.Blocks) -> Iterator[None]:
     finally:
         # Gradio does so too, but not while a stream is open.
         delete_files_created_by_app(page, None)
+        _remove()
         if terminated:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)

@@ -81,7 +81,8 @@ def serve(
 
     Raises:
         RequestError: `auth`, a key, a name, a limit, `host` or `port` is malformed or not to be had, `host` is open to
-            other machines without `auth` and keys, or GRADIO_ROOT_PATH or GRADIO_TEMP_DIR has no possible value.
+            other machines without `auth` and keys, or the value of GRADIO_ROOT_PATH, GRADIO_TEMP_DIR or TMPDIR is not
+            possible.
     """
     account, keys = logins.account(auth, auth_file), ApiKeys.collect(api_keys, api_keys_file)
     options = launch_options(host, port, account, insecure, allow_hosts, keys)
@@ -214,11 +215,13 @@ def _root_path() -> str:
 
 def _check_uploads() -> None:
     """Refuse to start where the pictures that visitors bring and get could not be written."""
-    folder = Path(get_upload_folder())
+    named, folder = "TMPDIR", os.environ.get("TMPDIR", "")
     try:
         own_files.settle()
-        check_writable(folder / "picture.png")
+        named, folder = "GRADIO_TEMP_DIR", get_upload_folder()
+        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_writable(Path(folder, "picture.png"))
     except (OSError, NotWritten) as error:
-        reason = error.values["reason"] if isinstance(error, NotWritten) else error.strerror
+        reason = error.values["reason"] if isinstance(error, NotWritten) else error.strerror or error
         allowed = f"a folder that can be written to; this one cannot ({reason})"
-        raise RequestError("GRADIO_TEMP_DIR", str(folder), allowed) from error
+        raise RequestError(named, folder, allowed) from error

@@ -1,48 +1,59 @@
-"""The files that a real server keeps, and what is left of them when it is stopped."""
+"""The files that a real server keeps, and what is left of them when it is stopped or killed."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-import time
+import tempfile
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.helpers.serving import server
+from tests.helpers.serving import Server, server
 from web import own_files
 
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals, users and permissions")
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and permissions")
-def test_files_are_the_owners_and_go_when_the_server_is_terminated(tmp_path: Path) -> None:
-    running = server(environment=(("TMPDIR", str(tmp_path)),))
-    folder = tmp_path / "gradio"
-    assert folder.stat().st_mode & 0o777 == 0o700
+
+def uploaded(running: Server) -> Path:
+    """Upload a file to a server; return where it keeps it."""
     answer = httpx.post(f"{running.url}gradio_api/upload", files={"files": ("a.png", b"pixels")}, timeout=60)
-    assert [Path(path).read_bytes() for path in answer.json()] == [b"pixels"]
-    os.kill(running.pid, signal.SIGTERM)
+    path = Path(answer.json()[0])
+    assert path.read_bytes() == b"pixels"
+    return path
+
+
+def ended(running: Server, by: signal.Signals) -> None:
+    os.kill(running.pid, by)
     _, status = os.waitpid(running.pid, 0)
-    assert (os.WIFSIGNALED(status), os.WTERMSIG(status)) == (True, signal.SIGTERM)
-    assert [path for path in folder.rglob("*") if path.is_file()] == []
+    assert (os.WIFSIGNALED(status), os.WTERMSIG(status)) == (True, by)
 
 
-def test_what_a_killed_server_left_goes_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_files, "get_upload_folder", lambda: str(tmp_path))
-    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
-    left = [tmp_path / ("a" * 64) / "picture.png", tmp_path / "tmpabcd_123"]
-    others = [tmp_path / "mine" / "picture.png", tmp_path / "tmp.txt"]
-    for path in (*left, *others):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("x")
-    own_files.settle()
-    assert all(path.exists() for path in (*left, *others))  # another server may need them
-    now = time.time() + own_files.LEFT_OVER + 1
-    monkeypatch.setattr(time, "time", lambda: now)
-    own_files.settle()
-    assert [path.exists() for path in (*left, *others)] == [False, False, True, True]
-    left[1].write_text("x")
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    own_files.settle()
-    assert left[1].exists()  # a folder that somebody chose may hold other things too
+def test_files_are_the_owners_and_none_outlives_its_server(tmp_path: Path) -> None:
+    environment = (("TMPDIR", str(tmp_path)), ("GRADIO_TEMP_DIR", ""))
+    killed = server(environment=environment)
+    (servers,) = tmp_path.glob(f"z-image-studio-{os.getuid()}")
+    (servers / "mine.txt").write_text("x")
+    assert servers.stat().st_mode & 0o777 == 0o700
+    upload = uploaded(killed)
+    own_files._remove_left(servers)
+    assert upload.exists()  # of a server that runs
+    ended(killed, signal.SIGKILL)
+    assert upload.exists()
+
+    next_one = server("--offline", environment=environment)
+    assert not (servers / upload.relative_to(servers).parts[0]).exists()
+    uploaded(next_one)
+    ended(next_one, signal.SIGTERM)
+    assert {path.name for path in servers.rglob("*")} <= {"mine.txt", own_files.LOCK}
+
+
+def test_a_folder_of_somebody_else_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever makes it first, or puts a link in its place, would read what visitors bring."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / f"z-image-studio-{os.getuid()}").symlink_to(tmp_path / "theirs")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(PermissionError, match="somebody else's"):
+        own_files._of_this_user()
