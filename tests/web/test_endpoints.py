@@ -213,7 +213,7 @@ def test_help_lines_and_ranges_are_the_requests_own(config: dict[str, Any]) -> N
 
 def test_every_other_listener_is_private_and_none_limits_the_others(config: dict[str, Any]) -> None:
     public = [listener["api_name"] for listener in config["dependencies"] if listener["api_visibility"] != "private"]
-    assert sorted(public) == ["controlnet", "generate", "preprocess", "upscale"]
+    assert sorted(public) == ["controlnet", "generate", "inspect", "preprocess", "upscale"]
 
 
 def test_requests_at_once_all_get_their_own_picture(client: Client) -> None:
