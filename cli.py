@@ -298,7 +298,7 @@ def _requests(args: argparse.Namespace, asked: DrawRequest) -> list[DrawRequest]
     Raises:
         RequestError: a seed or the count is not possible.
     """
-    if not args.count.isascii() or not args.count.isdigit() or not 1 <= int(args.count[:9]) <= MAX_COUNT:
+    if not re.fullmatch(r"0*[1-9][0-9]{0,3}", args.count):
         raise RequestError("count", args.count, f"a whole number from 1 to {MAX_COUNT}")
     count, firsts = int(args.count), [asked.check("seed", seed) for seed in args.seed or [asked.seed]]
     if len(firsts) == count == 1 and args.out_dir is None:

@@ -20,9 +20,9 @@ from core.messages import Message
 from core.request import DrawRequest, Model, Preprocess, Resolved, Upscale, WeightsChoice
 from core.upload import Upload
 from engine import drawing, mode_upscale
+from engine.async_run import follow
 from engine.bar import with_bar
 from engine.fair_queue import FairQueue
-from engine.following import follow
 from engine.mode import Drawn
 from engine.worker import LocalWorker, Outlook, Settings, Worker
 from hub import fine_tunes, inventory

@@ -13,7 +13,6 @@ from mini.config import vocabulary
 # asked for, or of something that goes by the same name at a glance; docs/nouns.md lists what this leaves unknown.
 ENGLISH: Mapping[str, str] = {
     "fir tree": "tree, evergreen, spruce",
-    "palm tree": "palm",
     "tulip": "flower, blossom",
     "maple leaf": "leaf",
     "clover": "four-leaf clover, shamrock",
@@ -50,13 +49,13 @@ ENGLISH: Mapping[str, str] = {
     "motorcycle": "moped",
     "steam train": "locomotive",
     "tram": "streetcar, trolley",
-    "airplane": "aeroplane, aircraft, jet",
+    "airplane": "aeroplane, aircraft, jet plane",
     "helicopter": "chopper",
     "rocket": "spaceship, spacecraft",
     "flying saucer": "alien spaceship",
     "sailboat": "boat, yacht, sailing boat",
     "ship": "ocean liner, cruise ship, ferry",
-    "house": "home, cottage, building",
+    "house": "cottage, building",
     "castle": "fortress, palace",
     "church": "chapel",
     "ferris wheel": "big wheel",
@@ -70,15 +69,13 @@ ENGLISH: Mapping[str, str] = {
     "television": "television set, telly",
     "guitar": "acoustic guitar",
     "violin": "fiddle",
-    "trumpet": "horn",
     "soccer ball": "ball",
     "sneaker": "shoe, trainer",
     "t-shirt": "shirt, tee, tee shirt",
     "top hat": "hat",
     "glasses": "spectacles, eyeglasses",
     "backpack": "rucksack, bag, schoolbag",
-    "diamond": "gem, jewel, gemstone, crystal",
-    "trophy": "award",
+    "diamond": "gem, jewel, gemstone",
     "umbrella": "parasol",
     "gift": "gift box, parcel",
     "axe": "hatchet",
@@ -88,13 +85,10 @@ ENGLISH: Mapping[str, str] = {
     "skull": "death's head",
     "corn": "maize, sweetcorn, corncob",
     "chili pepper": "pepper, chilli",
-    "cherries": "cherry",
-    "grapes": "grape",
     "pizza": "pizza slice",
     "hamburger": "cheeseburger",
     "ice cream": "gelato, sundae",
-    "candy": "sweet, bonbon",
-    "chocolate bar": "chocolate",
+    "candy": "bonbon",
     "cookie": "biscuit",
     "cup of coffee": "cup, mug, espresso, cappuccino, tea cup, teacup",
     "teapot": "kettle, pot of tea",
@@ -103,6 +97,7 @@ ENGLISH: Mapping[str, str] = {
     "croissant": "pastry",
     "donut": "bagel",
 }
+ONE_OF_MANY: Mapping[str, str] = {"cherry": "pair of cherries", "grape": "bunch of grapes"}  # drawn together only
 CHINESE: Mapping[str, str] = {
     "fir tree": "树",
     "tulip": "花 花朵 鲜花",
@@ -174,6 +169,7 @@ def _everyday() -> dict[str, str]:
         many = known[thing][len(known[thing]) // 2]
         for word in words.split(", "):
             table |= {_plural(word): many, word: thing}
+    table |= ONE_OF_MANY
     for thing, words in CHINESE.items():
         table |= dict.fromkeys(words.split(), chinese[thing][0])
     return {word: drawn for word, drawn in table.items() if word not in taken}

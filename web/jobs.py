@@ -33,6 +33,7 @@ from web.api_errors import RESPONSES, ApiError, ErrorAnswer, ErrorFacts
 from web.following import begin, while_connected
 from web.image_formats import small
 from web.kept_files import KEPT_SECONDS, KeptFiles, address
+from web.names_only import names_only
 from web.run import stepped
 from web.upload_limits import MAX_LORA
 
@@ -132,7 +133,7 @@ class Job:
             case TileDone(stage, index, total):
                 facts.stage, facts.step, facts.total = stage, index, total
             case Retry(note):
-                facts.notes = [str(note)]
+                facts.notes = [str(names_only(note))]
                 self.pace, self.preview = Pace(), None
 
     def end(self, state: State, expires: float, error: ErrorFacts | None = None) -> None:
@@ -186,6 +187,7 @@ class Jobs:
         Raises:
             QueueFull: there is none.
         """
+        self._sweep()
         limits, under_way = self._engine.settings, [job.client for job in self._jobs.values() if not job.has_ended]
         if len(under_way) > limits.queue_limit:
             raise QueueFull(limits.queue_limit)
@@ -231,8 +233,18 @@ class Jobs:
     async def _keep(self, job: Job, made: Result | Made) -> None:
         made = _made(made) if isinstance(made, Result) else made
         expires = time.time() + KEPT_SECONDS
-        for name, (data, media_type) in made.files.items():
-            job.files[name] = await asyncio.to_thread(self._kept.keep, data, Path(name).suffix, media_type)
+
+        def keep() -> None:
+            for name, (data, media_type) in made.files.items():
+                job.files[name] = self._kept.keep(data, Path(name).suffix, media_type)
+
+        keeping = asyncio.ensure_future(asyncio.to_thread(keep))
+        try:
+            await asyncio.shield(keeping)
+        except asyncio.CancelledError:
+            await keeping  # a thread cannot be stopped, and what it still keeps would be nobody's
+            self._drop_files(job)
+            raise
         job.facts.parameters, job.facts.notes, job.facts.seed = made.parameters, made.notes, made.seed
         job.end("done", expires)
 
@@ -246,8 +258,12 @@ class Jobs:
 
     def _forget(self, job: Job) -> None:
         self._jobs.pop(job.facts.id, None)
+        self._drop_files(job)
+
+    def _drop_files(self, job: Job) -> None:
         for name in job.files.values():
             self._kept.drop(name)
+        job.files.clear()
 
 
 def router(engine: Engine, kept: KeptFiles, private: bool) -> APIRouter:
@@ -294,6 +310,7 @@ def router(engine: Engine, kept: KeptFiles, private: bool) -> APIRouter:
             first = await while_connected(request, anext(run))
             if isinstance(first, Failure):
                 raise ApiError.of(first)
+            jobs.check_room(client)  # others may have come while this one's files did
             job = jobs.begin(mode.mode, (client, owner), first, run, stack.pop_all())
         facts = _told(job, request, kept)
         return JSONResponse(facts.model_dump(), 202, {"Location": address(request, f"jobs/{facts.id}")})
@@ -330,7 +347,7 @@ def _prepared(engine: Engine, fields: dict[str, Any]) -> Iterator[Event | Made]:
         return
     control.image.save(buffer, "PNG")
     files = {"control.png": (buffer.getvalue(), "image/png")}
-    yield Made(files, {"digest": control.digest}, [str(note) for note in control.notes])
+    yield Made(files, {"digest": control.digest}, [str(names_only(note)) for note in control.notes])
 
 
 def _made(result: Result) -> Made:
@@ -338,7 +355,7 @@ def _made(result: Result) -> Made:
     stem, parameters = metadata.file_stem(result.request), dict(result.sidecar)
     text = json.dumps(parameters, indent=2, ensure_ascii=False) + "\n"
     files = {f"{stem}.png": (result.png, "image/png"), f"{stem}.json": (text.encode(), "application/json")}
-    return Made(files, parameters, [str(note) for note in result.notes], result.request.seed)
+    return Made(files, parameters, [str(names_only(note)) for note in result.notes], result.request.seed)
 
 
 def _told(job: Job, request: Request, kept: KeptFiles) -> JobFacts:

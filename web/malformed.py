@@ -69,6 +69,7 @@ class Malformed:
             status = _status(error)
             if status is None:
                 raise
+            log.debug("malformed", exc_info=error)
             log.warning("malformed: %s %s: %s", scope["method"], ascii(scope["path"][:200]), summary(error))
             if begun:  # a stream of events, which has told its reader
                 await send({"type": "http.response.body", "body": b""})
@@ -129,7 +130,8 @@ class CheckedBlocks(gr.Blocks):
             raise
         except Exception as error:
             log.warning("malformed: input of %r: %s", block_fn.api_name, summary(error))
-            raise gr.Error(NOT_UNDERSTOOD, print_exception=False) from error
+            say = say_to(gr.context.LocalContext.request.get(None))
+            raise gr.Error(say(NOT_UNDERSTOOD), print_exception=False) from error
 
 
 def _names_folder(given: Any) -> bool:

@@ -11,8 +11,9 @@ import base64
 import io
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import AbstractContextManager, aclosing, contextmanager
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,7 +73,11 @@ class Door(Protocol):
         """Return the events of a request whose fields are unchecked."""
         ...
 
-    def opened(self, given: Mapping[str, Any], files: set[str]) -> AbstractContextManager[dict[str, Any]]:
+    def told(self, failure: Failure) -> Failure:
+        """Return a failure as this door's clients may read it."""
+        ...
+
+    def opened(self, given: Mapping[str, Any], files: set[str]) -> AbstractAsyncContextManager[dict[str, Any]]:
         """Return the arguments, with the paths of those that are files while the block lasts.
 
         Raises:
@@ -106,10 +111,10 @@ def build(engine: Engine, door: Door) -> Server[Any]:
             if params.name == INSPECT:
                 return await _inspect(door, given)
         except StudioError as error:
-            return _refused(Failure.of(error))
+            return _refused(door, Failure.of(error))
         except Exception as error:
             log.exception("internal error")
-            return _refused(Failure.of(InternalError(type(error).__name__, str(error))))
+            return _refused(door, Failure.of(InternalError(type(error).__name__, str(error))))
         names = ", ".join(tool.name for tool in tools)
         raise MCPError(types.INVALID_PARAMS, f"there is no tool {params.name[:100]!r} here; there are {names}")
 
@@ -194,14 +199,13 @@ def _files(request: type[Request]) -> set[str]:
 
 async def _draw(door: Door, context: Context, mode: type[DrawRequest], given: dict[str, Any]) -> types.CallToolResult:
     progress = _Progress(context.session)
-    with door.opened(given, _files(mode)) as fields:
-        async with aclosing(door.begin(context, mode, fields)) as events:
-            async for event in events:
-                if isinstance(event, Result):
-                    return await asyncio.to_thread(_drawn, door, context, event)
-                if isinstance(event, Failure):
-                    return _refused(event)
-                await progress.tell(event)
+    async with door.opened(given, _files(mode)) as fields, aclosing(door.begin(context, mode, fields)) as events:
+        async for event in events:
+            if isinstance(event, Result):
+                return await asyncio.to_thread(_drawn, door, context, event)
+            if isinstance(event, Failure):
+                return _refused(door, event)
+            await progress.tell(event)
     raise AssertionError("a run ends with a Result or a Failure")
 
 
@@ -221,7 +225,7 @@ def _drawn(door: Door, context: Context, result: Result) -> types.CallToolResult
 async def _preprocess(
     engine: Engine, door: Door, context: Context, given: dict[str, Any]
 ) -> types.CallToolResult:  # fmt: skip
-    with door.opened(given, _files(Preprocess)) as fields:
+    async with door.opened(given, _files(Preprocess)) as fields:
         request = Preprocess.parse(**fields)
         control = await asyncio.to_thread(engine.control_image, request)
     buffer = io.BytesIO()
@@ -239,7 +243,7 @@ async def _inspect(door: Door, given: dict[str, Any]) -> types.CallToolResult:
         raise RequestError(min(strange), given[min(strange)], "only the field file")
     if not isinstance(given.get("file"), str) or not given["file"]:
         raise RequestError("file", given.get("file"), door.file_help)
-    with door.opened(given, {"file"}) as fields:
+    async with door.opened(given, {"file"}) as fields:
         path = Path(fields["file"])
         facts = all_finite(plain(await asyncio.to_thread(inspection.inspected, path, path.name)))
     text = types.TextContent(text="\n".join(f"{name}: {value}" for name, value in facts.items()))
@@ -267,7 +271,8 @@ class _Progress:
         await self._session.report_progress(self._value, self._total, text)
 
 
-def _refused(failure: Failure) -> types.CallToolResult:
+def _refused(door: Door, failure: Failure) -> types.CallToolResult:
+    failure = door.told(failure)
     facts = {"code": failure.code, "message": failure.text}
     if failure.code == RequestError.code:
         facts["field"] = failure.values["field"]
@@ -321,13 +326,18 @@ class LocalDoor:
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self._engine, self._folder = engine, folder
+        self._writing = threading.Lock()  # else two that find the same name free would both take it
 
     def begin(self, context: Context, mode: type[DrawRequest], fields: dict[str, Any]) -> AsyncGenerator[Event, None]:
         """Return the events of a request whose fields are unchecked."""
         return self._engine.arun(mode.parse(**fields))
 
-    @contextmanager
-    def opened(self, given: Mapping[str, Any], files: set[str]) -> Iterator[dict[str, Any]]:
+    def told(self, failure: Failure) -> Failure:
+        """Return a failure as it is: it is read by this machine's user."""
+        return failure
+
+    @asynccontextmanager
+    async def opened(self, given: Mapping[str, Any], files: set[str]) -> AsyncIterator[dict[str, Any]]:
         """Yield the arguments; the paths in them may begin with `~`."""
         paths = {name: str(given[name]) for name in files if isinstance(given.get(name), str)}
         yield {**given, **{name: _home(path) for name, path in paths.items()}}
@@ -338,6 +348,10 @@ class LocalDoor:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise NotWritten(str(self._folder), error.strerror or str(error)) from error
+        with self._writing:
+            return self._written(stem, png, result)
+
+    def _written(self, stem: str, png: bytes, result: Result | None) -> str:
         names = (f"{stem}.png" if number == 1 else f"{stem}-{number}.png" for number in itertools.count(1))
         paths = (self._folder / name for name in names)
         path = next(path for path in paths if not path.exists() and not metadata.sidecar_path(path).exists())

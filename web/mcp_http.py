@@ -7,8 +7,8 @@ import importlib
 import re
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from core.errors import NotWritten, RequestError, StudioError
-from core.events import Event, Result
+from core.events import Event, Failure, Result
 from core.messages import Message
 from core.request import DrawRequest
 from engine import Engine
@@ -25,6 +25,7 @@ from web import bodies
 from web.api_errors import ApiError
 from web.following import begin
 from web.kept_files import KeptFiles, address
+from web.names_only import names_only
 
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -47,7 +48,7 @@ class RemoteDoor:
     """The door of programs that may be anywhere: no file of this machine is opened but what was sent to it."""
 
     file_help = f"Takes {FILE}."
-    kept_for = " (for an hour)"
+    kept_for = " (for an hour, or less where much comes)"
 
     def __init__(self, engine: Engine, kept: KeptFiles) -> None:
         self._engine, self._kept = engine, kept
@@ -59,12 +60,18 @@ class RemoteDoor:
         except ApiError as error:
             raise StudioError(Message(error.code, error.message)) from error
 
-    @contextmanager
-    def opened(self, given: Mapping[str, Any], files: set[str]) -> Iterator[dict[str, Any]]:
+    def told(self, failure: Failure) -> Failure:
+        """Return a failure as a client may read it: with names of files, and not where they lie."""
+        return names_only(failure)
+
+    @asynccontextmanager
+    async def opened(self, given: Mapping[str, Any], files: set[str]) -> AsyncIterator[dict[str, Any]]:
         """Yield the arguments, with the files that they hold, or name by an address, as paths."""
         with tempfile.TemporaryDirectory(dir=get_upload_folder()) as folder:
             sent = {name: given[name] for name in files if given.get(name)}
-            yield {**given, **{name: self._placed(value, name, Path(folder)) for name, value in sent.items()}}
+            for name, value in sent.items():
+                sent[name] = await asyncio.to_thread(self._placed, value, name, Path(folder))
+            yield {**given, **sent}
 
     def _placed(self, given: object, field: str, folder: Path) -> str:
         if not isinstance(given, str):
@@ -72,7 +79,7 @@ class RemoteDoor:
         if found := _ADDRESS.fullmatch(given.strip()):
             kept = self._kept.find(found["name"])
             if kept is None:
-                raise RequestError(field, given, "an address of this server whose hour has not passed")
+                raise RequestError(field, given, "an address of this server that still holds")
             path = folder / f"{field}{kept.path.suffix}"  # its own name is the secret in the address
             try:
                 shutil.copyfile(kept.path, path)

@@ -21,7 +21,9 @@ log = logging.getLogger(__name__)
 Told = TypeVar("Told")
 
 _ROOT = r"(?:file://)?(?:~?/|[A-Za-z]:[\\/]|\\\\)"
-_WHOLE = re.compile(rf"{_ROOT}(?:[^\n]*[\\/](?=[^\\/\n]))?")  # what begins with a path is one, spaces and all
+# What begins with a path is one, spaces and all …
+_WHOLE = re.compile(r"(?:(?:file://)?/(?=[^\s/]+(?:/|$))|~/|[A-Za-z]:[\\/]|\\\\)(?:[^\n]*[\\/](?=[^\\/\n]))?")
+_SENTENCE = re.compile(r"[;:,?!] | (?:is|are|and|or|was|cannot|could) ")  # … unless it goes on like this
 _QUOTED = re.compile(rf"(['\"`]){_ROOT}(?:(?!\1)[^\n])*[\\/]((?:(?!\1)[^\\/\n])+)\1")
 _NAME = r"[^\s\\/'\"`<>(),;:]+"
 _BARE = re.compile(rf"(?<![\w.:/\\<~]){_ROOT}(?:{_NAME}[/\\])+(?={_NAME})")  # two names at least: "/v1" is none
@@ -56,6 +58,6 @@ def _cut(value: Any) -> Any:
 def _cut_text(text: str) -> str:
     if "/" not in text and "\\" not in text:
         return text
-    if begins := _WHOLE.match(text):
+    if not _SENTENCE.search(text) and (begins := _WHOLE.match(text)):
         text = text[begins.end() :]
     return _BARE.sub("", _QUOTED.sub(r"\1\2\1", text))

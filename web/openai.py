@@ -44,6 +44,7 @@ from web.kept_files import KEPT_SECONDS, KeptFiles, address
 
 MOST_PICTURES = 10  # of one request, as OpenAI has it
 MOST_PARTIAL = 3  # the same
+NO_FILE = "there is no file at this address: they hold for an hour, or less where much comes"
 
 # What JSON with pictures in it is sent as: it hardly gets smaller, and packing it would hold up everybody else.
 UNPACKED = {"content-encoding": "identity"}
@@ -163,7 +164,7 @@ class Pictures(BaseModel):
 class Sent(Checked):
     """A file that is sent once, and then named by its address."""
 
-    file: str = Field(max_length=4_096, description="A picture, or a LoRA file of up to 100 MB.")
+    file: str = Field(min_length=1, max_length=4_096, description="A picture, or a LoRA file of up to 100 MB.")
     purpose: str = Field("user_data", max_length=100, description="Taken as clients send it.")
 
 
@@ -233,7 +234,7 @@ def router(engine: Engine, kept: KeptFiles) -> APIRouter:
     async def file(name: str) -> Response:
         found = kept.find(name)
         if found is None:
-            raise ApiError(404, "there is no file at this address: addresses hold for an hour", "file_not_found")
+            raise ApiError(404, NO_FILE, "file_not_found")
         return FileResponse(found.path, media_type=found.media_type)
 
     @routes.post(

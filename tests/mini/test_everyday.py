@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
     [
         ("a tree", "a fir tree"),
         ("An insect on a yellow background", "A bee on a yellow background"),
-        ("an award", "a trophy"),
+        ("a cherry", "a pair of cherries"),
         ("two boats, red background", "two sailboats, red background"),
         ("Geese", "swans"),
         ("one aircraft", "one airplane"),

@@ -22,6 +22,7 @@ from tests.helpers.api_server import api_server, wait_until_idle, waiting
 from tests.helpers.serving import ROOT, server
 from web import jobs
 from web.api_keys import ApiKeys
+from web.kept_files import KeptFiles
 
 GOLD = ROOT / "weights" / "mini" / "loras" / "gold.safetensors"
 PROMPT = "a fox on a black background"
@@ -197,6 +198,17 @@ def test_a_job_that_is_removed_expired_or_lost_is_not_there(
         lost = client.get(f"/jobs/{first['id']}")  # another start of the server
         assert (lost.status_code, lost.json()["error"]["code"]) == (410, "job_lost")
         assert "started again" in lost.json()["error"]["message"]
+
+
+def test_jobs_that_nobody_asks_about_are_forgotten_too(engine: Engine, tmp_path: Path) -> None:
+    made = jobs.Jobs(engine, KeptFiles(str(tmp_path)))
+    facts = jobs.JobFacts(id="job", mode="generate", state="queued", created=0)
+    made._jobs["job"] = job = jobs.Job("client", None, facts)
+    made.check_room("client")
+    assert made._jobs
+    job.end("done", expires=time.time() - 1)
+    made.check_room("client")
+    assert not made._jobs
 
 
 def test_a_job_is_seen_by_its_own_key_alone(small: Engine) -> None:

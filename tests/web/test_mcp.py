@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,7 @@ def test_files_come_in_base64_or_are_sent_before(outlines: bytes, tmp_path: Path
         ("upscale", {"image": "/v1/files/nothing.png"}, "image"),
         ("upscale", {"image": "/v1/files/../../app.py"}, "image"),
         ("upscale", {"image": 7}, "image"),
+        ("upscale", {"image": "data:;base64,bm8gcGljdHVyZQ=="}, "image"),
         ("upscale", {}, "image"),
         ("preprocess", {"image": "data:image/png;base64,!"}, "image"),
         ("inspect", {"file": "/etc/passwd"}, "file"),
@@ -166,6 +168,7 @@ def test_bad_input_is_a_tools_error_with_our_sentence(tool: str, arguments: dict
     assert text_of(result).startswith(f"{named}: ")
     assert "allowed: " in text_of(result)
     assert result.structured_content["error"]["field"] == named
+    assert tempfile.gettempdir() not in text_of(result)  # where it lies on the server
 
 
 def test_an_unknown_tool_is_named() -> None:

@@ -94,6 +94,11 @@ def test_an_address_gives_the_picture_and_tells_nothing(client: openai.OpenAI, d
         assert httpx.get(f"{server().url}v1/files/{name}").status_code == 404
 
 
+def test_a_file_without_content_or_name_is_refused() -> None:
+    answer = httpx.post(f"{server().url}v1/files", json={"file": ""})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")
+
+
 def test_kept_files_go_with_their_time_and_when_they_are_too_much(tmp_path: Path) -> None:
     now = 1000.0
     kept = KeptFiles(str(tmp_path), seconds=60, most_bytes=10, clock=lambda: now)
