@@ -19,7 +19,9 @@ from web.programs import routes
 def api_server(engine: Engine, keys: ApiKeys | None = None) -> Iterator[str]:
     """Serve the routes of an engine while the block lasts; yield their address."""
     app = Starlette(routes=routes(engine, keys or ApiKeys(), closed=False))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_level="error", lifespan="off", timeout_graceful_shutdown=10)
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -31,6 +31,7 @@ from web import mcp
 
 ROOT = Path(__file__).parent.parent.parent
 PROMPT = "a fox on a black background"
+PATIENCE = 200  # seconds, far more than anything here takes: what waits in vain then says where
 LONG = {"prompt": PROMPT, "model": "base", "steps": 100}
 MODES_OF_CLIENTS = ["auto", "legacy"]  # each request for itself (2026-07-28), and sessions as they were before
 
@@ -41,7 +42,7 @@ def at_server() -> str:
 
 def run(steps: Callable[[Client], Coroutine[Any, Any, Any]], url: str | None = None, mode: str = "auto") -> Any:
     async def connected() -> Any:
-        async with Client(url or at_server(), mode=mode) as client:
+        async with asyncio.timeout(PATIENCE), Client(url or at_server(), mode=mode) as client:
             return await steps(client)
 
     return asyncio.run(connected())
@@ -180,9 +181,9 @@ def test_an_unknown_tool_is_named() -> None:
 
 
 @pytest.fixture(scope="module")
-def small(engine: Engine) -> Engine:
-    """An engine of which the test sees what waits, with the worker that every test shares."""
-    return Engine(Settings(weights="mini", device="cpu"), engine.worker)
+def small() -> Engine:
+    """An engine to look into. Its worker is its own: a run of another engine that is still ending would disturb it."""
+    return Engine(Settings(weights="mini", device="cpu"))
 
 
 @pytest.mark.parametrize("mode", MODES_OF_CLIENTS)

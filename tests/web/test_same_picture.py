@@ -24,6 +24,7 @@ from PIL import Image
 from cli import main
 from core.request import MODES, ControlNet, TextToImage, Upscale
 from engine import Engine
+from tests.helpers.browsing import Open, finished, generate, picture_bytes, set_seed, set_steps, write
 from tests.helpers.serving import server
 
 Fields = Mapping[str, Any]
@@ -110,6 +111,18 @@ def test_every_way_gives_the_same_file(mode: str, engine: Engine, tmp_path: Path
     png = engine.draw(MODES[mode].parse(**named)).png
     got = {name: ask(mode, fields, tmp_path) for name, (ask, modes) in WAYS.items() if mode in modes}
     assert {name for name, file in got.items() if file != png} == set()
+
+
+@pytest.mark.browser
+def test_the_page_gives_the_same_file_too(open_page: Open, engine: Engine) -> None:
+    """The other two modes are compared where their tabs are tested."""
+    fields, page = REQUESTS[TextToImage.mode], open_page()
+    write(page, fields["prompt"])
+    set_seed(page, str(fields["seed"]))
+    set_steps(page, fields["steps"])
+    generate(page)
+    finished(page)
+    assert picture_bytes(page) == engine.draw(TextToImage.parse(**fields)).png
 
 
 def test_a_format_without_loss_has_the_same_pixels(engine: Engine, tmp_path: Path) -> None:
