@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mcp_types import CallToolResult, ImageContent, TextContent
 from PIL import Image
 
 from core.events import Result
-from core.request import MODES, Preprocess, Request
+from core.request import MODES, Preprocess, Request, TextToImage
 from engine import Engine, Settings
 from tests.helpers import loras
 from tests.helpers.api_server import api_server, waiting
@@ -200,16 +201,19 @@ def test_cancelling_a_call_frees_its_place_and_stops_the_drawing(mode: str, smal
                 if message == "waiting behind 1":
                     waits.set()
 
-            first = asyncio.create_task(client.call_tool("generate", LONG, progress_callback=note))
-            await drawing.wait()
-            second = asyncio.create_task(client.call_tool("generate", LONG, progress_callback=note))
-            await waits.wait()
-            assert waiting(small) == 2
-            for task in (second, first):
-                task.cancel()
-            await asyncio.gather(first, second, return_exceptions=True)
-            while waiting(small):
-                await asyncio.sleep(0.01)
+            async def cancelled_once(reached: asyncio.Event, others: int) -> None:
+                call = asyncio.create_task(client.call_tool("generate", LONG, progress_callback=note))
+                await reached.wait()
+                assert waiting(small) == others + 1
+                call.cancel()
+                await asyncio.gather(call, return_exceptions=True)
+                while waiting(small) > others:
+                    await asyncio.sleep(0.01)
+
+            with closing(small.run(TextToImage.parse(**LONG))) as holding:
+                next(holding)  # it has its turn, and keeps it
+                await cancelled_once(waits, others=1)
+            await cancelled_once(drawing, others=0)
             assert not (await client.call_tool("generate", {"prompt": PROMPT, "steps": 1})).is_error
 
         run(steps, url, mode)
