@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import itertools
 import json
 import logging
 import os
@@ -336,14 +335,15 @@ def _check_target(args: argparse.Namespace, requests: Sequence[DrawRequest]) -> 
             wanted = f"a folder that can be made ({getattr(error, 'strerror', None) or error})"
             raise RequestError("out_dir", str(args.out_dir), wanted) from error
     # What it is called by default shows later, with the seed.
-    out = Path(args.out) if args.out else _named(args, requests[0]) or _free_name(requests[0].stem)
+    out = Path(args.out) if args.out else _named(args, requests[0]) or metadata.free_path(Path(requests[0].stem))
     _check_out(out, metadata.sidecar_path(out))
 
 
 def _save(args: argparse.Namespace, result: Result, progress: _Progress) -> dict[str, Any] | Failure:
     """Write a picture where it belongs and say so; return its facts."""
     request = result.request
-    path = Path(args.out) if args.out else _named(args, request) or _free_name(metadata.file_stem(request))
+    stem = Path(metadata.file_stem(request))
+    path = Path(args.out) if args.out else _named(args, request) or metadata.free_path(stem)
     facts: dict[str, Any] = {"seed": request.seed, **result.sidecar}
     if args.out == STDOUT:
         sys.stdout.buffer.write(result.png)
@@ -390,7 +390,7 @@ def _kept_elsewhere(result: Result, error: NotWritten) -> Failure:
     stem = metadata.file_stem(result.request)
     for folder in (Path(), Path(tempfile.gettempdir())):
         try:
-            kept = _free_name(str(folder / stem))
+            kept = metadata.free_path(folder / stem)
             metadata.save(result, kept)
         except (OSError, NotWritten):
             continue
@@ -639,15 +639,6 @@ def _check_out(path: Path, *beside: Path) -> None:
     except NotWritten as error:
         text = "a file that can be written; {path} cannot ({reason})"
         raise RequestError("out", str(path), Message("out_closed", text, **error.values)) from error
-
-
-def _free_name(stem: str) -> Path:
-    """Return a name, in the current folder where it names none, that overwrites nothing."""
-    for number in itertools.count(1):
-        path = Path(f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
-        if not path.exists() and not metadata.sidecar_path(path).exists():
-            return path
-    raise AssertionError("numbers do not end")
 
 
 def _print_facts(facts: dict[str, Any], as_json: bool, indent: str = "") -> None:

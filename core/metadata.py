@@ -8,6 +8,7 @@ request with the same weights on the same machine gives the same file, byte for 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -175,6 +176,15 @@ def file_stem(request: DrawRequest) -> str:
 def sidecar_path(path: Path) -> Path:
     """Return where the JSON of a picture's file lies."""
     return path.with_suffix(".json")
+
+
+def free_path(stem: Path) -> Path:
+    """Return where a picture and its JSON can be saved without overwriting anything: `stem`, numbered if need be."""
+    for number in itertools.count(1):
+        path = stem.with_name(f"{stem.name}.png" if number == 1 else f"{stem.name}-{number}.png")
+        if not path.exists() and not sidecar_path(path).exists():
+            return path
+    raise AssertionError("numbers do not end")
 
 
 def save(result: Result, path: Path) -> Path:

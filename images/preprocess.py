@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -24,6 +25,12 @@ class Control:
     image: Image.Image
     digest: str
     notes: tuple[Message, ...] = ()
+
+    def png(self) -> bytes:
+        """Return the image as a PNG file."""
+        buffer = io.BytesIO()
+        self.image.save(buffer, "PNG")
+        return buffer.getvalue()
 
 
 def control(request: Preprocess, upload: Upload, sizes: ImageSizes) -> Control:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import re
 import secrets
@@ -341,12 +340,11 @@ def _prepared(engine: Engine, fields: dict[str, Any]) -> Iterator[Event | Made]:
     try:
         asked = Preprocess.parse(**fields)
         yield Stage("preprocessing")
-        control, buffer = engine.control_image(asked), io.BytesIO()
+        control = engine.control_image(asked)
     except StudioError as error:
         yield Failure.of(error)
         return
-    control.image.save(buffer, "PNG")
-    files = {"control.png": (buffer.getvalue(), "image/png")}
+    files = {"control.png": (control.png(), "image/png")}
     yield Made(files, {"digest": control.digest}, [str(names_only(note)) for note in control.notes])
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import itertools
 import logging
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -222,15 +221,11 @@ def _drawn(door: Door, context: Context, result: Result) -> types.CallToolResult
     return _answer(result.png, told, file, door.kept_for, notes, facts)
 
 
-async def _preprocess(
-    engine: Engine, door: Door, context: Context, given: dict[str, Any]
-) -> types.CallToolResult:  # fmt: skip
+async def _preprocess(engine: Engine, door: Door, context: Context, given: dict[str, Any]) -> types.CallToolResult:
     async with door.opened(given, _files(Preprocess)) as fields:
         request = Preprocess.parse(**fields)
         control = await asyncio.to_thread(engine.control_image, request)
-    buffer = io.BytesIO()
-    control.image.save(buffer, "PNG")
-    png = buffer.getvalue()
+    png = control.png()
     file = await asyncio.to_thread(door.keep, context, "control", png, None)
     (width, height), notes = control.image.size, [str(note) for note in control.notes]
     facts = {"file": file, "width": width, "height": height, "digest": control.digest, "notes": notes}
@@ -349,16 +344,11 @@ class LocalDoor:
         except OSError as error:
             raise NotWritten(str(self._folder), error.strerror or str(error)) from error
         with self._writing:
-            return self._written(stem, png, result)
-
-    def _written(self, stem: str, png: bytes, result: Result | None) -> str:
-        names = (f"{stem}.png" if number == 1 else f"{stem}-{number}.png" for number in itertools.count(1))
-        paths = (self._folder / name for name in names)
-        path = next(path for path in paths if not path.exists() and not metadata.sidecar_path(path).exists())
-        if result is None:
-            write_whole(path, png)
-        else:
-            metadata.save(result, path)
+            path = metadata.free_path(self._folder / stem)
+            if result is None:
+                write_whole(path, png)
+            else:
+                metadata.save(result, path)
         return str(path)
 
 
