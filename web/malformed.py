@@ -20,7 +20,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.errors import StudioError
-from web.language import say_to
+from web.language import Say, say_to
 from web.run import FAULT
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class CheckedBlocks(gr.Blocks):
             error.print_exception = False
             raise
         except Exception as error:
-            say = say_to(gr.context.LocalContext.request.get(None))
+            say = _say()
             if isinstance(error, StudioError):
                 raise gr.Error(say(error.message), title=error.code, print_exception=False) from error
             if isinstance(error, WRONG_INPUT):
@@ -130,8 +130,12 @@ class CheckedBlocks(gr.Blocks):
             raise
         except Exception as error:
             log.warning("malformed: input of %r: %s", block_fn.api_name, summary(error))
-            say = say_to(gr.context.LocalContext.request.get(None))
-            raise gr.Error(say(NOT_UNDERSTOOD), print_exception=False) from error
+            raise gr.Error(_say()(NOT_UNDERSTOOD), print_exception=False) from error
+
+
+def _say() -> Say:
+    """Return what words a text for the visitor whose call is being carried out."""
+    return say_to(gr.context.LocalContext.request.get(None))
 
 
 def _names_folder(given: Any) -> bool:

@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     from web.mcp import Context
 
 PATH = "/mcp"
-MOST_SESSIONS = (
-    1_000  # of clients of protocols before 2026-07-28, each of which has some; unused ones end by themselves
-)
+MOST_SESSIONS = 1_000  # of clients of protocols before 2026-07-28; unused ones end by themselves
 
 NOT_HERE = "the MCP tools are not here: they need the package mcp of version 2 (a Space brings 1)"
 FILE = "an address of this server below /v1/files, a data URL in base64, or base64"
