@@ -86,7 +86,7 @@ def openai_text(client: httpx.Client) -> bytes:
 
 
 def openai_controlnet(client: httpx.Client) -> bytes:
-    """Draw after a picture's shape, likewise."""
+    """Draw after a picture's shape, by OpenAI's route for edits."""
     fields = {"prompt": PROMPT, "seed": "5"}
     answer = taken(client.post("v1/images/edits", data=fields, files={"image": ("a.png", PHOTO)}))
     return base64.b64decode(answer.json()["data"][0]["b64_json"])

@@ -1,7 +1,7 @@
 """Model files from outside: safetensors headers, whether a file is whole, what it holds, and a stable identity.
 
 Reads a model file up to the end of its header, which holds every tensor's name, shape and place, so that a file of
-10 GB is checked in a millisecond. Results are kept per path, size and time of change.
+10 GB is checked in a millisecond. Results are kept per path and what marks a change.
 """
 
 from __future__ import annotations

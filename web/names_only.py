@@ -1,7 +1,7 @@
 """Where files lie on this machine is told to its own users only: everybody else gets the files' names.
 
 Texts for visitors pass through here before they are worded: `web.language.Say` for the page, `web.endpoints` and
-`web.api_errors` for programs, which get names whoever asks. The log has the whole text.
+`web.api_errors` for programs, which always get names. The log has the whole text.
 """
 
 from __future__ import annotations

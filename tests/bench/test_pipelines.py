@@ -140,6 +140,7 @@ def test_the_prompts_are_drawn_as_they_are_and_all_as_long() -> None:
 def test_a_run_is_a_line_of_the_history(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # Fewer cases than a real run has; the pipelines that draw them are the real ones.
     monkeypatch.setattr(pipelines, "MINIATURE_CASES", (Asked(128, 1),))
     monkeypatch.setattr(pipelines, "every_mode", lambda side, base: [Asked(side, 1, mode="upscale")])
     history = tmp_path / "history.jsonl"

@@ -77,7 +77,7 @@ def test_the_errors_that_are_made_of_paths_tell_names() -> None:
     [
         ("see https://huggingface.co/a/b, or 3/4", "see https://huggingface.co/a/b, or 3/4"),
         ("POST /v1", "POST /v1"),
-        ("in /root/x/y.z (full)", "in y.z (full)"),
+        ("in /srv/x/y.z (full)", "in y.z (full)"),
         (r"C:\Users\me\x.txt", "x.txt"),
         ("file:///a/b c", "b c"),
         ("~/a/b", "b"),
