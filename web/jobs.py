@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import secrets
-import tempfile
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack, aclosing
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from gradio.utils import get_upload_folder
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -27,7 +25,7 @@ from core.request import MODES, DrawRequest, Preprocess
 from core.request import Request as ModeRequest
 from engine import Engine
 from engine.timing import Pace
-from web import bodies
+from web import bodies, own_files
 from web.api_errors import RESPONSES, ApiError, ErrorAnswer, ErrorFacts
 from web.following import begin, while_connected
 from web.image_formats import small
@@ -293,7 +291,7 @@ def router(engine: Engine, kept: KeptFiles, private: bool) -> APIRouter:
         client, owner = request.state.client, request.state.owner
         jobs.check_room(client)
         with ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=get_upload_folder()))
+            folder = stack.enter_context(own_files.for_a_request())
             fields = await bodies.read(request, Path(folder), FILES, MAX_LORA)
             name = fields.pop("mode", None)
             mode = modes.get(name) if isinstance(name, str) else None

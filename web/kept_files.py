@@ -80,7 +80,8 @@ class KeptFiles:
         """Return the file of a name, unless it is gone or never was."""
         with self._changing:
             self._sweep()
-            return self._files.get(name)
+            found = self._files.get(name)
+            return found if found and found.path.is_file() else None
 
     def names(self) -> set[str]:
         """Return the names of all that is kept."""
@@ -95,8 +96,9 @@ class KeptFiles:
                 kept.path.unlink(missing_ok=True)
 
     def _made(self) -> Path:
-        if self._folder is None:
+        if self._folder is None or not self._folder.is_dir():  # a cleaner of temporary files may have taken it
             try:
+                Path(self._parent).mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._folder = Path(tempfile.mkdtemp(prefix="studio-", dir=self._parent))
             except OSError as error:
                 raise NotWritten(self._parent, error.strerror or str(error)) from error

@@ -6,13 +6,11 @@ import asyncio
 import importlib
 import re
 import shutil
-import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradio.utils import get_upload_folder
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
@@ -21,7 +19,7 @@ from core.events import Event, Failure, Result
 from core.messages import Message
 from core.request import DrawRequest
 from engine import Engine
-from web import bodies
+from web import bodies, own_files
 from web.api_errors import ApiError
 from web.following import begin
 from web.kept_files import KeptFiles, address
@@ -65,7 +63,7 @@ class RemoteDoor:
     @asynccontextmanager
     async def opened(self, given: Mapping[str, Any], files: set[str]) -> AsyncIterator[dict[str, Any]]:
         """Yield the arguments, with the files that they hold, or name by an address, as paths."""
-        with tempfile.TemporaryDirectory(dir=get_upload_folder()) as folder:
+        with own_files.for_a_request() as folder:
             sent = {name: given[name] for name in files if given.get(name)}
             for name, value in sent.items():
                 sent[name] = await asyncio.to_thread(self._placed, value, name, Path(folder))

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import re
-import tempfile
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import ExitStack, aclosing, suppress
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from gradio.utils import get_upload_folder
 from pydantic import AfterValidator, BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
@@ -36,7 +34,7 @@ from core.request import (
 )
 from engine import Engine
 from hub import fine_tunes, parts
-from web import bodies
+from web import bodies, own_files
 from web.api_errors import RESPONSES, ApiError
 from web.following import begin, unheld, while_connected
 from web.image_formats import Format, emerging, encoded, media_type, size_of
@@ -243,7 +241,7 @@ def router(engine: Engine, kept: KeptFiles) -> APIRouter:
         openapi_extra=bodies.described({"multipart/form-data": [Sent]}, files=("file",)),
     )
     async def send(request: Request) -> SentFile:
-        with tempfile.TemporaryDirectory(dir=get_upload_folder()) as folder:
+        with own_files.for_a_request() as folder:
             fields = await bodies.read(request, Path(folder), ("file",))
             path = Path(Sent.parse(**fields).file)
             data = await asyncio.to_thread(path.read_bytes)
@@ -262,7 +260,7 @@ def router(engine: Engine, kept: KeptFiles) -> APIRouter:
 
     async def _answer(request: Request, taken: type[Images], mode: type[DrawRequest], event: str) -> Response:
         with ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=get_upload_folder()))
+            folder = stack.enter_context(own_files.for_a_request())
             fields = await bodies.read(request, Path(folder), ("image", "mask") if mode.files else ())
             if "mask" in fields:
                 raise ApiError(400, MASK, "mask_refused", "mask")

@@ -20,6 +20,9 @@ from pathlib import Path
 import gradio as gr
 from filelock import FileLock
 from gradio.route_utils import delete_files_created_by_app
+from gradio.utils import get_upload_folder
+
+from core.errors import NotWritten
 
 LOOK, KEEP = 60, 3600  # seconds: how often Gradio looks for files that are too old, and how old that is
 LOCK = "lock"  # in a server's folder, held while it runs; and beside all of them, held while one is made or removed
@@ -47,7 +50,21 @@ def settle() -> None:
             lock.acquire()
         _held = folder, lock
         tempfile.tempdir = str(folder)
-        atexit.register(_remove)
+        atexit.register(leave)
+
+
+def for_a_request() -> tempfile.TemporaryDirectory[str]:
+    """Make a folder for one request's files among the uploads, whose folder a cleaner may have taken meanwhile.
+
+    Raises:
+        NotWritten: it cannot be made.
+    """
+    folder = get_upload_folder()
+    try:
+        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=folder)
+    except OSError as error:
+        raise NotWritten(folder, error.strerror or str(error)) from error
 
 
 def _of_this_user() -> Path:
@@ -76,8 +93,8 @@ def _remove_left(servers: Path) -> None:
                 shutil.rmtree(folder)
 
 
-def _remove() -> None:
-    """Remove this process's folder with all that is in it."""
+def leave() -> None:
+    """Remove this process's folder with all that is in it, where there is one."""
     global _held
     if _held is not None:
         (folder, lock), _held = _held, None
@@ -103,7 +120,7 @@ def gone_at_the_end(page: gr.Blocks) -> Iterator[None]:
     finally:
         # Gradio does so too, but not while a stream is open.
         delete_files_created_by_app(page, None)
-        _remove()
+        leave()
         if terminated:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)

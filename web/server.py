@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -89,34 +90,35 @@ def serve(
     limits = ClientLimits.of(client_requests, client_gb)
     if not environment.on_space():
         options["server_name"], options["server_port"] = listening.place(host, port)
-    _check_uploads()
-    engine = engine or Engine()
-    limited = Middleware(LimitsOfClients, limits=limits, modes=set(MODES), is_full=engine.is_full)
-    options["app_kwargs"]["middleware"] += [limited, Middleware(Reading)]
-    options["max_threads"] = engine.settings.queue_limit + THREADS  # Gradio's name for the requests that it works on
-    if environment.on_space():
-        link_preloaded()
-    if zerogpu.ACTIVE:
-        # Here, and only on ZeroGPU: `launch` packs what lies on "cuda" by then.
-        engine.worker = worker_zerogpu.ZeroGpuWorker(engine.settings)
-    manager = None
-    if manage_models or is_for_this_machine(host, allow_hosts):
-        manager = Manager(DownloadJob(), everybody=manage_models)
-        manager.job.restore()
-    page = build(engine, manager)
-    closed = programs_closed(host, account, insecure, keys)
-    private, root_path = is_for_this_machine(host, allow_hosts), options.get("root_path", "")
-    options["app_kwargs"]["routes"] += programs.routes(engine, keys, closed, root_path, private)
-    with own_files.gone_at_the_end(page):
-        try:
-            with environment.without_proxies():
-                _, url, _ = page.launch(**options, share=False, quiet=True, prevent_thread_lock=True)
-        except OSError as error:  # Gradio's way of saying so; nothing else is opened before the port
-            raise RequestError("port", port, listening.PORTS) from error
-        # Of listeners other than runs, which have threads of their own.
-        page.limiter = anyio.CapacityLimiter(THREADS)  # type: ignore[assignment]  # it may be one, or None for the usual
-        print(f"{theme.TITLE} is at {url} (Ctrl+C stops it)", flush=True)
-        page.block_thread()
+    with _uploads():
+        engine = engine or Engine()
+        limited = Middleware(LimitsOfClients, limits=limits, modes=set(MODES), is_full=engine.is_full)
+        options["app_kwargs"]["middleware"] += [limited, Middleware(Reading)]
+        # Gradio's name for the requests that it works on.
+        options["max_threads"] = engine.settings.queue_limit + THREADS
+        if environment.on_space():
+            link_preloaded()
+        if zerogpu.ACTIVE:
+            # Here, and only on ZeroGPU: `launch` packs what lies on "cuda" by then.
+            engine.worker = worker_zerogpu.ZeroGpuWorker(engine.settings)
+        manager = None
+        if manage_models or is_for_this_machine(host, allow_hosts):
+            manager = Manager(DownloadJob(), everybody=manage_models)
+            manager.job.restore()
+        page = build(engine, manager)
+        closed = programs_closed(host, account, insecure, keys)
+        private, root_path = is_for_this_machine(host, allow_hosts), options.get("root_path", "")
+        options["app_kwargs"]["routes"] += programs.routes(engine, keys, closed, root_path, private)
+        with own_files.gone_at_the_end(page):
+            try:
+                with environment.without_proxies():
+                    _, url, _ = page.launch(**options, share=False, quiet=True, prevent_thread_lock=True)
+            except OSError as error:  # Gradio's way of saying so; nothing else is opened before the port
+                raise RequestError("port", port, listening.PORTS) from error
+            # Of listeners other than runs, which have threads of their own. It may be one, or None for the usual.
+            page.limiter = anyio.CapacityLimiter(THREADS)  # type: ignore[assignment]
+            print(f"{theme.TITLE} is at {url} (Ctrl+C stops it)", flush=True)
+            page.block_thread()
 
 
 def is_for_this_machine(host: str, allow_hosts: Sequence[str]) -> bool:
@@ -213,15 +215,20 @@ def _root_path() -> str:
     return given.rstrip("/")
 
 
-def _check_uploads() -> None:
-    """Refuse to start where the pictures that visitors bring and get could not be written."""
-    named, folder = "TMPDIR", os.environ.get("TMPDIR", "")
+@contextmanager
+def _uploads() -> Iterator[None]:
+    """Hold a place for the pictures that visitors bring and get; refuse to start where they could not be written."""
     try:
-        own_files.settle()
-        named, folder = "GRADIO_TEMP_DIR", get_upload_folder()
-        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_writable(Path(folder, "picture.png"))
-    except (OSError, NotWritten) as error:
-        reason = error.values["reason"] if isinstance(error, NotWritten) else error.strerror or error
-        allowed = f"a folder that can be written to; this one cannot ({reason})"
-        raise RequestError(named, folder, allowed) from error
+        named, folder = "TMPDIR", os.environ.get("TMPDIR", "")
+        try:
+            own_files.settle()
+            named, folder = "GRADIO_TEMP_DIR", get_upload_folder()
+            Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+            check_writable(Path(folder, "picture.png"))
+        except (OSError, NotWritten) as error:
+            reason = error.values["reason"] if isinstance(error, NotWritten) else error.strerror or error
+            allowed = f"a folder that can be written to; this one cannot ({reason})"
+            raise RequestError(named, folder, allowed) from error
+        yield
+    finally:
+        own_files.leave()

@@ -231,8 +231,7 @@ def test_jobs_are_bounded_let_their_files_go_and_end_with_the_server(
     small: Engine, photo: Path, tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(jobs, "get_upload_folder", lambda: str(tmp_path / "uploads"))
-        (tmp_path / "uploads").mkdir()
+        patched.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
         with api_server(small) as address, httpx.Client(base_url=address, timeout=60) as here:
             long = {"mode": "controlnet", "prompt": PROMPT, "steps": 100}
             running, _ = sent(here, long, image=photo), sent(here, long, image=photo)

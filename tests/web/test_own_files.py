@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -11,6 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+import web.server
+from core.errors import NotWritten, RequestError
+from engine import Engine
+from tests.helpers.api_server import api_server
 from tests.helpers.serving import Server, server
 from web import own_files
 
@@ -57,3 +62,28 @@ def test_a_folder_of_somebody_else_is_not_taken(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(PermissionError, match="somebody else's"):
         own_files._of_this_user()
+
+
+def test_a_server_that_does_not_start_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "file"))
+    with pytest.raises(RequestError, match=r"^GRADIO_TEMP_DIR: .*/file' is not possible"):
+        web.server.serve(port=0)
+    assert not Path(tempfile.gettempdir()).is_relative_to(tmp_path)  # it is asked for anew
+    assert [path.name for path in tmp_path.glob("z-image-studio-*/*")] == [own_files.LOCK]
+
+
+def test_what_a_cleaner_takes_is_made_again(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server runs for weeks, and a folder for temporary files that nobody came to for days is removed."""
+    uploads = tmp_path / "uploads"
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(uploads))
+    with api_server(engine) as address:
+        for content in (b"one", b"two"):
+            kept = httpx.post(f"{address}/files", files={"file": ("a.bin", content)}).json()
+            assert httpx.get(kept["url"]).content == content
+            shutil.rmtree(uploads)
+            assert httpx.get(kept["url"]).status_code == 404
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "/proc/nowhere")
+    with pytest.raises(NotWritten, match="/proc/nowhere"):
+        own_files.for_a_request()
