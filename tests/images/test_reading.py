@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -164,7 +165,7 @@ def test_a_transparent_colour_of_16_bits_shows_the_ground(tmp_path: Path) -> Non
 
 
 def test_heic_is_read_where_pillow_heif_is_installed(saved: Save) -> None:
-    pytest.importorskip("pillow_heif").register_heif_opener()
+    pillow_heif.register_heif_opener()
     opened = open_image(saved(corners((64, 32)), "a.heic", quality=95))
     assert (opened.image.mode, opened.image.size) == ("RGB", (64, 32))
     assert near(opened.image.getpixel((5, 5)), BLUE, 12)
