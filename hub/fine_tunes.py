@@ -59,8 +59,9 @@ class FineTune:
 
     @property
     def title(self) -> str:
-        """Its name without a file's ending."""
-        return self.name.removesuffix(INDEX).removesuffix(".safetensors").removesuffix(".gguf")
+        """Its name without a file's ending, and without the number of one of several."""
+        stem = self.name.removesuffix(INDEX).removesuffix(".safetensors").removesuffix(".gguf")
+        return re.sub(r"-\d{5}-of-\d{5}$", "", stem)
 
     def used_as(self, asked: Model | None) -> Model:
         """Return which model it is used as, where a request may say.
@@ -115,6 +116,11 @@ def unusable(environ: Mapping[str, str] = os.environ, root: Path | None = None) 
 
 
 def _candidates(environ: Mapping[str, str], root: Path | None) -> Iterator[Path]:
+    """Yield every file that may be a fine-tune; of several that belong together, the first stands for all."""
+    return (path for path in _files_of_models(environ, root) if inventory.shard_number(path.name) < 2)
+
+
+def _files_of_models(environ: Mapping[str, str], root: Path | None) -> Iterator[Path]:
     yield from comfyui.transformers(environ, root)
     if named := explicit_root(environ, root):
         try:
@@ -213,9 +219,8 @@ def _files(path: Path) -> tuple[Path, ...]:
         return tuple(inventory.whole(path.parent / name) for name in inventory.shards(path.parent, names, path))
     if path.suffix.lower() not in comfyui.SUFFIXES:
         raise UnusableError("{file} is neither a .safetensors nor a .gguf file", file=path)
-    if numbered := re.fullmatch(r"(.*)-\d{5}-of-\d{5}\.safetensors", path.name):
-        start = f"{numbered[1]}-"
-        names = [file.name for file in entries(path.parent) if file.name.startswith(start)]
+    if inventory.shard_number(path.name):
+        names = [file.name for file in entries(path.parent)]
         return tuple(
             inventory.whole(path.parent / name) for name in inventory.numbered_shards(path.parent, path.name, names)
         )

@@ -423,8 +423,14 @@ def shards(folder: Path, names: list[str], index: Path | None = None) -> list[st
     raise UnusableError(text, folder=folder, names=all_of(names[:3]))
 
 
-_NUMBERED = r"(.*)-\d{5}-of-(\d{5})\.safetensors"
+_NUMBERED = r"(.*)-(\d{5})-of-(\d{5})(\.safetensors|\.gguf)"
 MOST_SHARDS = 1_000
+
+
+def shard_number(name: str) -> int:
+    """Return which of the files that belong together has a name, from 1; 0 where the name says nothing of others."""
+    numbered = re.fullmatch(_NUMBERED, name)
+    return int(numbered[2]) if numbered else 0
 
 
 def numbered_shards(folder: Path, one: str, names: list[str]) -> list[str]:
@@ -435,9 +441,9 @@ def numbered_shards(folder: Path, one: str, names: list[str]) -> list[str]:
     """
     numbered = re.fullmatch(_NUMBERED, one)
     assert numbered is not None  # whoever calls has seen to it
-    stem, count = numbered.groups()
+    stem, _, count, suffix = numbered.groups()
     numbers = range(1, min(int(count), MOST_SHARDS) + 1)
-    return _all_of(folder, [f"{stem}-{number:05}-of-{count}.safetensors" for number in numbers], names)
+    return _all_of(folder, [f"{stem}-{number:05}-of-{count}{suffix}" for number in numbers], names)
 
 
 def _all_of(folder: Path, expected: list[str], names: list[str]) -> list[str]:

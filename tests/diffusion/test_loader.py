@@ -242,8 +242,12 @@ def test_a_model_in_gguf_draws_the_same_picture(tmp_path: Path, miniature: dict[
         in_comfyuis_names(read(miniature["turbo"])),
         in_llama_cpps_names(read(miniature["text_encoder"])),
     )
+    halves = [dict(list(transformer.items())[:50]), dict(list(transformer.items())[50:])]  # as llama.cpp splits files
     files = {
-        "turbo": [write_gguf(tmp_path / "turbo.gguf", transformer, GGMLQuantizationType.BF16, "lumina2")],
+        "turbo": [
+            write_gguf(tmp_path / f"turbo-{number:05}-of-00002.gguf", half, GGMLQuantizationType.BF16, "lumina2")
+            for number, half in enumerate(halves, 1)
+        ],
         "text_encoder": [write_gguf(tmp_path / "encoder.gguf", encoder, GGMLQuantizationType.BF16, "qwen3")],
     }
     assert drawn_with(files, plan_with("disk", "bfloat16"), emulated=True) == usual

@@ -43,6 +43,8 @@ def test_full_size_files_of_every_layout_are_recognised(tmp_path: Path) -> None:
     comfyui.write_gguf(tmp_path / "packed.gguf", comfyui.TRANSFORMER, "Q5_K")
     write_shards(tmp_path / "repo" / "transformer", own)
     write_shards(tmp_path / "loose", comfyui.TRANSFORMER, "mix")
+    for number, part in enumerate(shards(comfyui.TRANSFORMER, "F32", 16 << 30), 1):  # as llama.cpp splits files
+        comfyui.write_gguf(tmp_path / "split" / f"mix-{number:05}-of-00002.gguf", part, "Q8_0")
     for named, stored in {
         "own.safetensors": "bf16",
         "fused.safetensors": "fp16",
@@ -56,11 +58,14 @@ def test_full_size_files_of_every_layout_are_recognised(tmp_path: Path) -> None:
         "repo/transformer/diffusion_pytorch_model-00002-of-00003.safetensors": "fp32",
         "loose": "fp32",
         "loose/mix-00001-of-00003.safetensors": "fp32",
+        "split/mix-00002-of-00002.gguf": "GGUF Q8_0",
     }.items():
         tune = fine_tunes.find(str(tmp_path / named))
         assert (tune.kind, tune.stored) == ("full", stored), named
-        assert len(tune.files) == (3 if "repo" in named or "loose" in named else 1)
+        folder = named.partition("/")[0]
+        assert len(tune.files) == {"repo": 3, "loose": 3, "split": 2}.get(folder, 1)
         assert tune.size == sum(file.stat().st_size for file in tune.files)
+    assert tune.title == "mix"
     for below in ("", "/transformer", "/transformer/diffusion_pytorch_model-00001-of-00003.safetensors"):
         assert fine_tunes.find(f"{tmp_path}/repo{below}").name == "repo"
     cached = tmp_path / "models--Tongyi-MAI--Z-Image-Turbo" / "snapshots" / ("a" * 40)
@@ -179,8 +184,10 @@ def test_those_in_comfyuis_folders_are_found_by_name(environ: Environ, tmp_path:
     write_sparse(models / "diffusion_models" / "flux_dev.safetensors", {"double_blocks.0.img_attn.qkv.weight": (3, 3)})
     named = tmp_path / "named"
     write_sparse(named / "mine_turbo.safetensors", comfyui.TRANSFORMER)
+    write_shards(models / "unet", comfyui.TRANSFORMER, "split_turbo")
     found = fine_tunes.found(environ)
-    assert found.keys() == {"anime_turbo.safetensors", "real-base-Q8_0.gguf"}
+    first = "split_turbo-00001-of-00003.safetensors"  # which stands for all three
+    assert found.keys() == {"anime_turbo.safetensors", "real-base-Q8_0.gguf", first}
     assert fine_tunes.found({**environ, "Z_IMAGE_MODELS": str(named)}).keys() == {*found, "mine_turbo.safetensors"}
     for name in ("anime_turbo", "anime_turbo.safetensors"):
         assert fine_tunes.find(name, environ).files[0].parent.name == "z"

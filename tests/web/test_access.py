@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import axe_playwright_python
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
 from core import metadata
+from tests.helpers.accessibility import violations
 from tests.helpers.browsing import (
     DESKTOP,
     PHONE,
@@ -24,19 +24,6 @@ from tests.helpers.browsing import (
 )
 
 pytestmark = pytest.mark.browser
-
-AXE = Path(axe_playwright_python.__file__).parent / "axe.min.js"
-
-
-def violations(page: Page) -> list[str]:
-    """Return what axe-core finds, of whatever weight."""
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run(document, { resultTypes: ['violations'] }).then((done) => done.violations)")
-    return [
-        f"{violation['id']}: {node['target']} {node['html'][:160]} {node['failureSummary'][:200]}"
-        for violation in found
-        for node in violation["nodes"]
-    ]
 
 
 @pytest.mark.parametrize(("size", "language"), [(DESKTOP, "en-US"), (PHONE, "zh-CN")], ids=["desktop", "phone"])

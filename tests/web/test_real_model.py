@@ -17,6 +17,7 @@ from starlette.requests import Request
 
 from hub.download_job import DownloadJob
 from tests.helpers import small_models
+from tests.helpers.accessibility import violations
 from tests.helpers.browsing import (
     LAPTOP,
     PATIENCE,
@@ -171,6 +172,7 @@ def test_from_the_miniature_to_the_real_model_by_one_press(bare: Server, hub: Hu
     expect(page.locator("#real-model .block.facts")).to_contain_text("A picture of 1024 × 1024 in 8 steps would take")
     expect(page.get_by_label("The official files, as published: 32.8 GB")).to_be_checked()
     shoot(page, "60-real-model")
+    assert violations(page) == []
     page.get_by_role("button", name="Fetch", exact=True).click()
 
     wanted = {
@@ -186,6 +188,7 @@ def test_from_the_miniature_to_the_real_model_by_one_press(bare: Server, hub: Hu
     expect(page.locator("#real-model [role=status]")).to_have_text("Fetching: 80 %")  # by tenths
     shoot(page, "61-real-model-fetching")
     shoot(phone, "61-real-model-fetching")
+    assert violations(phone) == []
 
     page.get_by_role("button", name="Pause").click()
     expect(page.locator("#real-model .block.progress")).to_contain_text("Paused. What has arrived is kept")
