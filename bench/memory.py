@@ -34,7 +34,7 @@ environment.prepare_environment(os.environ)
 
 from hub import inventory
 from hub.parts import MINI_ROOT, PARTS
-from tests.helpers import sparse
+from tests.helpers import comfyui, sparse
 
 if TYPE_CHECKING:
     from core.request import Model
@@ -93,6 +93,9 @@ def main() -> None:
     parser.add_argument("--memory", help="GB to plan with, in place of what is free")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", help="auto, bf16 or fp32")
+    parser.add_argument(
+        "--stored", help="how Turbo's transformer lies in one file: fp8, Q8_0, Q4_K or another of GGUF's"
+    )
     parser.add_argument("--load-only", action="store_true")
     args = parser.parse_args()
 
@@ -103,6 +106,8 @@ def main() -> None:
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, peak.watched():
         chosen = write(Path(folder), args.mode)
+        if args.stored:
+            chosen["turbo"].files["turbo"] = (write_packed(Path(folder), args.stored),)
         begun = anonymous()
         start = time.perf_counter()
         built = draw(args, plan, on, chosen, seconds)
@@ -134,6 +139,16 @@ def write(folder: Path, mode: str) -> dict[str, inventory.Chosen]:
         chosen.files["tokenizer"] = (MINI_ROOT / "Z-Image-Turbo" / "tokenizer",)
         found[model] = chosen
     return found
+
+
+def write_packed(folder: Path, stored: str) -> Path:
+    """Write Turbo's transformer as one file in ComfyUI's names, packed; return its path."""
+    path = folder / ("turbo.safetensors" if stored == "fp8" else "turbo.gguf")
+    if stored == "fp8":
+        sparse.write_sparse(path, comfyui.TRANSFORMER, "F8_E4M3")
+    else:
+        comfyui.write_gguf(path, comfyui.TRANSFORMER, stored)
+    return path
 
 
 def draw(

@@ -21,6 +21,8 @@ from diffsynth.models.model_loader import ModelPool
 from diffsynth.pipelines.z_image import ZImagePipeline
 from torch.overrides import TorchFunctionMode
 
+from core.errors import RequestError
+from core.messages import Message
 from diffusion import convert, host_memory, vae_tiles
 from diffusion.measure import Dtype
 from diffusion.memory import MemoryPlan, Placement
@@ -106,6 +108,7 @@ def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPla
 
     Raises:
         FileNotFoundError, ValueError: a file is absent, or DiffSynth does not know what it holds.
+        RequestError: packed weights are to wait on the disk, and widened they are more than this machine has free.
     """
     stored = packing.stored(files)
     layout = layout_in(stored.shapes, part)
@@ -122,6 +125,8 @@ def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPla
     mapped = None
     if on_cpu or foreign:
         held = None if placement.at == "disk" else placement.held
+        if stored.packed and placement.at == "disk":
+            _check_room(files[0], stored)
         mapped = map_weights(files, held, stored, spelled.sources if spelled else stored.shapes)
         config.state_dict = mapped.tensors if spelled is None else in_own_names(mapped.tensors, spelled)
         # A mapping waits nowhere else on the CPU; a card's layers come from it as from the host's memory.
@@ -140,6 +145,9 @@ def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPla
     if mapped is not None and mapped.whole:
         for model in pool.model:
             _in_files.add(model)
+    if stored.packed:
+        for model in pool.model:
+            _widened.add(model)
     return pool
 
 
@@ -199,11 +207,17 @@ def _load_as(own: Mapping[str, Shape], config: ModelConfig, pipe: ZImagePipeline
 
 
 _in_files: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+_widened: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
 def lies_in_files(model: torch.nn.Module) -> bool:
     """Whether a model's weights are mapped from its files, so that giving it up frees no memory that others lack."""
     return model in _in_files
+
+
+def was_widened(model: torch.nn.Module) -> bool:
+    """Whether a model's weights were packed in its files, so that they are in memory wherever they wait."""
+    return model in _widened
 
 
 @dataclass(frozen=True)
@@ -244,6 +258,19 @@ def map_weights(
     tensors = convert.tensors(files, stored, stored.tensors if names is None else names, dtype)
     whole = {stored.tensors[name].dtype for name in tensors} == {"F32" if held == "float32" else "BF16"}
     return MappedWeights(tensors, held, whole)
+
+
+def _check_room(file: Path, stored: Stored) -> None:
+    """Refuse packed weights that do not fit into the host's memory: other files would be mapped, these are widened."""
+    needed = stored.numbers * torch.bfloat16.itemsize
+    _, free = host_memory.total_and_free()
+    if needed > free:
+        text = (
+            "a file in bf16 or fp16, which is read from the disk while it is used, or a machine with more memory: this "
+            "one is {stored}, takes {needed} GB once it is widened, and {free} GB are free"
+        )
+        figures = {"needed": f"{needed / 1e9:.1f}", "free": f"{free / 1e9:.1f}"}
+        raise RequestError("weights", file.name, Message("packed_too_large", text, stored=stored.title, **figures))
 
 
 class _MetaStaysEmpty(TorchFunctionMode):

@@ -150,10 +150,16 @@ class Pipeline:
         loader.offload(last)  # from here on DiffSynth does not see it
         if self.plan.other_transformer == "moves":
             last.to("cpu")
-        elif self.plan.other_transformer == "goes" and not loader.lies_in_files(last):
+        # One that waits on the disk stays there; but packed weights were widened, and are in memory all the same.
+        elif (self.plan.other_transformer == "goes" and not loader.lies_in_files(last)) or (
+            self._waits_on_disk() and loader.was_widened(last)
+        ):
             self.transformers = {model: kept for model, kept in self.transformers.items() if kept is not last}
             del last
             gc.collect()  # modules hold cycles, and the next load needs the room now
+
+    def _waits_on_disk(self) -> bool:
+        return "transformer" in self.plan.parts and self.plan.parts["transformer"].at == "disk"
 
     def _keep_one_other(self) -> None:
         """Give up all transformers but one, those loaded first, before another comes: plans count with two."""

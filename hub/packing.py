@@ -63,6 +63,11 @@ class Stored:
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
     @property
+    def numbers(self) -> int:
+        """How many numbers the weights are."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
+    @property
     def dtype(self) -> str:
         """What most of the numbers are stored as, by its name in a header."""
         numbers = Counter[str]()

@@ -21,9 +21,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import mini.config
+from core.errors import RequestError
 from core.messages import Message
 from core.request import Model
-from diffusion import convert, loader, memory
+from diffusion import convert, host_memory, loader, memory
 from diffusion.measure import Dtype
 from diffusion.memory import Placement, Where, memory_plan
 from diffusion.pipeline import Picture, Pipeline
@@ -235,6 +236,28 @@ def test_gguf_is_widened_to_the_numbers_that_it_stands_for(
             )
             assert (expected[name] - own[name].float()).abs().max() < own[name].float().abs().max() / 100
     assert_same(loaded(file, part), expected)
+
+
+def test_packed_weights_are_refused_where_they_would_not_fit(
+    tmp_path: Path, miniature: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan that reads from the disk is one for little memory, and these take it all the same."""
+    chosen = inventory.choose("mini", "generate", "turbo")
+    built = Pipeline("cpu", torch.bfloat16, plan_with("disk", "bfloat16", other_transformer="stays"))
+    for name in ("one", "two"):
+        save_file(in_fp8(in_comfyuis_names(read(miniature["turbo"])), "marked"), tmp_path / f"{name}.safetensors")
+    for name in ("one", "two"):
+        chosen.files["turbo"] = (tmp_path / f"{name}.safetensors",)
+        list(built.load(dataclasses.replace(chosen, checkpoint=name), "turbo"))
+        assert len(built.transformers) == 1  # two would take twice what the check has seen
+    assert isinstance(built.pipe.dit, torch.nn.Module)
+    # A machine with less memory is not to be had.
+    monkeypatch.setattr(host_memory, "total_and_free", lambda: (2_000_000, 1_000_000))
+    built = Pipeline("cpu", torch.bfloat16, plan_with("disk", "bfloat16"))
+    with pytest.raises(RequestError, match=r"^weights: 'two.safetensors' is not possible; .*bf16 or fp16.* 0.0 GB are"):
+        list(built.load(chosen, "turbo"))
+    chosen.files["turbo"] = (miniature["turbo"],)
+    list(built.load(chosen, "turbo"))
 
 
 def test_a_model_in_gguf_draws_the_same_picture(tmp_path: Path, miniature: dict[str, Path], usual: bytes) -> None:
