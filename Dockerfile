@@ -17,7 +17,7 @@ RUN useradd --create-home --uid 1000 studio && mkdir /data && chown studio:studi
 
 WORKDIR /app
 # The packages first: they change seldom, and are by far the largest layer.
-COPY install.py requirements.lock ./
+COPY install.py requirements.lock requirements-torch.lock ./
 RUN Z_IMAGE_TORCH=${TORCH} python install.py
 COPY . .
 

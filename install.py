@@ -28,6 +28,7 @@ WINDOWS = sys.platform == "win32"
 MINORS = (11, 12, 13)  # of Python 3
 SUPPORTED = "Python 3.11, 3.12 or 3.13"
 LOCKS = {"": "requirements.lock", "test": "requirements-test.lock"}
+TORCH_LOCK = "requirements-torch.lock"  # apart and without hashes: its builds differ by machine
 # Where PyTorch publishes its builds, a folder each: https://pytorch.org/get-started/locally/
 TORCH_INDEX = "https://download.pytorch.org/whl"
 CUDA_BUILD = "cu130"  # the build that the locked torch has on PyPI for Linux: its metadata asks for CUDA 13.0
@@ -192,7 +193,7 @@ def fingerprint(venv: Path) -> dict[str, str] | None:
 
 def digests(root: Path, extras: Sequence[str]) -> dict[str, str]:
     """SHA-256 of each lock file that is wanted."""
-    names = [LOCKS[extra] for extra in ("", *extras)]
+    names = [TORCH_LOCK, *(LOCKS[extra] for extra in ("", *extras))]
     return {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in names}
 
 
@@ -289,9 +290,7 @@ def set_up(root: Path, extras: Sequence[str] = ()) -> Path:
         with contextlib.suppress(FileNotFoundError):
             stamp_path(venv).unlink()
         show("Installing the pinned packages into .venv; the first time this takes some minutes and several GB.")
-        files = [argument for name in digests(root, extras) for argument in ("-r", str(root / name))]
-        index = index_arguments("" if wanted[TORCH] == "pip" else wanted[TORCH])
-        code = call([str(venv_python(venv)), "-m", "pip", "install", *index, *files], lock)
+        code = install(venv_python(venv), root, extras, "" if wanted[TORCH] == "pip" else wanted[TORCH], lock)
         if code != 0:
             if stamp is not None and code > 0:
                 # pip gave up by itself (a negative code is a signal's), so each package is whole, old or new: the
@@ -305,6 +304,18 @@ def set_up(root: Path, extras: Sequence[str] = ()) -> Path:
             )
         write_stamp(venv, wanted)
     return venv_python(venv)
+
+
+def install(python: Path, root: Path, extras: Sequence[str], build: str, lock: int) -> int:
+    """Install the locks by pip, and return its exit code.
+
+    With hashes pip takes nothing without one, so what torch's build needs beyond the locks comes in a call of its own.
+    The locks hold everything else that anything needs, hence --no-deps.
+    """
+    pip = [str(python), "-m", "pip", "install"]
+    files = [argument for extra in ("", *extras) for argument in ("-r", str(root / LOCKS[extra]))]
+    code = call([*pip, "--require-hashes", "--no-deps", *files], lock)
+    return code or call([*pip, *index_arguments(build), "-r", str(root / TORCH_LOCK)], lock)
 
 
 def make_venv(venv: Path, lock: int) -> None:

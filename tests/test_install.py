@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -15,7 +16,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tomllib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -66,7 +66,10 @@ class Project:
         return {**kept, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels), "PIP_CONFIG_FILE": os.devnull}
 
     def lock(self, text: str, name: str = "requirements.lock") -> None:
-        (self.root / name).write_text(text + "\n")
+        """Write a lock, with the hash of the wheel where the test has one."""
+        wheel = self.wheels / f"{text.replace('==', '-')}-py3-none-any.whl"
+        known = hashlib.sha256(wheel.read_bytes() if wheel.exists() else b"").hexdigest()
+        (self.root / name).write_text(f"{text} --hash=sha256:{known}\n")
 
     def run(
         self, *arguments: str, folder: Path | None = None, variables: Mapping[str, str] | None = None
@@ -96,13 +99,14 @@ def new_project(root: Path, wheels: Path) -> Project:
     project = Project(root, wheels)
     project.lock("tiny==1.0")
     project.lock("helper==1.0", "requirements-test.lock")
+    (root / install.TORCH_LOCK).write_text("torch==1.0\n")
     return project
 
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheels")
-    for name, version in (("tiny", "1.0"), ("tiny", "2.0"), ("helper", "1.0")):
+    for name, version in (("tiny", "1.0"), ("tiny", "2.0"), ("helper", "1.0"), ("torch", "1.0")):
         make_wheel(folder, name, version)
     return folder
 
@@ -147,7 +151,11 @@ def test_first_call_sets_up_and_passes_everything_on(first: First) -> None:
         "packages": {"tiny": "1.0"},
     }
     assert "Making .venv with Python 3." in done.stderr
-    assert json.loads(project.stamp.read_text())["locks"].keys() == {"requirements.lock", "torch"}
+    assert json.loads(project.stamp.read_text())["locks"].keys() == {
+        "requirements.lock",
+        "requirements-torch.lock",
+        "torch",
+    }
 
 
 def test_no_arguments_mean_the_page(ready: Project) -> None:
@@ -249,6 +257,16 @@ def test_failing_pip_is_told_and_leaves_no_stamp(tmp_path: Path, wheels: Path) -
     )
     assert "No matching distribution found for absent==1.0" in printed_by_pip
     assert "Run the same command again" in printed_by_us
+    assert not project.stamp.exists()
+
+
+def test_another_file_of_the_same_version_is_not_installed(tmp_path: Path, wheels: Path) -> None:
+    project = new_project(tmp_path / "project", shutil.copytree(wheels, tmp_path / "wheels"))
+    with zipfile.ZipFile(project.wheels / "tiny-1.0-py3-none-any.whl", "a") as wheel:
+        wheel.writestr("tiny.py", "")
+    done = project.run("generate", "x")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "PACKAGES DO NOT MATCH THE HASHES" in done.stderr
     assert not project.stamp.exists()
 
 
@@ -462,7 +480,6 @@ def test_no_tool_is_no_card(tmp_path: Path) -> None:
 def with_indexes(tmp_path: Path, wheels: Path) -> tuple[Project, dict[str, str]]:
     """A project that needs a torch, an index that has its plain build, and one like PyTorch's with others."""
     project = new_project(tmp_path / "project", wheels)
-    project.lock("torch==1.0")
     (project.root / "cli.py").write_text("import importlib.metadata\nprint(importlib.metadata.version('torch'))\n")
     for folder, version in (("plain", "1.0"), ("builds/cpu", "1.0+cpu"), ("builds/cu126", "1.0+cu126")):
         (tmp_path / folder / "torch").mkdir(parents=True)
@@ -508,14 +525,15 @@ def test_run_bat_has_the_line_ends_that_windows_needs() -> None:
 
 
 def pins(name: str) -> dict[str, Requirement]:
-    lines = (line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
-    return {requirement.name: requirement for requirement in map(Requirement, filter(None, lines))}
+    lines = (line.split("#")[0].strip(" \\") for line in (ROOT / name).read_text().splitlines())
+    wanted = map(Requirement, (line for line in lines if line and not line.startswith("--hash=")))
+    return {requirement.name: requirement for requirement in wanted}
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-test.lock"])
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-test.lock", "requirements-torch.lock"])
 def test_locks_pin_exactly_and_name_no_place(name: str) -> None:
     locked = pins(name)
-    assert len(locked) > 20
+    assert (locked.keys() == {"torch", "torchvision"}) if "torch" in name else (len(locked) > 20)
     for requirement in locked.values():
         assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)), requirement
         assert requirement.url is None
@@ -524,14 +542,19 @@ def test_locks_pin_exactly_and_name_no_place(name: str) -> None:
     assert [package for package in locked if re.match("nvidia|cuda|triton", package)] == []
 
 
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-test.lock"])
+def test_every_pin_has_hashes(name: str) -> None:
+    """pip refuses one without; and a lock made without hashes would be one of none."""
+    entries = re.split(r"^(?=[a-z])", (ROOT / name).read_text(), flags=re.MULTILINE)[1:]
+    assert len(entries) == len(pins(name))
+    assert [entry for entry in entries if not re.search(r"--hash=sha256:[0-9a-f]{64}$", entry, re.MULTILINE)] == []
+
+
 def test_locks_fit_the_ranges_and_each_other() -> None:
     runtime, test = pins("requirements.lock"), pins("requirements-test.lock")
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["uv"]
-    # A Space installs requirements.txt, with an older torch.
-    overridden = {wanted.name: wanted for wanted in map(Requirement, settings["override-dependencies"])}
-    assert overridden.keys() == {"torch", "torchvision"}
     for ranges, locked in (("requirements.txt", runtime), ("requirements-test.txt", test)):
-        for name, wanted in (pins(ranges) | (overridden if ranges == "requirements.txt" else {})).items():
+        # A Space installs requirements.txt, with an older torch; that of the other machines is in a lock of its own.
+        for name, wanted in ((name, wanted) for name, wanted in pins(ranges).items() if "torch" not in name):
             version = str(locked[name.replace("_", "-")].specifier).removeprefix("==")
             assert wanted.specifier.contains(version), f"{name} {version} is outside {ranges}"
     for name in runtime.keys() & test.keys():
