@@ -1,7 +1,8 @@
 """Requests that no page and no client of ours sends: answered with 4xx, and with one line in the log.
 
 Gradio reads requests trustingly: a wrong type, an unknown number or half a character becomes an exception of its own, a
-status of 500 and a traceback. `Malformed` stands around its routes, `CheckedBlocks` around what its queue carries out.
+status of 500 and a traceback. `Malformed` stands around its routes, `CheckedBlocks` around what its queue carries out,
+where it is noted too whose files are whose.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core.errors import StudioError
 from web.language import Say, say_to
 from web.run import FAULT
+from web.visits import SESSION, VISITS
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +103,11 @@ class CheckedBlocks(gr.Blocks):
         Raises:
             gr.Error: it failed, in a sentence without anything of this machine.
         """
+        session = named.get("session_hash") or ""
+        SESSION.set(session)
         try:
-            return await super().process_api(*given, **named)
+            with VISITS.open(session):
+                return await super().process_api(*given, **named)
         except gr.Error as error:
             error.print_exception = False
             raise
@@ -125,12 +130,19 @@ class CheckedBlocks(gr.Blocks):
         try:
             if _names_folder(inputs):
                 raise ValueError("a folder in place of a file")
+            VISITS.use(SESSION.get(), inputs)
             return await super().preprocess_data(block_fn, inputs, *given, **named)
         except gr.Error:
             raise
         except Exception as error:
             log.warning("malformed: input of %r: %s", block_fn.api_name, summary(error))
             raise gr.Error(_say()(NOT_UNDERSTOOD), print_exception=False) from error
+
+    async def postprocess_data(self, *given: Any, **named: Any) -> list[Any]:
+        """Make what is sent of what a listener returned, as Gradio does."""
+        sent = await super().postprocess_data(*given, **named)
+        VISITS.use(SESSION.get(), sent)
+        return sent
 
 
 def _say() -> Say:

@@ -51,7 +51,8 @@ def build(engine: Engine, manager: real_model.Manager | None = None) -> gr.Block
         engine: what draws.
         manager: who may fetch the real model from the page; nobody where there is none.
     """
-    # Pictures are copied to Gradio's cache to be served; they go after an hour, and when the server stops.
+    # Pictures are copied to Gradio's cache to be served; they go after an hour, ten minutes after their visitor
+    # (web/visits.py), and when the server stops.
     page = CheckedBlocks(title=theme.TITLE, analytics_enabled=False, delete_cache=(own_files.LOOK, own_files.KEEP))
     with page:
         with gr.Row(elem_id="top"):

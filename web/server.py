@@ -39,6 +39,7 @@ from web.readers import Reading
 from web.real_model import Manager
 from web.run import THREADS
 from web.upload_limits import MAX_LORA, UploadLimits
+from web.visits import Visiting, sweeping
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +159,9 @@ def launch_options(
         # Gradio compresses its assets; the page itself and its configuration, 350 and 300 kB, it does not.
         "app_kwargs": {
             "routes": theme.routes(),
+            "lifespan": sweeping,
             "middleware": [
+                Middleware(Visiting),
                 Middleware(UploadLimits, folder=get_upload_folder, apart=programs.PREFIX),
                 Middleware(GZipMiddleware),
                 Middleware(FirstPaint),
