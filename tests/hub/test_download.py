@@ -472,6 +472,19 @@ def test_where_the_commit_cannot_be_noted_it_is_told(
         run({"single": parts["single"]}, client)
 
 
+def test_a_disk_that_fills_up_meanwhile_is_told_and_the_next_call_goes_on(
+    client: HuggingFace, parts: dict[str, Part], content: dict[str, bytes]
+) -> None:
+    partial = blob(client, content["single.pth"]).with_suffix(".incomplete")
+    partial.parent.mkdir(parents=True)
+    partial.symlink_to("/dev/full")
+    with pytest.raises(DownloadError, match="is full: make room and try again"):
+        run({"single": parts["single"]}, client)
+    partial.unlink()
+    run({"single": parts["single"]}, client)
+    assert blob(client, content["single.pth"]).read_bytes() == content["single.pth"]
+
+
 # --- what is on the disk already
 
 
