@@ -23,10 +23,13 @@ Told = TypeVar("Told")
 _ROOT = r"(?:file://)?(?:~?/|[A-Za-z]:[\\/]|\\\\)"
 # What begins with a path is one, spaces and all …
 _WHOLE = re.compile(r"(?:(?:file://)?/(?=[^\s/]+(?:/|$))|~/|[A-Za-z]:[\\/]|\\\\)(?:[^\n]*[\\/](?=[^\\/\n]))?")
-_SENTENCE = re.compile(r"[;:,?!] | (?:is|are|and|or|was|cannot|could) ")  # … unless it goes on like this
+_ON = r"(?:is|are|and|or|was|cannot|could)"
+_SENTENCE = re.compile(rf"[;:,?!] | {_ON} ")  # … unless it goes on like this
 _QUOTED = re.compile(rf"(['\"`]){_ROOT}(?:(?!\1)[^\n])*[\\/]((?:(?!\1)[^\\/\n])+)\1")
 _NAME = r"[^\s\\/'\"`<>(),;:]+"
-_BARE = re.compile(rf"(?<![\w.:/\\<~]){_ROOT}(?:{_NAME}[/\\])+(?={_NAME})")  # two names at least: "/v1" is none
+_SPACED = rf"{_NAME}(?: (?!{_ON}\b){_NAME}){{0,8}}"  # what stands between two separators, spaces and all
+_FIRST = rf"(?:file://)?(?:/{_NAME}|(?:~/|[A-Za-z]:[\\/]|\\\\){_SPACED})[/\\]"  # "/imagine a 3/4 view" is none
+_BARE = re.compile(rf"(?<![\w.:/\\<~]){_FIRST}(?:{_SPACED}[/\\])*(?={_NAME})")  # two names at least: "/v1" is none
 
 
 def names_only(told: Told) -> Told:
