@@ -84,13 +84,28 @@ def _of_this_user() -> Path:
 
 
 def _remove_left(servers: Path) -> None:
-    """Remove the folders of servers that run no more."""
+    """Remove the folders of servers that run no more.
+
+    One without a lock may be of a server that runs: a cleaner of temporary files took the lock, and takes the rest.
+    """
     for folder in servers.iterdir():
-        if folder.is_dir():
+        if (folder / LOCK).is_file():
             with contextlib.suppress(OSError):
                 with FileLock(folder / LOCK, timeout=0):
                     pass  # nobody holds it, and nobody will: a server takes the lock of a new folder only
                 shutil.rmtree(folder)
+
+
+def keep() -> None:
+    """Keep this process's folder from cleaners of old files; make it and its lock again where one has taken them."""
+    if _held is not None:
+        folder, lock = _held
+        with contextlib.suppress(OSError):
+            if not (folder / LOCK).is_file():
+                lock.release()
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                lock.acquire(timeout=0)
+            os.utime(folder / LOCK)
 
 
 def leave() -> None:

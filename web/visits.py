@@ -20,6 +20,7 @@ from gradio.routes import App
 from gradio.utils import get_upload_folder
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from web import own_files
 from web.own_files import KEEP, LOOK
 
 LEFT = 600.0  # seconds after a page was closed, or after the last call of a program
@@ -117,11 +118,12 @@ class Visiting:
 
 @asynccontextmanager
 async def sweeping(app: App) -> AsyncIterator[None]:
-    """Sweep now and then while the server runs."""
+    """Remove what has to go, and keep what has to stay, now and then while the server runs."""
 
     async def sweep() -> None:
         while True:
             await asyncio.sleep(LOOK)
+            own_files.keep()
             VISITS.sweep(app.get_blocks().temp_file_sets)
 
     task = asyncio.create_task(sweep())

@@ -74,6 +74,28 @@ def test_a_server_that_does_not_start_leaves_nothing_behind(tmp_path: Path, monk
     assert [path.name for path in tmp_path.glob("z-image-studio-*/*")] == [own_files.LOCK]
 
 
+def test_a_server_that_lost_its_lock_keeps_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own_files.settle()
+    folder = Path(tempfile.gettempdir())
+    (folder / own_files.LOCK).unlink()
+    own_files._remove_left(folder.parent)  # as the next server to start does
+    assert folder.exists()
+    own_files.keep()
+    own_files._remove_left(folder.parent)
+    assert folder.exists()  # its lock is there again, and held
+    os.utime(folder / own_files.LOCK, (0, 0))
+    own_files.keep()
+    assert (folder / own_files.LOCK).stat().st_mtime > 0
+    shutil.rmtree(folder)
+    own_files.keep()
+    with tempfile.TemporaryDirectory() as made:
+        assert Path(made).parent == folder
+    assert folder.stat().st_mode & 0o777 == 0o700
+    own_files.leave()
+    assert not folder.exists()
+
+
 def test_what_a_cleaner_takes_is_made_again(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server runs for weeks, and a folder for temporary files that nobody came to for days is removed."""
     uploads = tmp_path / "uploads"
