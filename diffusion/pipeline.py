@@ -115,6 +115,7 @@ class Pipeline:
                 "z_image_text_encoder"
             )
             keep_positions_exact(pipe.text_encoder)
+            leave_out_last_layer(pipe.text_encoder)
         if pipe.vae_decoder is None:
             yield Stage("loading", Message("stage", "autoencoder"))
             pool = self._read(chosen.files["vae"], "vae")
@@ -387,6 +388,16 @@ def keep_positions_exact(text_encoder: torch.nn.Module) -> None:
             exact, _ = module.compute_default_rope_parameters(module.config)
             del module.inv_freq  # a buffer, which is cast whenever the module is; a plain attribute is not
             module.inv_freq = exact  # type: ignore[assignment]  # on purpose, see above
+
+
+def leave_out_last_layer(text_encoder: torch.nn.Module) -> None:
+    """Let a text encoder's last layer hand on what it is given, from now on: Z-Image reads what goes into it."""
+
+    def forward(self: torch.nn.Module, hidden_states: torch.Tensor, **_: object) -> torch.Tensor:
+        return hidden_states
+
+    model: Any = text_encoder.model
+    model.layers[-1].forward = types.MethodType(forward, model.layers[-1])
 
 
 def _send_prints_to_log() -> None:

@@ -58,7 +58,10 @@ class PromptEncoder:
         ids, note = self.tokenize(prompt)
         tokens = torch.tensor([ids], device=pipe.device)
         hidden = pipe.text_encoder(
-            input_ids=tokens, attention_mask=torch.ones_like(tokens).bool(), output_hidden_states=True
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens).bool(),
+            output_hidden_states=True,
+            use_cache=False,  # keys and values are for whoever goes on writing
         ).hidden_states[-2]
         return EncodedPrompt(hidden[0].to(pipe.torch_dtype), note)
 
