@@ -300,7 +300,7 @@ def ours(built: Pipeline) -> Contestant:
                 image: Image.Image = done.value.image
                 return image
 
-    return _watching(Contestant("ours", built.dtype_name, draw), built.pipe)
+    return _watching_ours(Contestant("ours", built.dtype_name, draw), built)
 
 
 def ours_through(engine: Engine, built: Pipeline) -> Contestant:
@@ -318,7 +318,13 @@ def ours_through(engine: Engine, built: Pipeline) -> Contestant:
         )
         return Image.open(io.BytesIO(engine.draw(request).png))
 
-    return _watching(Contestant("ours", built.dtype_name, draw), built.pipe)
+    return _watching_ours(Contestant("ours", built.dtype_name, draw), built)
+
+
+def _watching_ours(contestant: Contestant, built: Pipeline) -> Contestant:
+    for name in ("caption", "control", "predict"):
+        setattr(built.denoiser, name, contestant.meter.watched("denoising", getattr(built.denoiser, name)))
+    return _watching(contestant, built.pipe)
 
 
 def _watching(contestant: Contestant, pipe: ZImagePipeline) -> Contestant:

@@ -16,6 +16,7 @@ from PIL import Image
 from core.events import Stage, Step, TileDone
 from core.messages import Message
 from diffusion import vae_tiles
+from diffusion.denoiser import Denoiser
 from diffusion.vae_tiles import FACTOR, REDRAWN_SHARE
 
 
@@ -38,14 +39,15 @@ class InputImageUnit(ZImageUnit_InputImageEmbedder):  # type: ignore[misc]  # Di
 
 
 def redraw(
-    pipe: ZImagePipeline, image: Image.Image, prompt_embeds: list[torch.Tensor], seed: int, side: int
+    pipe: ZImagePipeline, denoiser: Denoiser, image: Image.Image, embedding: torch.Tensor, seed: int, side: int
 ) -> Generator[Stage | Step | TileDone, None, tuple[torch.Tensor, torch.Tensor]]:
     """Draw `image` again, over the part of the schedule that is set in `pipe.scheduler`.
 
     Args:
         pipe: with its models loaded.
+        denoiser: of the same pipe.
         image: RGB, width and height multiples of 16.
-        prompt_embeds: the encoded prompt.
+        embedding: of the prompt, [tokens, width].
         seed: of the CPU's generator.
         side: the most that a tile is wide and high, in pixels, a multiple of 64.
 
@@ -68,6 +70,8 @@ def redraw(
 
     yield Stage("denoising", Message("stage", "picture"))
     pipe.load_models_to_device(["dit"])
+    with torch.no_grad():
+        caption = denoiser.caption(embedding)
     steps = len(pipe.scheduler.timesteps)
     for step, timestep in enumerate(pipe.scheduler.timesteps):
         predicted = torch.zeros(shape, device=pipe.device)
@@ -75,7 +79,7 @@ def redraw(
         for index, (tile, weight) in enumerate(zip(cut, weights, strict=True)):
             place = vae_tiles.at(tile)
             with torch.no_grad():
-                noise = pipe.model_fn(dit=pipe.dit, latents=latents[place], timestep=now, prompt_embeds=prompt_embeds)
+                (noise,) = denoiser.predict(latents[place], now, [caption])
                 predicted[place] += noise * weight
             if len(cut) > 1:
                 yield TileDone("denoising", step * len(cut) + index + 1, steps * len(cut))

@@ -5,7 +5,7 @@ Importing this module imports torch and diffsynth, so the engine does it on the 
 piece of work. Closing the generator stops the work there.
 
 DiffSynth's own `ZImagePipeline.__call__` cannot yield, and `from_pretrained` drops its `ModelPool`; so the pipe is put
-together here, and the step loop runs over the same units, `cfg_guided_model_fn` and `step` as `__call__` does.
+together here, and the step loop runs over the same units and `step` as `__call__` does.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from core.messages import Message
 from core.request import Model
 from core.sizes import WeightsKind
 from diffusion import loader, preview, sanity
+from diffusion.denoiser import Denoiser
 from diffusion.image_to_image import InputImageUnit, redraw
 from diffusion.loader import StudioPipe
 from diffusion.memory import MemoryPlan
@@ -88,6 +89,7 @@ class Pipeline:
         self.pipe = StudioPipe(device=device, torch_dtype=dtype)
         self.pipe.tiled_vae_above = plan.tiled_vae_above
         self.prompts = PromptEncoder(self.pipe)
+        self.denoiser = Denoiser(self.pipe)
         ours = {
             ZImageUnit_PromptEmbedder: lambda: PromptUnit(self.prompts),
             ZImageUnit_PAIControlNet: ControlUnit,
@@ -224,22 +226,24 @@ class Pipeline:
 
         yield Stage("denoising")
         pipe.load_models_to_device(pipe.in_iteration_models)
-        models = {name: getattr(pipe, name) for name in pipe.in_iteration_models}
-        changed = positive
-        if variety:
-            changed = {**positive, "prompt_embeds": [varied(positive["prompt_embeds"][0], variety, seed)]}
+        with torch.no_grad():
+            captions = [self.denoiser.caption(inputs["prompt_embeds"][0]) for inputs in encoded]
+            first = captions  # of the steps that variety changes
+            if variety:
+                embedding = varied(positive["prompt_embeds"][0], variety, seed)
+                first = [self.denoiser.caption(embedding), *captions[1:]]
+            guide = None
+            if "control_context" in shared:
+                guide = self.denoiser.control(shared["control_context"], shared["control_scale"])
         for index, timestep in enumerate(pipe.scheduler.timesteps):
             with torch.no_grad():
-                predicted = pipe.cfg_guided_model_fn(
-                    pipe.model_fn,
-                    cfg,
-                    shared,
-                    changed if index < varied_steps(steps) else positive,
-                    negative,
-                    **models,
-                    timestep=timestep.unsqueeze(0).to(dtype=pipe.torch_dtype, device=pipe.device),
-                    progress_id=index,
+                halves = self.denoiser.predict(
+                    shared["latents"],
+                    timestep.unsqueeze(0).to(dtype=pipe.torch_dtype, device=pipe.device),
+                    first if index < varied_steps(steps) else captions,
+                    guide,
                 )
+                predicted = halves[0] if cfg == 1 else halves[1] + cfg * (halves[0] - halves[1])
                 shared["latents"] = pipe.step(pipe.scheduler, progress_id=index, noise_pred=predicted, **shared)
                 # Where the remaining steps lead if the prediction stays: the latents themselves are mostly noise.
                 rest = pipe.scheduler.sigmas[index + 1] if index + 1 < steps else 0.0
@@ -310,7 +314,7 @@ class Pipeline:
         yield Stage("encoding")
         with torch.no_grad():
             encoded = self.prompts.encode(prompt)
-        decoded, latents = yield from redraw(self.pipe, image, [encoded.embedding], seed, side)
+        decoded, latents = yield from redraw(self.pipe, self.denoiser, image, encoded.embedding, seed, side)
         notes = (encoded.note,) if encoded.note else ()
         return Picture(self.pipe.vae_output_to_image(decoded), latents, notes, sanity.measure(latents, decoded))
 

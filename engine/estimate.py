@@ -59,21 +59,30 @@ VAE_PER_PIXEL: Mapping[WeightsKind, tuple[float, float]] = {"full": (4.7e6, 1.0e
 def step_flops(
     kind: WeightsKind, width: int, height: int, *, control: bool = False, text: int = USUAL_TEXT_TOKENS
 ) -> float:
-    """Return the floating-point operations of one forward pass of the transformer, twice its multiplications."""
+    """Return the floating-point operations of one forward pass of the transformer, twice its multiplications.
+
+    Without those of `refining_flops`, which no step needs.
+    """
     shape = SHAPES[kind]
     image = width * height // 256  # patches of 2 x 2 latents, each of 8 x 8 pixels
     together = image + text
 
-    def layers(count: int, tokens: int) -> float:
-        return count * (2.0 * shape.numbers_per_layer * tokens + 4.0 * shape.width * tokens**2)
-
-    total = layers(shape.layers, together) + layers(shape.refiners, image) + layers(shape.refiners, text)
+    total = _layers(shape, shape.layers, together) + _layers(shape, shape.refiners, image)
     if control:
-        total += layers(shape.control_layers, together) + layers(shape.control_refiners, image)
-        # a projection after each, and one before each of the two stacks
+        total += _layers(shape, shape.control_layers, together) + _layers(shape, shape.control_refiners, image)
+        # a projection after each, and one before the layers
         projection = 2.0 * shape.width**2
-        total += projection * ((shape.control_layers + 1) * together + (shape.control_refiners + 1) * image)
+        total += projection * ((shape.control_layers + 1) * together + shape.control_refiners * image)
     return total
+
+
+def refining_flops(kind: WeightsKind, text: int = USUAL_TEXT_TOKENS) -> float:
+    """Return the floating-point operations of the layers that refine a prompt alone, once an image."""
+    return _layers(SHAPES[kind], SHAPES[kind].refiners, text)
+
+
+def _layers(shape: Shape, count: int, tokens: int) -> float:
+    return count * (2.0 * shape.numbers_per_layer * tokens + 4.0 * shape.width * tokens**2)
 
 
 @dataclass(frozen=True)
@@ -120,8 +129,9 @@ class Work:
 
     @property
     def step_flops(self) -> float:
-        """The floating-point operations of all passes of the transformer."""
-        return self.passes * step_flops(self.kind, *self.drawn_at_once, control=self.controlled)
+        """The floating-point operations of the transformer."""
+        passes = self.passes * step_flops(self.kind, *self.drawn_at_once, control=self.controlled)
+        return passes + (refining_flops(self.kind) * (1 if self.cfg == 1 else 2) if self.steps else 0.0)
 
     @property
     def text_flops(self) -> float:
@@ -145,12 +155,12 @@ class Work:
         return self.text_flops + self.step_flops + self.vae_flops
 
     def fetched(self, plan: MemoryPlan) -> float:
-        """Return the bytes of weights that are fetched while they are used: what waits elsewhere, in each pass."""
+        """Return the bytes of weights that are fetched while they are used: what waits, in each step of a tile."""
         if self.kind == "mini" or not self.steps:
             return 0.0
         waiting = {part for part in plan.parts if part not in plan.resident}
-        each_pass = sum(PART_BYTES[part] for part in waiting & {"transformer", "controlnet"})
-        return self.passes * each_pass + (PART_BYTES["text_encoder"] if "text_encoder" in waiting else 0)
+        each_time = sum(PART_BYTES[part] for part in waiting & {"transformer", "controlnet"})
+        return self.steps * self.tiles * each_time + (PART_BYTES["text_encoder"] if "text_encoder" in waiting else 0)
 
 
 @dataclass(frozen=True)
@@ -241,8 +251,12 @@ def peak_bytes(work: Work, plan: MemoryPlan, dtype: Dtype) -> int:
     # Read in one dtype and cast to another: both are there for a moment.
     encoding = _LARGEST_FETCH * (2 + size) if work.kind == "full" and fetched else 0
     denoising = tokens * shape.width * size * _LIVE_PER_TOKEN
-    if work.controlled:  # every layer's hint is kept
-        denoising += 2 * shape.control_layers * tokens * shape.width * size
+    if work.controlled:  # what goes on beside the layers, and a layer's hint
+        denoising += 2 * tokens * shape.width * size
+    if work.cfg != 1:  # the other half, and the weights that both take, where they are fetched
+        denoising += tokens * shape.width * size
+        if fetched and work.kind == "full":
+            denoising += size * shape.numbers_per_layer * (2 if work.controlled else 1)
     whole = math.prod(work.drawn_at_once)
     whole = whole if whole <= plan.tiled_vae_above else 768 * 768
     decoding = whole * _vae_bytes_per_pixel(plan) + _IMAGE_BYTES_PER_PIXEL * work.width * work.height

@@ -53,8 +53,18 @@ def shares(running: list[Contestant], asked: Asked, stage: str = "total") -> lis
 # --- operations
 
 
-def test_an_image_takes_a_tenth_fewer_operations_at_the_real_width(wide: list[Contestant]) -> None:
-    assert max(shares(wide, Asked(256, 4))) <= 0.90
+# What a mode of the real width may take of each of the others' operations, with three layers and four steps.
+WIDE = [
+    (Asked(256, 4), 0.88),
+    (Asked(256, 4, cfg=4.0), 0.73),  # a second prompt of 512 tokens is not encoded, and refined latents are shared
+    (Asked(256, 4, mode="controlnet"), 0.93),
+    (Asked(256, 4, mode="upscale"), 0.89),
+]
+
+
+@pytest.mark.parametrize(("asked", "most"), WIDE, ids=lambda value: getattr(value, "title", ""))
+def test_an_image_takes_fewer_operations_at_the_real_width(wide: list[Contestant], asked: Asked, most: float) -> None:
+    assert max(shares(wide, asked)) <= most
 
 
 MODES = [
@@ -69,9 +79,8 @@ MODES = [
 def test_no_mode_takes_more_operations(small: list[Contestant], wide: list[Contestant], asked: Asked) -> None:
     for running in (small, wide):
         assert max(shares(running, asked)) <= 1
-        # Of a step alone, since there are more of them than here. DiffSynth embeds a second time, which diffusers
-        # does not: a thousandth of the miniature's step.
-        assert max(shares(running, asked, "denoising")) <= 1.002
+        # Of a step alone, since there are more of them than here.
+        assert max(shares(running, asked, "denoising")) <= 1
 
 
 def test_a_second_seed_encodes_nothing(small: list[Contestant]) -> None:

@@ -227,17 +227,17 @@ def test_variety_moves_seeds_apart_by_the_first_steps_alone(
     apart = {variety: np.abs(first - second).mean() for variety, (first, second, _) in drawn.items()}
     assert apart[1.0] > 1.3 * apart[0.0]
     seen: list[torch.Tensor] = []
-    model_fn = pipeline.pipe.model_fn  # it still runs: only what it is given is written down
+    predict = pipeline.denoiser.predict  # it still runs: only what it is given is written down
 
-    def watched(**inputs: Any) -> torch.Tensor:
-        seen.append(inputs["prompt_embeds"][0])
-        answer: torch.Tensor = model_fn(**inputs)
-        return answer
+    def watched(latents: torch.Tensor, timestep: torch.Tensor, captions: list[torch.Tensor], control: None) -> Any:
+        seen.append(captions[0])
+        return predict(latents, timestep, captions, control)
 
-    monkeypatch.setattr(pipeline.pipe, "model_fn", watched)
+    monkeypatch.setattr(pipeline.denoiser, "predict", watched)
     run(pipeline, "turbo", variety=1.0)
-    exact = pipeline.prompts.encode(PROMPT).embedding
-    assert [torch.equal(embedding, exact) for embedding in seen] == [False] * 2 + [True] * 6
+    with torch.no_grad():
+        exact = pipeline.denoiser.caption(pipeline.prompts.encode(PROMPT).embedding)
+    assert [torch.equal(caption, exact) for caption in seen] == [False] * 2 + [True] * 6
 
 
 @pytest.mark.parametrize(("steps", "changed"), [(1, 1), (3, 1), (8, 2), (25, 6)])
