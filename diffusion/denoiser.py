@@ -9,19 +9,23 @@ left has the same inputs in the same shapes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from cachetools import LRUCache
+from diffsynth.core.attention import attention
 from diffsynth.core.vram.layers import AutoTorchModule
 from diffsynth.models.z_image_dit import SEQ_MULTI_OF, ZImageDiT, ZImageTransformerBlock
 
 from diffusion.loader import StudioPipe
+from lora.adapter import loras_of
 
 PATCH = "2-1"  # DiffSynth's name for patches of 2 x 2 latents of one frame
+CAPTIONS_BYTES = 64 << 20  # of refined prompts and what they were refined from: 13 kB a token at full size in bf16
 POSITIONS_KEPT = 4  # of sizes and lengths of prompts: 16 MB each at 2048 x 2048
 
 
@@ -57,8 +61,18 @@ class Denoiser:
     def __init__(self, pipe: StudioPipe) -> None:
         self._pipe = pipe
         self._kept: LRUCache[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = LRUCache(POSITIONS_KEPT)
+        self._captions: LRUCache[Hashable, tuple[torch.Tensor, torch.Tensor]] = LRUCache(
+            CAPTIONS_BYTES, getsizeof=lambda pair: sum(values.nbytes for values in pair)
+        )
 
     def caption(self, embedding: torch.Tensor) -> torch.Tensor:
+        """Return what `refined` does, and keep it for this transformer with the LoRA that it has now."""
+        key = (weakref.ref(self._pipe.dit), loras_of(self._pipe.dit), attention.ATTENTION_IMPLEMENTATION, id(embedding))
+        if key not in self._captions:
+            self._captions[key] = embedding, self.refined(embedding)  # an id is the embedding's while that is kept
+        return self._captions[key][1]
+
+    def refined(self, embedding: torch.Tensor) -> torch.Tensor:
         """Return a prompt's embedding, [tokens, width], as the layers take it: [1, a multiple of 32, width]."""
         dit: ZImageDiT = self._pipe.dit
         padding = -len(embedding) % SEQ_MULTI_OF

@@ -17,6 +17,7 @@ from core.events import Stage, Step, TileDone
 from core.messages import Message
 from diffusion import vae_tiles
 from diffusion.denoiser import Denoiser
+from diffusion.encoded_images import EncodedImages, key_of
 from diffusion.vae_tiles import FACTOR, REDRAWN_SHARE
 
 
@@ -39,13 +40,20 @@ class InputImageUnit(ZImageUnit_InputImageEmbedder):  # type: ignore[misc]  # Di
 
 
 def redraw(
-    pipe: ZImagePipeline, denoiser: Denoiser, image: Image.Image, embedding: torch.Tensor, seed: int, side: int
+    pipe: ZImagePipeline,
+    denoiser: Denoiser,
+    kept: EncodedImages,
+    image: Image.Image,
+    embedding: torch.Tensor,
+    seed: int,
+    side: int,
 ) -> Generator[Stage | Step | TileDone, None, tuple[torch.Tensor, torch.Tensor]]:
     """Draw `image` again, over the part of the schedule that is set in `pipe.scheduler`.
 
     Args:
         pipe: with its models loaded.
         denoiser: of the same pipe.
+        kept: where the image's latents are looked for, and kept.
         image: RGB, width and height multiples of 16.
         embedding: of the prompt, [tokens, width].
         seed: of the CPU's generator.
@@ -60,10 +68,11 @@ def redraw(
     weights = [torch.from_numpy(tile.weight).to(pipe.device) for tile in cut]
 
     yield Stage("encoding", Message("stage", "picture"))
-    pipe.load_models_to_device(["vae_encoder"])
-    encoded = yield from _counted(
-        "encoding", vae_tiles.encode(pipe.vae_encoder, pipe.preprocess_image(image), side, overlap)
-    )
+    key = key_of(pipe.vae_encoder, image, side, overlap)
+    if (encoded := kept.get(key)) is None:
+        pipe.load_models_to_device(["vae_encoder"])
+        work = vae_tiles.encode(pipe.vae_encoder, pipe.preprocess_image(image), side, overlap)
+        encoded = kept.put(key, (yield from _counted("encoding", work)))
     shape = tuple(encoded.shape)
     noise = pipe.generate_noise(shape, seed=seed, rand_device="cpu", rand_torch_dtype=pipe.torch_dtype)
     latents = pipe.scheduler.add_noise(encoded, noise, timestep=pipe.scheduler.timesteps[0])

@@ -14,14 +14,13 @@ import gc
 import logging
 import sys
 import types
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from cachetools import LRUCache
 from diffsynth.core.attention import attention
 from diffsynth.diffusion.base_pipeline import ControlNetInput
 from diffsynth.models.model_loader import ModelPool
@@ -42,6 +41,7 @@ from core.request import Model
 from core.sizes import WeightsKind
 from diffusion import loader, preview, sanity
 from diffusion.denoiser import Denoiser
+from diffusion.encoded_images import EncodedImages, key_of
 from diffusion.image_to_image import InputImageUnit, redraw
 from diffusion.loader import StudioPipe
 from diffusion.memory import MemoryPlan
@@ -53,7 +53,6 @@ from lora.adapter import Adapter, Adapters, applied
 log = logging.getLogger(__name__)
 
 SIGMA_SHIFT = 3.0  # scheduler_config.json of both official models
-BLANKS_KEPT = 8  # encoded blank images, by size: half a megabyte each at 1024 x 1024
 
 Progress = Generator[Stage | Step | TileDone, None, "Picture"]
 
@@ -90,9 +89,10 @@ class Pipeline:
         self.pipe.tiled_vae_above = plan.tiled_vae_above
         self.prompts = PromptEncoder(self.pipe)
         self.denoiser = Denoiser(self.pipe)
-        ours = {
+        self.encoded_images = EncodedImages()
+        ours: dict[type, Callable[[], Any]] = {
             ZImageUnit_PromptEmbedder: lambda: PromptUnit(self.prompts),
-            ZImageUnit_PAIControlNet: ControlUnit,
+            ZImageUnit_PAIControlNet: lambda: ControlUnit(self.encoded_images),
             ZImageUnit_InputImageEmbedder: InputImageUnit,
         }
         self.pipe.units = [ours[type(unit)]() if type(unit) in ours else unit for unit in self.pipe.units]
@@ -231,7 +231,7 @@ class Pipeline:
             first = captions  # of the steps that variety changes
             if variety:
                 embedding = varied(positive["prompt_embeds"][0], variety, seed)
-                first = [self.denoiser.caption(embedding), *captions[1:]]
+                first = [self.denoiser.refined(embedding), *captions[1:]]
             guide = None
             if "control_context" in shared:
                 guide = self.denoiser.control(shared["control_context"], shared["control_scale"])
@@ -314,7 +314,9 @@ class Pipeline:
         yield Stage("encoding")
         with torch.no_grad():
             encoded = self.prompts.encode(prompt)
-        decoded, latents = yield from redraw(self.pipe, self.denoiser, image, encoded.embedding, seed, side)
+        decoded, latents = yield from redraw(
+            self.pipe, self.denoiser, self.encoded_images, image, encoded.embedding, seed, side
+        )
         notes = (encoded.note,) if encoded.note else ()
         return Picture(self.pipe.vae_output_to_image(decoded), latents, notes, sanity.measure(latents, decoded))
 
@@ -330,15 +332,18 @@ class Pipeline:
 
 
 class ControlUnit(ZImageUnit_PAIControlNet):  # type: ignore[misc]  # DiffSynth brings no types
-    """DiffSynth's unit for a control image, with the blank image that goes with it encoded once for each size.
+    """DiffSynth's unit for a control image, which is encoded once, as is the blank image that goes with it.
 
     The ControlNet also does inpainting; without a mask, that part of its input is an empty mask and a mid-gray image.
     Encoding that takes as long as encoding the control image: 49 s on a CPU at full size.
+
+    Args:
+        kept: where latents are looked for, and kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept: EncodedImages) -> None:
         super().__init__()
-        self._blanks: LRUCache[tuple[int, int], torch.Tensor] = LRUCache(BLANKS_KEPT)
+        self._kept = kept
 
     def process(
         self, pipe: StudioPipe, controlnet_inputs: list[ControlNetInput] | None, height: int, width: int
@@ -347,17 +352,23 @@ class ControlUnit(ZImageUnit_PAIControlNet):  # type: ignore[misc]  # DiffSynth 
         if controlnet_inputs is None:
             return {}
         (control_input,) = controlnet_inputs
-        pipe.load_models_to_device(self.onload_model_names)
-        control = pipe.in_tiles(pipe.vae_encoder, pipe.preprocess_image(control_input.image))
+        control = self._latents(pipe, control_input.image)
         mask = torch.zeros((1, 1, height // 8, width // 8), dtype=pipe.torch_dtype, device=pipe.device)
-        context = torch.cat([control, mask, self._blank(pipe, height, width)], dim=1)
+        context = torch.cat([control, mask, self._latents(pipe, (width, height))], dim=1)
         return {"control_context": context.unsqueeze(2), "control_scale": control_input.scale}
 
-    def _blank(self, pipe: StudioPipe, height: int, width: int) -> torch.Tensor:
-        if (height, width) not in self._blanks:
-            blank = torch.zeros((1, 3, height, width), dtype=pipe.torch_dtype, device=pipe.device)
-            self._blanks[height, width] = pipe.in_tiles(pipe.vae_encoder, blank)
-        return self._blanks[height, width]
+    def _latents(self, pipe: StudioPipe, image: Image.Image | tuple[int, int]) -> torch.Tensor:
+        """Return the latents of an image, or of a blank one of a size, which are encoded where they are not kept."""
+        key = key_of(pipe.vae_encoder, image, pipe.tiled_vae_above)
+        if (kept := self._kept.get(key)) is not None:
+            return kept
+        pipe.load_models_to_device(self.onload_model_names)
+        if isinstance(image, tuple):
+            width, height = image
+            pixels = torch.zeros((1, 3, height, width), dtype=pipe.torch_dtype, device=pipe.device)
+        else:
+            pixels = pipe.preprocess_image(image)
+        return self._kept.put(key, pipe.in_tiles(pipe.vae_encoder, pixels))
 
 
 def control_places(controlnet: torch.nn.Module) -> dict[int, int]:

@@ -12,7 +12,7 @@ from core.messages import Message
 from diffusion.loader import StudioPipe
 from diffusion.tokens import MAX_TEXT_TOKENS
 
-EMBEDDINGS_KEPT = 32  # 512 tokens x 2560 bf16 numbers are 2.6 MB each at full size
+KEPT_BYTES = 64 << 20  # of embeddings: at full size 5 kB a token in bf16, so 24 of the longest prompts
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PromptEncoder:
 
     def __init__(self, pipe: StudioPipe) -> None:
         self._pipe = pipe
-        self._kept: LRUCache[str, EncodedPrompt] = LRUCache(EMBEDDINGS_KEPT)
+        self._kept: LRUCache[str, EncodedPrompt] = LRUCache(KEPT_BYTES, getsizeof=lambda kept: kept.embedding.nbytes)
 
     def __len__(self) -> int:
         return len(self._kept)

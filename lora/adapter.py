@@ -9,6 +9,7 @@ layer's output. Either way strength is linear, and what was there before is ther
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -199,6 +200,14 @@ def changed(weight: torch.Tensor, change: Change, parts: Tensors, strength: floa
 # --- applying it -------------------------------------------------------------------------------------------------
 
 
+_applied: weakref.WeakKeyDictionary[torch.nn.Module, tuple[tuple[str, float], ...]] = weakref.WeakKeyDictionary()
+
+
+def loras_of(transformer: torch.nn.Module) -> tuple[tuple[str, float], ...]:
+    """Return the digests and strengths of the LoRAs that a transformer computes with now."""
+    return _applied.get(transformer, ())
+
+
 @contextmanager
 def applied(
     transformer: torch.nn.Module, adapter: Adapter, strength: float, room: int, dtype: torch.dtype
@@ -215,6 +224,8 @@ def applied(
     """
     with ExitStack() as undo:
         if strength:
+            undo.callback(_applied.__setitem__, transformer, loras_of(transformer))
+            _applied[transformer] = (*loras_of(transformer), (adapter.identity.digest, strength))
             changes: dict[tuple[str, ...], list[Change]] = {}
             for change in adapter.changes:
                 changes.setdefault(change.targets, []).append(change)

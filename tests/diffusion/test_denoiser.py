@@ -15,6 +15,7 @@ from diffsynth.models.z_image_dit import ZImageDiT
 from diffsynth.pipelines.z_image import model_fn_z_image_turbo
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import lora.file
 import mini.config
 from diffusion.denoiser import Denoiser
 from diffusion.pipeline import Pipeline, follow_weight_dtype
@@ -165,11 +166,50 @@ def test_what_both_halves_of_a_step_share_is_computed_once(pipeline: Pipeline, u
     count, hooks = calls(
         dit.cap_embedder, dit.context_refiner[-1], dit.all_x_embedder["2-1"], dit.t_embedder, dit.noise_refiner[0]
     )
-    guided(pipeline, unwanted)
-    for hook in hooks:
-        hook.remove()
+    pipeline.denoiser._captions.clear()
+    first = guided(pipeline, unwanted)
     # A prompt once an image; latents and time once a step, refined latents where both prompts are equally long.
     assert count == {0: 2, 1: 2, 2: 3, 3: 3, 4: times}
+    again = guided(pipeline, unwanted)
+    assert torch.equal(first.latents, again.latents)
+    assert count == {0: 2, 1: 2, 2: 6, 3: 6, 4: 2 * times}  # refined prompts are kept
+    for hook in hooks:
+        hook.remove()
+
+
+def test_refined_prompts_are_kept_for_a_transformer_with_its_lora(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoiser, gold = pipeline.denoiser, pipeline.loras.get(lora.file.read(lora.file.find("gold")))
+    refined: list[int] = []
+    refine = denoiser.refined
+
+    def counted(embedding: torch.Tensor) -> torch.Tensor:
+        refined.append(1)
+        return refine(embedding)
+
+    monkeypatch.setattr(denoiser, "refined", counted)
+
+    def caption(prompt: str = "a red fox") -> torch.Tensor:
+        """What is kept is what would be computed now."""
+        with torch.no_grad():
+            embedding = pipeline.prompts.encode(prompt).embedding
+            kept = denoiser.caption(embedding)
+            assert torch.equal(kept, refine(embedding))
+        return kept
+
+    pipeline.pipe.dit = pipeline.transformers["turbo"]
+    denoiser._captions.clear()
+    plain = caption()
+    for strength in (1.0, 0.5, 1.0):
+        with pipeline.lora(gold, strength):
+            caption()
+        caption()
+    assert len(refined) == 3  # without it, and for each strength
+    pipeline.pipe.dit = pipeline.transformers["base"]
+    assert not torch.equal(caption(), plain)
+    assert len(refined) == 4
+    assert denoiser._captions.currsize == sum(values.nbytes for pair in denoiser._captions.values() for values in pair)
 
 
 def test_both_halves_of_a_step_take_weights_that_were_fetched_once(

@@ -4,8 +4,9 @@ import pytest
 import torch
 from diffsynth.pipelines.z_image import ZImageUnit_PromptEmbedder
 
+from diffusion import prompt_encoder
 from diffusion.pipeline import Pipeline
-from diffusion.prompt_encoder import EMBEDDINGS_KEPT
+from diffusion.prompt_encoder import PromptEncoder
 from diffusion.tokens import MAX_TEXT_TOKENS
 
 PROMPT = "a large fox on a black background"
@@ -56,14 +57,16 @@ def test_long_prompt_is_cut_and_the_cut_is_reported(pipeline: Pipeline) -> None:
     assert ids[-5:] == pipeline.prompts.templated_ids("fox")[-5:]
 
 
-def test_embeddings_are_kept_for_recent_prompts_only(pipeline: Pipeline) -> None:
-    prompts = pipeline.prompts
+def test_embeddings_are_kept_for_recent_prompts_only(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
+        one = PromptEncoder(pipeline.pipe).encode("a fox").embedding.nbytes
+        monkeypatch.setattr(prompt_encoder, "KEPT_BYTES", 3 * one)
+        prompts = PromptEncoder(pipeline.pipe)
         first = prompts.encode("a fox")
         assert prompts.encode("a fox") is first
-        for number in range(EMBEDDINGS_KEPT):
-            prompts.encode(f"a fox {number}")
-        assert len(prompts) == EMBEDDINGS_KEPT
+        for animal in ("dog", "cat", "owl"):
+            prompts.encode(f"a {animal}")
+        assert len(prompts) == 3
         again = prompts.encode("a fox")
     assert again is not first
     assert torch.equal(again.embedding, first.embedding)

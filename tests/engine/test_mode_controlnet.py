@@ -22,6 +22,7 @@ from core.messages import Message
 from core.request import CONTROLNET_STEPS, ControlNet, Preprocess, Preprocessor, TextToImage
 from core.sizes import IMAGE_SIZES, ImageSizes, WeightsKind
 from core.upload import Upload
+from diffusion.encoded_images import key_of
 from diffusion.pipeline import SIGMA_SHIFT, Picture, Pipeline
 from engine import Engine, Settings, mode_controlnet
 from hub import inventory, parts
@@ -130,19 +131,36 @@ def test_the_scale_and_the_image_decide_how_far_it_goes(pipeline: Pipeline, edge
     assert not torch.equal(draw(pipeline, (turned, 1.0)).latents, draw(pipeline, (edges, 1.0)).latents)
 
 
-def test_a_blank_image_is_encoded_once_for_each_size(pipeline: Pipeline, edges: Image.Image) -> None:
+def test_images_are_encoded_once_each_way(pipeline: Pipeline, edges: Image.Image) -> None:
     unit = next(unit for unit in pipeline.pipe.units if isinstance(unit, ZImageUnit_PAIControlNet))
-    wanted = [ControlNetInput(image=edges, scale=1.0)]
+    turned = edges.transpose(Image.Transpose.FLIP_LEFT_RIGHT).point(lambda value: 255 - value)
+    encoded: list[int] = []
+    hook = pipeline.pipe.vae_encoder.register_forward_hook(lambda *_: encoded.append(1))
+
+    def times(image: Image.Image) -> int:
+        encoded.clear()
+        found = unit.process(pipeline.pipe, [ControlNetInput(image=image, scale=1.0)], 128, 128)
+        count = len(encoded)
+        theirs = ZImageUnit_PAIControlNet().process(pipeline.pipe, [ControlNetInput(image=image, scale=1.0)], 128, 128)
+        assert torch.equal(found["control_context"], theirs["control_context"])
+        assert found["control_scale"] == theirs["control_scale"]
+        return count
+
     with torch.no_grad():
-        unit.process(pipeline.pipe, wanted, 128, 128)
-        encoded = []
-        hook = pipeline.pipe.vae_encoder.register_forward_hook(lambda *_: encoded.append(1))
-        ours = unit.process(pipeline.pipe, wanted, 128, 128)
-        hook.remove()
-        theirs = ZImageUnit_PAIControlNet().process(pipeline.pipe, wanted, 128, 128)
-    assert len(encoded) == 1  # the control image alone
-    assert torch.equal(ours["control_context"], theirs["control_context"])
-    assert ours["control_scale"] == theirs["control_scale"]
+        times(edges)
+        assert times(edges) == 0
+        assert times(turned) == 1  # the blank image that goes with it is the same
+        assert times(edges) == 0
+        with (
+            pipeline.safe_mode()
+        ):  # fp32 already, so it is the same; in any other dtype, nothing may be taken from before
+            assert times(edges) == 0
+        pipeline.pipe.vae_encoder.double()
+        try:
+            assert times(edges) == 2
+        finally:
+            pipeline.pipe.vae_encoder.float()
+    hook.remove()
 
 
 def test_latents_agree_with_diffusers(edges: Image.Image) -> None:
@@ -168,8 +186,9 @@ def test_latents_agree_with_diffusers(edges: Image.Image) -> None:
         for block in net.control_noise_refiner:
             block.after_proj.weight.zero_()
             block.after_proj.bias.zero_()
-    unit = next(unit for unit in ours.pipe.units if isinstance(unit, ZImageUnit_PAIControlNet))
-    unit._blanks[128, 128] = torch.zeros(1, 16, 16, 16)
+    ours.encoded_images.put(
+        key_of(ours.pipe.vae_encoder, (128, 128), ours.pipe.tiled_vae_above), torch.zeros(1, 16, 16, 16)
+    )
 
     shape = mini.config.TRANSFORMER_CONFIG
     theirs_net: Any = ZImageControlNetModel(  # type: ignore[no-untyped-call]  # diffusers leaves it untyped
