@@ -6,13 +6,15 @@ imported with the first picture.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Hashable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cachetools import LRUCache
 from PIL import Image
 
 from core.events import Stage, Step, TileDone
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from diffusion.pipeline import Picture, Pipeline
 
 NETWORK = "upscaler.network"
+ENLARGED_BYTES = 128 << 20  # of the pictures enlarged last: two and a half of the largest, which has 50 MB
 TILE_STEP = 64  # so that a quarter of a tile, which neighbours share, is a whole number of tokens
 
 
@@ -137,16 +140,31 @@ def operations(size: tuple[int, int], choice: Upscaler, side: int) -> float:
 def enlarge(
     image: Image.Image, choice: Upscaler, kind: DeviceKind, plan: MemoryPlan
 ) -> Generator[Stage | TileDone, None, tuple[Image.Image, Source]]:
-    """Enlarge a picture to exactly twice its width and height; also returns the network that did it."""
+    """Enlarge a picture to exactly twice its width and height; also returns the network that did it.
+
+    One of those enlarged last is not enlarged again: another seed or prompt only refines it anew.
+    """
     source = find(choice)
     yield Stage("loading", source.title)
+    pixels = hashlib.sha256(image.tobytes()).digest()
+    key = (image.size, pixels, source, kind, plan.upscaler_tile)  # all that it depends on
+    if (kept := _enlarged.get(key)) is not None:
+        return kept.copy(), source
     lazy_imports.load(NETWORK)
     import upscaler.network
 
     model = upscaler.network.load(source, kind)
     yield Stage(upscaler.network.STAGE, source.title)
     enlarged = yield from upscaler.network.enlarge(image, model, plan.upscaler_tile)
+    _enlarged[key] = enlarged.copy()
     return enlarged, source
+
+
+def _bytes_of(image: Image.Image) -> int:
+    return image.width * image.height * len(image.getbands())
+
+
+_enlarged: LRUCache[Hashable, Image.Image] = LRUCache(ENLARGED_BYTES, getsizeof=_bytes_of)
 
 
 def shown_large(path: Path) -> Image.Image:

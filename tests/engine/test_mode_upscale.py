@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,12 @@ def photo(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return save
+
+
+@pytest.fixture(autouse=True)
+def nothing_enlarged() -> None:
+    """Let no test find what another has enlarged."""
+    mode_upscale._enlarged.clear()
 
 
 def upscale(engine: Engine, image: Path, **values: object) -> Result:
@@ -185,6 +192,29 @@ def test_without_denoising_the_image_is_what_the_network_made(
     parameters = (tmp_path / "result.png").read_bytes()
     assert b"Steps: 0" in parameters
     assert b"Denoising strength: 0" in parameters
+
+
+def test_a_picture_is_enlarged_once_for_all_seeds(
+    engine: Engine, photo: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, enlarged = photo(40, 30), []
+    enlarge = upscaler.network.enlarge  # it still runs: only its calls are counted
+
+    def counted(*arguments: Any) -> Any:
+        enlarged.append(1)
+        return enlarge(*arguments)
+
+    monkeypatch.setattr(upscaler.network, "enlarge", counted)
+    first, other, again = (
+        pixels(upscale(engine, file, denoise=0.5, steps=1, seed=seed), tmp_path) for seed in (1, 2, 1)
+    )
+    assert len(enlarged) == 1
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    upscale(engine, photo(30, 40), denoise=0)
+    assert len(enlarged) == 2
+    size = 3 * 80 * 60
+    assert mode_upscale._enlarged.currsize == 2 * size <= mode_upscale._enlarged.maxsize == mode_upscale.ENLARGED_BYTES
 
 
 def test_without_denoising_no_model_that_draws_is_loaded(photo: Callable[..., Path]) -> None:
