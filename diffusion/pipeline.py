@@ -48,7 +48,7 @@ from diffusion.memory import MemoryPlan
 from diffusion.prompt_encoder import PromptEncoder, PromptUnit
 from diffusion.variety import varied, varied_steps
 from hub.inventory import Chosen
-from lora.adapter import Adapter, Adapters, applied
+from lora.adapter import Adapter, Adapters, KeptCopies, applied
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,7 @@ class Pipeline:
         self.plan = plan
         self.emulated = emulated
         self.loras = Adapters()
+        self.lora_copies = KeptCopies()
         self.transformers: dict[str, ZImageDiT] = {}  # by their models, those of users' checkpoints by their files
         # DiffSynth's own default device is the CPU on a Mac.
         self.pipe = StudioPipe(device=device, torch_dtype=dtype)
@@ -150,6 +151,7 @@ class Pipeline:
         last, self.pipe.dit = self.pipe.dit, None
         if last is None:
             return
+        self.lora_copies.forget()
         loader.offload(last)  # from here on DiffSynth does not see it
         if self.plan.other_transformer == "moves":
             last.to("cpu")
@@ -324,7 +326,8 @@ class Pipeline:
     def lora(self, adapter: Adapter, strength: float) -> Iterator[None]:
         """Apply a LoRA to the transformer loaded last inside the block; afterwards its weights are what they were."""
         # Nothing of it belongs to a thread: what is drawn inside is a generator, which several threads may drive.
-        with applied(self.pipe.dit, adapter, strength, self.plan.lora_copies, self.pipe.torch_dtype):
+        room, dtype = self.plan.lora_copies, self.pipe.torch_dtype
+        with applied(self.pipe.dit, adapter, strength, room, dtype, self.lora_copies):
             yield
 
     def _read(self, files: Sequence[Path], part: str) -> ModelPool:

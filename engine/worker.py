@@ -310,6 +310,8 @@ class LocalWorker:
         mode = MODES[request.mode]
         if prepared is None:
             prepared = yield from mode.prepare(request, chosen.kind, self.controls)
+        if prepared.lora is None and self.pipeline is not None:
+            self.pipeline.lora_copies.forget()  # plans count with their memory where a picture has no LoRA
         return (yield from mode.draw(self, Job(request, chosen, prepared)))
 
     def _learn(self, request: Resolved, chosen: inventory.Chosen, drawn: Drawn, seconds: Mapping[str, float]) -> None:

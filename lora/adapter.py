@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeGuard, cast
@@ -210,7 +210,12 @@ def loras_of(transformer: torch.nn.Module) -> tuple[tuple[str, float], ...]:
 
 @contextmanager
 def applied(
-    transformer: torch.nn.Module, adapter: Adapter, strength: float, room: int, dtype: torch.dtype
+    transformer: torch.nn.Module,
+    adapter: Adapter,
+    strength: float,
+    room: int,
+    dtype: torch.dtype,
+    kept: KeptCopies | None = None,
 ) -> Iterator[None]:
     """Let a transformer compute with a LoRA inside the block; afterwards it is what it was, whatever happens.
 
@@ -221,7 +226,9 @@ def applied(
         room: bytes of the device's memory that changed copies of weights may take. Where all of them together need
             more, hooks do the work.
         dtype: what is computed in, where a layer does not say so itself.
+        kept: where the copies stay for the next time.
     """
+    kept = KeptCopies() if kept is None else kept  # an empty one is false
     with ExitStack() as undo:
         if strength:
             undo.callback(_applied.__setitem__, transformer, loras_of(transformer))
@@ -232,12 +239,20 @@ def applied(
             modules = {targets: [_module(transformer, target) for target in targets] for targets in changes}
             copied = {id(module): _copy_bytes(module) for group in modules.values() for module in group}
             fits = sum(size or 0 for size in copied.values()) <= room
+            key = weakref.ref(transformer), adapter.identity.digest, strength, fits
+            known = kept.get(key)
+            copies = [] if known is None else _put_in(known, undo)
+            hooked = False
             for targets, group in modules.items():
                 if fits and all(copied[id(module)] is not None for module in group):
-                    _copy(changes[targets], group, strength, undo)
+                    if known is None:  # at once, since a module may be in the next group too
+                        copies += _put_in(_copies(changes[targets], group, strength), undo)
                 else:
+                    hooked = True
                     for change in changes[targets]:
                         _hook(change, group, strength, dtype, undo)
+            if not hooked:  # what hooks are made of depends on the weights that they find
+                kept.put(key, copies)
         yield
 
 
@@ -262,8 +277,37 @@ def _on(device: torch.device, change: Change) -> dict[str, torch.Tensor]:
     return {part: values.to(device).float() for part, values in change.tensors.items()}
 
 
-def _copy(changes: Sequence[Change], modules: Sequence[torch.nn.Module], strength: float, undo: ExitStack) -> None:
-    """Give modules changed copies of their weights, and put the originals back at the end."""
+Copies = list[tuple[torch.nn.Module, str, torch.nn.Parameter]]  # of weights and biases, by module and name
+
+
+class KeptCopies:
+    """The changed copies that were made last: the same LoRA at the same strength costs nothing the next time."""
+
+    def __init__(self) -> None:
+        self._key: Hashable = None
+        self._copies: Copies = []
+
+    def __len__(self) -> int:
+        return len(self._copies)
+
+    def get(self, key: Hashable) -> Copies | None:
+        """Return the copies of this key; others are let go, so that there is room to make them."""
+        if key != self._key:
+            self.forget()
+            return None
+        return self._copies
+
+    def put(self, key: Hashable, copies: Copies) -> None:
+        """Keep copies in place of those before."""
+        self._key, self._copies = key, copies
+
+    def forget(self) -> None:
+        """Give the memory back."""
+        self._key, self._copies = None, []
+
+
+def _copies(changes: Sequence[Change], modules: Sequence[torch.nn.Module], strength: float) -> Copies:
+    """Return changed copies of modules' weights and biases."""
     weights = [_own_weight(module) for module in modules]
     rows = [len(weight) for weight in weights]
     with torch.no_grad():
@@ -278,11 +322,14 @@ def _copy(changes: Sequence[Change], modules: Sequence[torch.nn.Module], strengt
         biases: Sequence[torch.Tensor | None] = [None] * len(modules)
         if bias is not None:
             biases = bias.split(rows)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    copies: Copies = []
     for module, weight, piece, added in zip(modules, weights, pieces, biases, strict=True):
-        _replace(module, "weight", piece.to(weight.dtype), undo)
+        copies.append((module, "weight", _fixed(piece.to(weight.dtype))))
         if added is not None:
             old = module._parameters.get("bias")
-            _replace(module, "bias", (strength * added + (0 if old is None else old.float())).to(weight.dtype), undo)
+            whole_bias = strength * added + (0 if old is None else old.float())
+            copies.append((module, "bias", _fixed(whole_bias.to(weight.dtype))))
+    return copies
 
 
 def _own_weight(module: torch.nn.Module) -> torch.nn.Parameter:
@@ -291,9 +338,16 @@ def _own_weight(module: torch.nn.Module) -> torch.nn.Parameter:
     return weight
 
 
-def _replace(module: torch.nn.Module, name: str, values: torch.Tensor, undo: ExitStack) -> None:
-    undo.callback(module._parameters.__setitem__, name, module._parameters.get(name))
-    module._parameters[name] = torch.nn.Parameter(values, requires_grad=False)
+def _put_in(copies: Copies, undo: ExitStack) -> Copies:
+    """Let modules use copies, until the end; returns them."""
+    for module, name, values in copies:
+        undo.callback(module._parameters.__setitem__, name, module._parameters.get(name))
+        module._parameters[name] = values
+    return copies
+
+
+def _fixed(values: torch.Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(values, requires_grad=False)
 
 
 def _hook(

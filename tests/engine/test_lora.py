@@ -45,11 +45,16 @@ def pixels(png: bytes) -> bytes:
 # --- the engine ---
 
 
-def test_a_lora_changes_the_image_and_nothing_afterwards(draw: Callable[..., Result], style: Path) -> None:
+def test_a_lora_changes_the_image_and_nothing_afterwards(
+    engine: Engine, draw: Callable[..., Result], style: Path
+) -> None:
     before = draw(steps=2).png
     applied = draw(steps=2, lora=str(style), lora_strength=1).png
     assert pixels(applied) != pixels(before)
+    kept = pipeline_of(engine).lora_copies
+    assert len(kept) == len(PAIRS)
     assert draw(steps=2).png == before
+    assert len(kept) == 0  # a picture without one has the memory that its plan counts with
     assert draw(steps=2, lora=str(style), lora_strength=1).png == applied
     assert pixels(draw(steps=2, lora=str(style), lora_strength=0.5).png) not in (pixels(before), pixels(applied))
 

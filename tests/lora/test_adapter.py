@@ -4,6 +4,7 @@ import hashlib
 import math
 import random
 import warnings
+import weakref
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypedDict
@@ -14,6 +15,7 @@ from diffsynth.core import enable_vram_management
 from diffsynth.core.quant import QuantizeConfig
 from diffsynth.core.quant.base import QuantBackend, register_quant_backend
 from diffsynth.core.quant.config import register_quant_method
+from torch.utils.flop_counter import FlopCounterMode
 
 import lora.file
 from core.errors import RequestError
@@ -547,6 +549,40 @@ def test_copies_are_made_only_where_all_of_them_fit(pipeline: Pipeline, style: A
         assert hooks(transformer) == len(PAIRS)
         assert transformer.layers[0].attention.to_q.weight is own
     assert transformer.layers[0].attention.to_q.weight is own
+
+
+def test_the_same_lora_again_costs_what_none_costs(
+    pipeline: Pipeline, style: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operations counted by torch, with everything computed; the rest of putting a LoRA on is a few assignments."""
+    other = parsed(write(tmp_path / "other.safetensors", loras.peft(random_pairs(7))))
+    transformer = pipeline.transformers["turbo"]
+
+    def drawn(chosen: Adapter | None, strength: float = 1.0) -> tuple[torch.Tensor, int]:
+        pipeline.denoiser._captions.clear()
+        with FlopCounterMode(display=False) as counter:
+            found = latents(pipeline, chosen, strength)
+        return found, counter.get_total_flops()
+
+    pipeline.lora_copies.forget()
+    before = digest(transformer)
+    latents(pipeline)  # encodes the prompt
+    _, none = drawn(None)
+    first, making = drawn(style)
+    again, kept = drawn(style)
+    assert none == kept < making
+    assert torch.equal(first, again)
+    # Whatever else is asked for is made anew, and what was kept is let go.
+    copies = [weakref.ref(values) for _, _, values in pipeline.lora_copies._copies]
+    assert copies
+    for chosen, strength in ((style, 0.5), (other, 1.0), (style, 1.0)):
+        found, flops = drawn(chosen, strength)
+        assert flops > none
+        assert torch.equal(found, first) == ((chosen, strength) == (style, 1.0))
+    assert not any(copy() is not None for copy in copies)
+    assert digest(transformer) == before
+    pipeline.lora_copies.forget()
+    assert not pipeline.lora_copies._copies
 
 
 # --- reading the numbers ---
