@@ -8,6 +8,7 @@ DiffSynth's image-to-image asks for it by a name that does not exist.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from diffsynth.configs import MODEL_CONFIGS
 from diffsynth.core import ModelConfig
+from diffsynth.core.vram.layers import AutoWrappedLinear, AutoWrappedModule
 from diffsynth.models.model_loader import ModelPool
 from diffsynth.pipelines.z_image import ZImagePipeline
 from torch.overrides import TorchFunctionMode
@@ -142,6 +144,9 @@ def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPla
             pool = _load_as(spelled.own if spelled else stored.shapes, config, pipe, limit)
     if moved:
         pool.model = [model.to(pipe.device) for model in pool.model]
+    if placement.at == "host":
+        for model in pool.model:
+            keep_originals(model)
     if mapped is not None and mapped.whole:
         for model in pool.model:
             _in_files.add(model)
@@ -149,6 +154,30 @@ def read(pipe: ZImagePipeline, files: Sequence[Path], part: str, plan: MemoryPla
         for model in pool.model:
             _widened.add(model)
     return pool
+
+
+def keep_originals(model: torch.nn.Module) -> None:
+    """Let a managed model's layers go back to the very weights that wait in the host's memory.
+
+    DiffSynth copies them from the device each time, 20 GB a picture, though nobody has changed them. Plans count with
+    their memory whether they are in use or not.
+    """
+    for layer in model.modules():
+        if isinstance(layer, (AutoWrappedLinear, AutoWrappedModule)) and layer.state == 0 and not layer.disk_offload:
+            originals = [
+                (owner, name, parameter, parameter.data)
+                for owner in layer.modules()
+                for name, parameter in owner.named_parameters(recurse=False)
+            ]
+            layer.offload = functools.partial(_put_back, layer, originals)
+
+
+def _put_back(layer: Any, originals: Sequence[tuple[torch.nn.Module, str, torch.nn.Parameter, torch.Tensor]]) -> None:
+    if layer.state != 0:
+        for owner, name, parameter, values in originals:
+            parameter.data = values  # `to`, by which a layer is moved, changes this, or puts another parameter there
+            owner._parameters[name] = parameter
+        layer.state = 0
 
 
 # The ControlNet's small file (VideoX-Fun, config/z_image/z_image_control_2.1_lite.yaml), which DiffSynth does not list.

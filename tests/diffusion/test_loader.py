@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from diffsynth.core import ModelConfig
+from diffsynth.core.vram.layers import AutoTorchModule
 from gguf import GGUFWriter
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
@@ -375,6 +376,27 @@ def draw_text_encoder(dtype: Dtype, at: Where | None) -> torch.Tensor:
     rotary = built.pipe.text_encoder.model.rotary_emb
     cosines: torch.Tensor = rotary(torch.ones(1), torch.arange(500)[None])[0]
     return cosines
+
+
+def test_what_waits_in_the_hosts_memory_is_not_copied_back() -> None:
+    built = Pipeline("cpu", torch.float32, plan_with("host", "bfloat16"), emulated=True)
+    list(built.load(inventory.choose("mini", "generate", "turbo"), "turbo"))
+    transformer = built.pipe.dit
+    layers = [layer for layer in transformer.modules() if isinstance(layer, AutoTorchModule)]
+
+    def places() -> list[tuple[int, torch.dtype]]:
+        return [(values.data_ptr(), values.dtype) for layer in layers for values in layer.parameters()]
+
+    waiting, numbers = places(), [values.clone() for values in transformer.parameters()]
+    for layer in layers:  # another dtype stands for another device: layers are moved there in the same way
+        layer.onload_dtype = torch.float32
+    for _ in range(2):
+        loader._each(transformer, "onload")
+        assert {dtype for _, dtype in places()} == {torch.float32}
+        loader.offload(transformer)
+        assert places() == waiting
+        assert all(layer.state == 0 for layer in layers)
+    assert all(map(torch.equal, numbers, transformer.parameters()))
 
 
 def test_a_lora_is_applied_to_a_managed_model(tmp_path: Path) -> None:
