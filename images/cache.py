@@ -12,7 +12,7 @@ from core.sizes import ImageSizes
 from core.upload import Upload
 from images import preprocess
 
-KEPT = 16  # 3 MB each at full size: one or two for every visitor of a busy page
+KEPT_BYTES = 64 << 20  # of 3 MB each at 1024 x 1024, 12 MB at most: one or two for every visitor of a busy page
 
 
 class _Key(NamedTuple):
@@ -29,11 +29,15 @@ class _Key(NamedTuple):
         return cls(upload.digest, request.preprocessor, low_high, sizes)
 
 
+def _bytes_of(control: preprocess.Control) -> int:
+    return control.image.width * control.image.height * len(control.image.getbands())
+
+
 class Controls:
     """The control images of the last requests."""
 
     def __init__(self) -> None:
-        self._kept: LRUCache[_Key, preprocess.Control] = LRUCache(KEPT)
+        self._kept: LRUCache[_Key, preprocess.Control] = LRUCache(KEPT_BYTES, getsizeof=_bytes_of)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:

@@ -361,12 +361,15 @@ def test_the_drawing_uses_the_very_preview(engine: Engine, sketch: Path, monkeyp
     assert len(made) == 3
 
 
-def test_only_recent_previews_are_kept(engine: Engine, sketch: Path) -> None:
-    from images.cache import KEPT
+def test_only_recent_previews_are_kept(engine: Engine, sketch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from images import cache
 
-    for low in range(KEPT + 3):
+    width, height = engine.control_image(Preprocess.parse(image=str(sketch))).image.size
+    monkeypatch.setattr(cache, "KEPT_BYTES", 3 * (3 * width * height) + 1)
+    worker_of(engine).controls = cache.Controls()
+    for low in range(5):
         engine.control_image(Preprocess.parse(image=str(sketch), canny_low=low))
-    assert len(worker_of(engine).controls) == KEPT
+    assert len(worker_of(engine).controls) == 3
 
 
 def test_the_control_image_has_the_size_of_the_drawn_one(engine: Engine, sketch: Path) -> None:
