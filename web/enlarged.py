@@ -115,7 +115,7 @@ def _grid(engine: Engine, made: list[Past], past: list[Past], wanted: bool, say:
             on_show = ' aria-current="true"' if one is made[-1] else ""
             button = f'<button type="button" name="picture" value="{past.index(one)}" aria-label="{escape(one.name)}"'
             tiles += f"{button}{on_show}>{image}<span>{seed}</span></button>"
-    except (StudioError, OSError) as error:  # swept away after an hour, or no room
+    except (StudioError, OSError) as error:  # removed meanwhile (web/visits.py), or no room
         log.warning("not shown side by side: %s", error)
         return ""
     return f'<div class="grid">{tiles}</div>'

@@ -151,7 +151,7 @@ class Form:
                 return {self.fields["seed"]: gr.skip()}
             try:
                 values = metadata.read_picture(Path(made[-1].picture)).values
-            except RequestError:  # swept away after an hour
+            except RequestError:  # removed meanwhile (web/visits.py)
                 return {self.fields["seed"]: gr.skip()}
             onward = {name: value for name, value in values.items() if name not in (*FILES, "lora_strength")}
             return self.fill(onward | {"seed": made[-1].seed % SEED_MAX + 1})[0]

@@ -14,6 +14,7 @@ import shutil
 import signal
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from gradio.utils import get_upload_folder
 
 from core.errors import NotWritten
 
-LOOK, KEEP = 60, 3600  # seconds: how often Gradio looks for files that are too old, and how old that is
+LOOK, KEEP = 60, 3600  # seconds: how often a server looks for files that are too old, and how old that is
 LOCK = "lock"  # in a server's folder, held while it runs; and beside all of them, held while one is made or removed
 WAIT = 60  # seconds for another server that starts; removing what was left takes a moment
 
@@ -86,13 +87,16 @@ def _of_this_user() -> Path:
 def _remove_left(servers: Path) -> None:
     """Remove the folders of servers that run no more.
 
-    One without a lock may be of a server that runs: a cleaner of temporary files took the lock, and takes the rest.
+    One without a lock may be of a server that runs, from which a cleaner of temporary files took it: that server makes
+    another within LOOK. For the caller, who holds the lock beside all folders.
     """
     for folder in servers.iterdir():
-        if (folder / LOCK).is_file():
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if (folder / LOCK).is_file():
                 with FileLock(folder / LOCK, timeout=0):
-                    pass  # nobody holds it, and nobody will: a server takes the lock of a new folder only
+                    pass  # nobody holds it, and nobody will while the caller has the other one
+                shutil.rmtree(folder)
+            elif folder.is_dir() and folder.stat().st_mtime < time.time() - 10 * LOOK:
                 shutil.rmtree(folder)
 
 
@@ -104,7 +108,8 @@ def keep() -> None:
             if not (folder / LOCK).is_file():
                 lock.release()
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                lock.acquire(timeout=0)
+                with FileLock(folder.parent / LOCK, timeout=0):  # no other server judges it meanwhile
+                    lock.acquire(timeout=0)
             os.utime(folder / LOCK)
 
 

@@ -13,7 +13,7 @@ from core import metadata
 from core.errors import RequestError
 from core.request import MODES, Model, TextToImage
 from engine import Engine
-from web import dropped, own_files, real_model, situation, theme
+from web import dropped, real_model, situation, theme
 from web.endpoints import publish_inspect, uploaded
 from web.fields import QUIET, REWORD_JS, Field, Update
 from web.form import RAW, Form
@@ -53,7 +53,7 @@ def build(engine: Engine, manager: real_model.Manager | None = None) -> gr.Block
     """
     # Pictures are copied to Gradio's cache to be served; they go after an hour, ten minutes after their visitor
     # (web/visits.py), and when the server stops.
-    page = CheckedBlocks(title=theme.TITLE, analytics_enabled=False, delete_cache=(own_files.LOOK, own_files.KEEP))
+    page = CheckedBlocks(title=theme.TITLE, analytics_enabled=False)
     with page:
         with gr.Row(elem_id="top"):
             gr.HTML(

@@ -1,6 +1,6 @@
 """Whose files are whose: what only closed pages have used goes ten minutes after the last of them was closed.
 
-Gradio removes files by their age alone (web/own_files.py has it), and not what we put beside them.
+Gradio removes files by their age alone (`KEEP`), and not what we put beside them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import anyio
+from gradio.route_utils import delete_files_created_by_app
 from gradio.routes import App
 from gradio.utils import get_upload_folder
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -40,6 +42,7 @@ class Visits:
         self._open: Counter[str] = Counter()
         self._last: dict[str, float] = {}  # when a session's page was closed, or its last call ended
         self._used: dict[str, set[Path]] = {}
+        self._left: set[Path] = set()  # what sessions that are gone have used
 
     @contextmanager
     def open(self, session: str) -> Iterator[None]:
@@ -48,10 +51,11 @@ class Visits:
         try:
             yield
         finally:
-            self._last[session] = self._clock()
             self._open[session] -= 1
             if not self._open[session]:
                 del self._open[session]
+            if session in self._used:  # a name alone, which anybody may make up, is not kept
+                self._last[session] = self._clock()
 
     def use(self, session: str, values: Any) -> None:
         """Note the files in what a session has sent, or is sent, which may be anything that JSON can hold."""
@@ -77,12 +81,15 @@ class Visits:
         gone = {session for session, last in self._last.items() if session not in self._open and now - last > LEFT}
         for session in gone:
             del self._last[session]
-        left = set[Path]().union(*(self._used.pop(session, set()) for session in gone))
+            self._left |= self._used.pop(session, set())
         in_use = set[Path]().union(*self._used.values())
-        removed = (left - in_use) | {folder for folder in left | in_use if _newest(folder) < now - KEEP}
+        self._left -= in_use
+        # A young file may have been sent again, by somebody whose call waits for its turn and has not been noted.
+        removed = {folder for folder in self._left if _newest(folder) < now - LEFT}
+        removed |= {folder for folder in in_use if _newest(folder) < now - KEEP}
         for folder in removed:
             shutil.rmtree(folder, ignore_errors=True)
-        for used in self._used.values():
+        for used in (self._left, *self._used.values()):
             used -= removed
         for files in noted:
             files -= {file for file in tuple(files) if Path(file).parent in removed}
@@ -124,7 +131,10 @@ async def sweeping(app: App) -> AsyncIterator[None]:
         while True:
             await asyncio.sleep(LOOK)
             own_files.keep()
-            VISITS.sweep(app.get_blocks().temp_file_sets)
+            page = app.get_blocks()
+            # Gradio would do so by a schedule of its own (`delete_cache`), in a thread, while we change its sets.
+            await anyio.to_thread.run_sync(delete_files_created_by_app, page, KEEP)
+            VISITS.sweep(page.temp_file_sets)
 
     task = asyncio.create_task(sweep())
     try:

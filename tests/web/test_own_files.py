@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import httpx
@@ -45,6 +46,13 @@ def test_files_are_the_owners_and_none_outlives_its_server(tmp_path: Path) -> No
     upload = uploaded(killed)
     own_files._remove_left(servers)
     assert upload.exists()  # of a server that runs
+    ages = {"young": 0, "old": 11 * own_files.LOOK}
+    for name, age in ages.items():  # without a lock: it may be made yet, or it never will
+        (servers / name).mkdir()
+        os.utime(servers / name, (time.time() - age,) * 2)
+    own_files._remove_left(servers)
+    assert [name for name in ages if (servers / name).exists()] == ["young"]
+    (servers / "young").rmdir()
     ended(killed, signal.SIGKILL)
     assert upload.exists()
 
@@ -70,7 +78,7 @@ def test_a_server_that_does_not_start_leaves_nothing_behind(tmp_path: Path, monk
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "file"))
     with pytest.raises(RequestError, match=r"^GRADIO_TEMP_DIR: .*/file' is not possible"):
         web.server.serve(port=0)
-    assert not Path(tempfile.gettempdir()).is_relative_to(tmp_path)  # it is asked for anew
+    assert not Path(tempfile.gettempdir()).is_relative_to(tmp_path)  # it is looked up again
     assert [path.name for path in tmp_path.glob("z-image-studio-*/*")] == [own_files.LOCK]
 
 
