@@ -116,8 +116,8 @@ def unusable(environ: Mapping[str, str] = os.environ, root: Path | None = None) 
 
 
 def _candidates(environ: Mapping[str, str], root: Path | None) -> Iterator[Path]:
-    """Yield every file that may be a fine-tune; of several that belong together, the first stands for all."""
-    return (path for path in _files_of_models(environ, root) if inventory.shard_number(path.name) < 2)
+    """Yield every file that may be a fine-tune; of several that belong together, one stands for all."""
+    return filter(inventory.stands_for_all, _files_of_models(environ, root))
 
 
 def _files_of_models(environ: Mapping[str, str], root: Path | None) -> Iterator[Path]:
@@ -219,7 +219,7 @@ def _files(path: Path) -> tuple[Path, ...]:
         return tuple(inventory.whole(path.parent / name) for name in inventory.shards(path.parent, names, path))
     if path.suffix.lower() not in comfyui.SUFFIXES:
         raise UnusableError("{file} is neither a .safetensors nor a .gguf file", file=path)
-    if inventory.shard_number(path.name):
+    if inventory.is_shard(path.name):
         names = [file.name for file in entries(path.parent)]
         return tuple(
             inventory.whole(path.parent / name) for name in inventory.numbered_shards(path.parent, path.name, names)

@@ -415,7 +415,7 @@ def shards(folder: Path, names: list[str], index: Path | None = None) -> list[st
     indexes = [index] if index else [path for path in entries(folder) if path.name.endswith(".safetensors.index.json")]
     if indexes:
         return _all_of(folder, _index_shards(indexes[0]), names)
-    if re.fullmatch(_NUMBERED, names[0]):
+    if _NUMBERED.fullmatch(names[0]):
         return numbered_shards(folder, names[0], names)
     if len(names) == 1:
         return names
@@ -423,14 +423,23 @@ def shards(folder: Path, names: list[str], index: Path | None = None) -> list[st
     raise UnusableError(text, folder=folder, names=all_of(names[:3]))
 
 
-_NUMBERED = r"(.*)-(\d{5})-of-(\d{5})(\.safetensors|\.gguf)"
+_NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.safetensors|\.gguf)", re.IGNORECASE)
 MOST_SHARDS = 1_000
 
 
-def shard_number(name: str) -> int:
-    """Return which of the files that belong together has a name, from 1; 0 where the name says nothing of others."""
-    numbered = re.fullmatch(_NUMBERED, name)
-    return int(numbered[2]) if numbered else 0
+def is_shard(name: str) -> bool:
+    """Whether a name has the number of one of several files that belong together."""
+    return _NUMBERED.fullmatch(name) is not None
+
+
+def stands_for_all(path: Path) -> bool:
+    """Whether a file is the first that is there of those that belong together, or the only one."""
+    numbered = _NUMBERED.fullmatch(path.name)
+    if numbered is None:
+        return True
+    stem, number, count, suffix = numbered.groups()
+    before = range(1, min(int(number), MOST_SHARDS))
+    return not any(path.with_name(f"{stem}-{other:05}-of-{count}{suffix}").exists() for other in before)
 
 
 def numbered_shards(folder: Path, one: str, names: list[str]) -> list[str]:
@@ -439,7 +448,7 @@ def numbered_shards(folder: Path, one: str, names: list[str]) -> list[str]:
     Raises:
         UnusableError: one is missing.
     """
-    numbered = re.fullmatch(_NUMBERED, one)
+    numbered = _NUMBERED.fullmatch(one)
     assert numbered is not None  # whoever calls has seen to it
     stem, _, count, suffix = numbered.groups()
     numbers = range(1, min(int(count), MOST_SHARDS) + 1)

@@ -187,12 +187,15 @@ def test_those_in_comfyuis_folders_are_found_by_name(environ: Environ, tmp_path:
     write_shards(models / "unet", comfyui.TRANSFORMER, "split_turbo")
     found = fine_tunes.found(environ)
     first = "split_turbo-00001-of-00003.safetensors"  # which stands for all three
+    write_shards(models / "unet" / "half", comfyui.TRANSFORMER, "z_image_half")
+    (models / "unet" / "half" / "z_image_half-00001-of-00003.safetensors").unlink()
     assert found.keys() == {"anime_turbo.safetensors", "real-base-Q8_0.gguf", first}
     assert fine_tunes.found({**environ, "Z_IMAGE_MODELS": str(named)}).keys() == {*found, "mine_turbo.safetensors"}
     for name in ("anime_turbo", "anime_turbo.safetensors"):
         assert fine_tunes.find(name, environ).files[0].parent.name == "z"
-    (problem,) = fine_tunes.unusable(environ)
-    assert "zit_nvfp4_mix.safetensors is packed as 4 or 8 bits in bytes" in str(problem)
+    problems = " ".join(map(str, fine_tunes.unusable(environ)))
+    assert "zit_nvfp4_mix.safetensors is packed as 4 or 8 bits in bytes" in problems
+    assert problems.count("lacks 1 of 3 files: z_image_half-00001-of-00003.safetensors") == 1
     with pytest.raises(RequestError, match="or of a diffusers folder, or one of "):
         fine_tunes.find("other", environ)
 
