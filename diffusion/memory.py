@@ -35,6 +35,7 @@ HEADROOM: Mapping[str, int] = {"bfloat16": 3_000_000_000, "float32": 3_500_000_0
 FLOOR = 8_000_000_000  # bytes of a card below which nothing is promised; an "8 GB" card has about 8.5e9
 HOST_RESERVE = 6_000_000_000  # bytes of the host's memory left to the system, the program and files being read
 VRAM_MARGIN_GIB = 0.5  # kept free under `vram_limit`, as in DiffSynth's own low-VRAM examples
+_LAYER_NUMBERS = 4 * 3840**2 + 3 * 3840 * 10240  # weights of one of the transformer's layers
 # Numbers alive per output pixel while the VAE decodes untiled: 3.8 kB a pixel in fp32, measured at 320 x 320 on a CPU.
 VAE_NUMBERS_PER_PIXEL = 1_000
 # Real-ESRGAN x4plus in fp32, for each pixel of a tile: measured on a CPU between tiles of 96 and 144 pixels.
@@ -439,8 +440,10 @@ def _vram_limit(on: _Situation) -> float | None:
     """Return DiffSynth's `vram_limit` in GiB; None for a device that it cannot ask."""
     if on.kind != "cuda":
         return None
-    # The check behind it counts what everybody holds on the card, not only this process.
-    return round(min(on.total, on.taken + on.room) / GIB - VRAM_MARGIN_GIB, 1)
+    # The check behind it counts what everybody holds on the card, not only this process. Beside the margin there has to
+    # be room for the one layer that both halves of a guided step take (diffusion.denoiser.fetched_once).
+    layer = _LAYER_NUMBERS * (4 if on.dtype == "float32" else 2) / GIB
+    return round(min(on.total, on.taken + on.room) / GIB - VRAM_MARGIN_GIB - layer, 1)
 
 
 def _tiled_above(on: _Situation, way: _Way) -> int:
