@@ -30,7 +30,7 @@ POSITIONS_KEPT = 4  # of sizes and lengths of prompts: 16 MB each at 2048 x 2048
 
 
 @dataclass(frozen=True)
-class Control:
+class ControlStates:
     """A control image as the ControlNet's first layer takes it, which no step changes.
 
     Attributes:
@@ -83,19 +83,19 @@ class Denoiser:
             states = layer(x=states, attn_mask=None, freqs_cis=rope)
         return states
 
-    def control(self, context: torch.Tensor, scale: float) -> Control:
+    def control(self, context: torch.Tensor, scale: float) -> ControlStates:
         """Return what the pipeline's unit makes of a control image, [1, channels, 1, height, width], for `predict`."""
         net = self._pipe.controlnet
         states = net.control_all_x_embedder[PATCH](self._patches(context[0]))
         states = self._padded(states, context.shape[-2:])
-        return Control(net.control_noise_refiner[0].before_proj(states), scale)
+        return ControlStates(net.control_noise_refiner[0].before_proj(states), scale)
 
     def predict(
         self,
         latents: torch.Tensor,
         timestep: torch.Tensor,
         captions: Sequence[torch.Tensor],
-        control: Control | None = None,
+        control: ControlStates | None = None,
     ) -> list[torch.Tensor]:
         """Return the noise in latents, as each prompt sees it.
 
@@ -125,7 +125,7 @@ class Denoiser:
         return [self._noise(half.states, time, (1, height, width)) for half in halves]
 
     def _refined(
-        self, states: torch.Tensor, rope: torch.Tensor, time: torch.Tensor, control: Control | None
+        self, states: torch.Tensor, rope: torch.Tensor, time: torch.Tensor, control: ControlStates | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the latents' own states refined, and the ControlNet's states."""
         now = {"attn_mask": None, "freqs_cis": rope, "adaln_input": time}
@@ -140,7 +140,7 @@ class Denoiser:
                 states = states + blocks[index].after_proj(beside) * control.scale
         return states, beside
 
-    def _through_layers(self, halves: Sequence[_Half], time: torch.Tensor, control: Control | None) -> None:
+    def _through_layers(self, halves: Sequence[_Half], time: torch.Tensor, control: ControlStates | None) -> None:
         """Let all halves go through each layer before the next, and each hint of the ControlNet be used at once."""
         net = None if control is None else self._pipe.controlnet
         for place, layer in enumerate(self._pipe.dit.layers):

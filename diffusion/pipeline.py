@@ -234,16 +234,16 @@ class Pipeline:
             if variety:
                 embedding = varied(positive["prompt_embeds"][0], variety, seed)
                 first = [self.denoiser.refined(embedding), *captions[1:]]
-            guide = None
+            control_states = None
             if "control_context" in shared:
-                guide = self.denoiser.control(shared["control_context"], shared["control_scale"])
+                control_states = self.denoiser.control(shared["control_context"], shared["control_scale"])
         for index, timestep in enumerate(pipe.scheduler.timesteps):
             with torch.no_grad():
                 halves = self.denoiser.predict(
                     shared["latents"],
                     timestep.unsqueeze(0).to(dtype=pipe.torch_dtype, device=pipe.device),
                     first if index < varied_steps(steps) else captions,
-                    guide,
+                    control_states,
                 )
                 predicted = halves[0] if cfg == 1 else halves[1] + cfg * (halves[0] - halves[1])
                 shared["latents"] = pipe.step(pipe.scheduler, progress_id=index, noise_pred=predicted, **shared)
