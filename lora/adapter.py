@@ -230,7 +230,9 @@ def applied(
     """
     kept = KeptCopies() if kept is None else kept  # an empty one is false
     with ExitStack() as undo:
-        if strength:
+        if not strength:
+            kept.forget()
+        else:
             undo.callback(_applied.__setitem__, transformer, loras_of(transformer))
             _applied[transformer] = (*loras_of(transformer), (adapter.identity.digest, strength))
             changes: dict[tuple[str, ...], list[Change]] = {}
