@@ -283,7 +283,7 @@ def set_up(root: Path, extras: Sequence[str] = ()) -> Path:
         if holds(stamp, wanted):  # by the set-up we waited for
             return venv_python(venv)
         if stamp is not None and stamp.get(TORCH, wanted[TORCH]) != wanted[TORCH]:
-            show(f"Another build of torch is asked for ({wanted[TORCH]}): .venv is made anew.")
+            show(f"Another build of torch is asked for ({wanted[TORCH]}): .venv is made again.")
             stamp = None  # pip takes one build of a version for another
         if stamp is None:
             make_venv(venv, lock)
@@ -300,7 +300,7 @@ def set_up(root: Path, extras: Sequence[str] = ()) -> Path:
             raise SetupError(
                 "The set-up stopped because pip failed; its last lines are above.\n"
                 f"Usual reasons: no network, a proxy that pip does not know, or a full disk ({free:.1f} GB are free "
-                "here). Run the same command again when that is mended: what pip has fetched is kept."
+                "here). Run the same command again when that is fixed: what pip has fetched is kept."
             )
         write_stamp(venv, wanted)
     return venv_python(venv)

@@ -139,8 +139,8 @@ FIRST: Mapping[str, Undo] = {  # what the first seed is spared
     "control image embedded in each step": control_each_step,
 }
 SECOND: Mapping[str, Undo] = {  # what another seed of the same is spared
-    "prompts encoded and refined anew": prompts_forgotten,
-    "images encoded anew": images_forgotten,
+    "prompts encoded and refined again": prompts_forgotten,
+    "images encoded again": images_forgotten,
 }
 Table = dict[str, dict[str, float]]  # operations by what is undone, "ours" first, and by image
 

@@ -142,7 +142,7 @@ def enlarge(
 ) -> Generator[Stage | TileDone, None, tuple[Image.Image, Source]]:
     """Enlarge a picture to exactly twice its width and height; also returns the network that did it.
 
-    One of those enlarged last is not enlarged again: another seed or prompt only refines it anew.
+    One of those enlarged last is not enlarged again: another seed or prompt only refines it.
     """
     source = find(choice)
     yield Stage("loading", source.title)
