@@ -120,10 +120,11 @@ def test_a_picture_is_copied_and_enlarged(open_page: Open) -> None:
     expect(large).to_be_visible()
     assert large.bounding_box() == {"x": 0, "y": 0, "width": DESKTOP[0], "height": DESKTOP[1]}  # all of the screen
     page.screenshot(path=ARTIFACTS / "desktop-12-viewer.png")
-    large.click()
+    large.click()  # for its real size, which the file has: it takes the enlargement's place when it is decoded
+    expect(large).to_have_js_property("naturalWidth", 128)
     box = large.bounding_box()
     assert box
-    assert box["width"] == 128  # its real size
+    assert box["width"] == 128
     page.keyboard.press("Escape")
     expect(large).to_have_count(0)
 
