@@ -61,7 +61,7 @@ class PromptEncoder:
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens).bool(),
             output_hidden_states=True,
-            use_cache=False,  # keys and values are for whoever goes on writing
+            use_cache=False,  # keys and values are for writing on
         ).hidden_states[-2]
         return EncodedPrompt(hidden[0].to(pipe.torch_dtype), note)
 

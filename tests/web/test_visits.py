@@ -83,11 +83,17 @@ def test_files_go_after_the_last_visitor_who_used_them(in_a_hurry: Server, tmp_p
     wait_until(lock.exists)
 
 
-def test_what_is_too_old_goes_whoever_looks_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that lies where Gradio keeps what visitors send."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    file = tmp_path / ("a" * 64) / "file.png"
-    file.parent.mkdir()
-    file.write_text("x")
+    kept = tmp_path / ("a" * 64) / "file.png"
+    kept.parent.mkdir()
+    kept.write_text("x")
+    return kept
+
+
+def test_what_is_too_old_goes_whoever_looks_at_it(file: Path) -> None:
     clock = [time.time()]
     seen = visits.Visits(lambda: clock[0])
     noted = {str(file), "another"}
@@ -105,12 +111,8 @@ def test_what_is_too_old_goes_whoever_looks_at_it(tmp_path: Path, monkeypatch: p
         assert noted == {"another"}
 
 
-def test_what_somebody_sent_again_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_somebody_sent_again_stays(file: Path) -> None:
     """Gradio keeps a file by what is in it, so one that was sent twice lies there once."""
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    file = tmp_path / ("b" * 64) / "file.png"
-    file.parent.mkdir()
-    file.write_text("x")
     clock = [time.time()]
     seen = visits.Visits(lambda: clock[0])
     with seen.open("gone"):
